@@ -1,0 +1,307 @@
+"""The one feature table: it drives towers, ranker, online rows, logged rows and training examples.
+
+A *row* is a NumPy record whose fields are features: the query row (user, context, history; one a request), the
+item row (one an item, kept in the generation) and the pair row (one a candidate). The bytes of these records are
+what the impression log keeps and what training reads, so there is nothing to recompute and nothing to skew.
+
+Shape letters: B queries, L history, N candidates, I items, T tokens, H hashes.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from hashlib import sha256
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from candidate_gen.text import token_ids
+from index.strings import keys64
+
+Owner = Literal["user", "context", "history", "item", "pair"]
+RowKind = Literal["query", "item", "pair"]
+_OWNERS: dict[RowKind, tuple[Owner, ...]] = {
+    "query": ("user", "context", "history"),
+    "item": ("item",),
+    "pair": ("pair",),
+}
+_DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One line of the table."""
+
+    name: str
+    owner: Owner
+    kind: Literal["id", "number"]
+    size: int = 0
+    """Rows of the embedding table of an id, row 0 being unknown or padding."""
+    shape: tuple[int, ...] = ()
+    hashes: int = 1
+    """Embedding rows an id is spread over (the last axis of `shape` where above 1): two ids that share one row
+    seldom share both, so that new ids need no retraining and old ones seldom collide."""
+    vocabulary: tuple[str, ...] = ()
+    """Known values, the first has row 1; empty for hashed ids."""
+    default: float = 0.0
+    shares: str = ""
+    """Name of the feature whose embedding table is used."""
+
+    @property
+    def field(self) -> tuple[str, str, tuple[int, ...]]:
+        return self.name, "<i4" if self.kind == "id" else "<f4", self.shape
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Every feature, and the names that give numbered things their meaning."""
+
+    features: tuple[Feature, ...]
+    actions: tuple[str, ...]
+    """Outcomes that the ranker predicts."""
+    sources: tuple[str, ...]
+    """Retrieval sources whose ranks are features."""
+
+    def __post_init__(self) -> None:
+        names = [feature.name for feature in self.features]
+        repeated = {name for name in names if names.count(name) > 1}
+        if repeated:
+            raise ValueError(f"features declared twice: {', '.join(sorted(repeated))}")
+
+    def __getitem__(self, name: str) -> Feature:
+        for feature in self.features:
+            if feature.name == name:
+                return feature
+        raise KeyError(f"no feature {name!r}; there are {', '.join(f.name for f in self.features)}")
+
+    def __contains__(self, name: str) -> bool:
+        return any(feature.name == name for feature in self.features)
+
+    def of(self, row: RowKind) -> tuple[Feature, ...]:
+        """Features of one kind of row, in the order of its bytes."""
+        return tuple(feature for feature in self.features if feature.owner in _OWNERS[row])
+
+    def dtype(self, row: RowKind) -> np.dtype[np.void]:
+        """Packed little-endian record of one kind of row."""
+        return np.dtype([feature.field for feature in self.of(row)])
+
+    def empty(self, row: RowKind, count: int) -> np.ndarray:
+        """`count` rows that hold every feature's default."""
+        rows = np.zeros(count, self.dtype(row))
+        for feature in self.of(row):
+            if feature.default:
+                rows[feature.name] = feature.default
+        return rows
+
+    @property
+    def profile(self) -> tuple[Feature, ...]:
+        """Stored user columns: what the user row of the generation holds."""
+        return tuple(feature for feature in self.features if feature.owner == "user" and feature.name != "user_id")
+
+    @property
+    def profile_dtype(self) -> np.dtype[np.void]:
+        return np.dtype([feature.field for feature in self.profile])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the bytes of the rows: equal fingerprints, equal meaning of every byte."""
+        return sha256(self.to_json().encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "features": [asdict(feature) for feature in self.features],
+                "actions": self.actions,
+                "sources": self.sources,
+            },
+            sort_keys=True,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "FeatureTable":
+        read = json.loads(text)
+        features = tuple(
+            Feature(**{**each, "shape": tuple(each["shape"]), "vocabulary": tuple(each["vocabulary"])})
+            for each in read["features"]
+        )
+        return cls(features, tuple(read["actions"]), tuple(read["sources"]))
+
+    def encode(self, name: str, values: Sequence[object]) -> NDArray[np.int32] | NDArray[np.float32]:
+        """A column of raw values as the feature's stored form; None, NaN and unseen values become its default."""
+        feature = self[name]
+        if feature.kind == "number":
+            column = np.array([feature.default if v is None else float(v) for v in values], np.float32)  # type: ignore[arg-type]
+            column[~np.isfinite(column)] = feature.default
+            return column
+        if name in ("title", "text"):
+            return token_ids([str(v or "") for v in values], length=feature.shape[0], size=feature.size)
+        if feature.vocabulary:
+            row_of = {value: row for row, value in enumerate(feature.vocabulary, start=1)}
+            return np.array([row_of.get(str(v), 0) for v in values], np.int32)
+        known_B = np.array([v not in (None, "") for v in values], np.bool_)
+        ids = hashed_ids(keys64(str(v) for v in values), feature)
+        return np.where(known_B.reshape(-1, *[1] * (ids.ndim - 1)), ids, 0).astype(np.int32)
+
+
+def hashed_ids(key_B: NDArray[np.uint64], feature: Feature) -> NDArray[np.int32]:
+    """64-bit keys to embedding rows, (B,) or (B, H); never row 0."""
+    halves = [(key_B >> np.uint64(32 * (h % 2))) & np.uint64(0xFFFFFFFF) for h in range(feature.hashes)]
+    ids_BH = np.stack([1 + half % np.uint64(feature.size - 1) for half in halves], axis=-1).astype(np.int32)
+    return ids_BH if feature.hashes > 1 else ids_BH[:, 0]
+
+
+def feature_table(
+    *,
+    users: int,
+    items: int,
+    actions: Sequence[str],
+    categories: Sequence[str],
+    sources: Sequence[str],
+    user_columns: Mapping[str, Sequence[str] | None],
+    item_columns: Mapping[str, Sequence[str] | None],
+    history_length: int = 32,
+    title_length: int = 12,
+) -> FeatureTable:
+    """The table of a data set.
+
+    Args:
+        users: how many there are; sizes the hashed embedding.
+        items: likewise.
+        user_columns: stored columns by name; the known values of a category, or None for a number.
+        item_columns: likewise, beyond id, title, category, creator and counters, which every data set has.
+    """
+
+    def buckets(count: int) -> int:
+        return 1 << max(6, int(np.ceil(np.log2(2 * count + 2))))
+
+    def declared(owner: Owner, columns: Mapping[str, Sequence[str] | None]) -> list[Feature]:
+        return [
+            Feature(name, owner, "number")
+            if values is None
+            else Feature(name, owner, "id", len(values) + 1, vocabulary=tuple(values))
+            for name, values in columns.items()
+        ]
+
+    item_id = Feature("item_id", "item", "id", buckets(items), (2,), hashes=2)
+    category = Feature("category", "item", "id", len(categories) + 1, vocabulary=tuple(categories))
+    creator = Feature("creator", "item", "id", buckets(items // 4))
+    title = Feature("title", "item", "id", 1 << 14, (title_length,))
+    past = history_length
+    features = [
+        Feature("user_id", "user", "id", buckets(users), (2,), hashes=2),
+        *declared("user", user_columns),
+        Feature("surface", "context", "id", 64),
+        Feature("hour", "context", "id", 25),
+        Feature("weekday", "context", "id", 8),
+        Feature("text", "context", "id", title.size, (title_length,), shares="title"),
+        Feature("history_item", "history", "id", item_id.size, (past, 2), hashes=2, shares="item_id"),
+        Feature("history_category", "history", "id", category.size, (past,), shares="category"),
+        Feature("history_creator", "history", "id", creator.size, (past,), shares="creator"),
+        Feature("history_action", "history", "id", len(actions) + 1, (past,)),
+        Feature("history_log_hours", "history", "number", shape=(past,)),
+        Feature("history_log_length", "history", "number"),
+        item_id,
+        category,
+        creator,
+        title,
+        *declared("item", item_columns),
+        Feature("log_shown", "item", "number"),
+        *[Feature(f"{action}_rate", "item", "number") for action in actions],
+        Feature("log_age_days", "pair", "number"),
+        Feature("category_affinity", "pair", "number"),
+        Feature("creator_affinity", "pair", "number"),
+        Feature("log_repeats", "pair", "number"),
+        Feature("text_overlap", "pair", "number"),
+        Feature("bm25", "pair", "number"),
+        Feature("tower_score", "pair", "number"),
+        Feature("retrieved", "pair", "number"),
+        *[Feature(f"{source}_reciprocal_rank", "pair", "number") for source in sources],
+    ]
+    return FeatureTable(tuple(features), tuple(actions), tuple(sources))
+
+
+def query_rows(
+    table: FeatureTable,
+    item_row_I: np.ndarray,
+    *,
+    user_ids: Sequence[str],
+    profile_B: np.ndarray,
+    surfaces: Sequence[str],
+    texts: Sequence[str],
+    time_ms_B: NDArray[np.int64],
+    history_row_BL: NDArray[np.int64],
+    history_action_BL: NDArray[np.int32],
+    history_time_ms_BL: NDArray[np.int64],
+) -> np.ndarray:
+    """Query rows, offline (B of them) and online (one): the same code.
+
+    Args:
+        profile_B: records of `table.profile_dtype`.
+        history_row_BL: item rows, newest first; -1 pads on the right and stands for items that are gone.
+    """
+    rows_B = table.empty("query", len(user_ids))
+    for name in profile_B.dtype.names or ():
+        rows_B[name] = profile_B[name]
+    rows_B["user_id"] = table.encode("user_id", user_ids)
+    rows_B["surface"] = table.encode("surface", surfaces)
+    if any(texts):
+        rows_B["text"] = table.encode("text", texts)
+    rows_B["hour"] = 1 + time_ms_B // 3_600_000 % 24
+    rows_B["weekday"] = 1 + time_ms_B // _DAY_MS % 7
+    kept = min(history_row_BL.shape[1], table["history_item"].shape[0])
+    known_BL = history_row_BL[:, :kept] >= 0
+    past_BL = np.where(known_BL, history_row_BL[:, :kept], 0)
+    if kept and len(item_row_I):
+        rows_B["history_item"][:, :kept] = item_row_I["item_id"][past_BL] * known_BL[..., None]
+        rows_B["history_category"][:, :kept] = item_row_I["category"][past_BL] * known_BL
+        rows_B["history_creator"][:, :kept] = item_row_I["creator"][past_BL] * known_BL
+        rows_B["history_action"][:, :kept] = history_action_BL[:, :kept] * known_BL
+        age_ms_BL = np.maximum(time_ms_B[:, None] - history_time_ms_BL[:, :kept], 0)
+        rows_B["history_log_hours"][:, :kept] = np.log1p(age_ms_BL / 3_600_000) * known_BL
+    rows_B["history_log_length"] = np.log1p(known_BL.sum(axis=1))
+    return rows_B
+
+
+def pair_rows(
+    table: FeatureTable,
+    query_row_N: np.ndarray,
+    item_row_N: np.ndarray,
+    *,
+    age_ms_N: NDArray[np.int64],
+    tower_score_N: NDArray[np.float32] | None = None,
+    bm25_N: NDArray[np.float32] | None = None,
+    rank_NS: NDArray[np.int16] | None = None,
+) -> np.ndarray:
+    """Pair rows, offline (a query row for each item row) and online (one query row for all).
+
+    Args:
+        age_ms_N: time since the item was published.
+        tower_score_N: inner product of the towers; None where no tower proposed anything.
+        rank_NS: 0-based ranks by source in the order of `table.sources`, -1 where absent.
+    """
+    rows_N = table.empty("pair", len(item_row_N))
+    rows_N["log_age_days"] = np.log1p(np.maximum(age_ms_N, 0) / _DAY_MS)
+    past_NL = query_row_N["history_category"]
+    length_N = np.maximum((past_NL > 0).sum(axis=1), 1)
+    for name in ("category", "creator"):
+        id_N1 = item_row_N[name][:, None]
+        same_NL = (query_row_N[f"history_{name}"] == id_N1) & (id_N1 > 0)
+        rows_N[f"{name}_affinity"] = same_NL.sum(axis=1) / length_N
+    same_NL = (query_row_N["history_item"] == item_row_N["item_id"][:, None, :]).all(axis=2)
+    rows_N["log_repeats"] = np.log1p(same_NL.sum(axis=1))
+    text_NT = query_row_N["text"]
+    if text_NT.any():
+        typed_NT = text_NT > 0
+        found_NT = (text_NT[:, :, None] == item_row_N["title"][:, None, :]).any(axis=2) & typed_NT
+        rows_N["text_overlap"] = found_NT.sum(axis=1) / np.maximum(typed_NT.sum(axis=1), 1)
+    if bm25_N is not None:
+        rows_N["bm25"] = np.log1p(np.maximum(bm25_N, 0))
+    if tower_score_N is not None:
+        rows_N["tower_score"] = tower_score_N
+    if rank_NS is not None:
+        rows_N["retrieved"] = (rank_NS >= 0).any(axis=1)
+        for source, rank_N in zip(table.sources, rank_NS.T, strict=True):
+            rows_N[f"{source}_reciprocal_rank"] = np.where(rank_N >= 0, 1 / (1 + np.maximum(rank_N, 0)), 0)
+    return rows_N

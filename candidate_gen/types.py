@@ -1,0 +1,85 @@
+"""What retrieval takes and makes. Shape letters: L history, S sources, N candidates."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+NO_ROWS = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a user did, newest first. Rows are positions in the item table of the generation that serves the query."""
+
+    row_L: NDArray[np.int64] = field(default_factory=lambda: NO_ROWS)
+    action_L: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    """1 + position of the action in the feature table's actions; 0 is an action it does not know."""
+    time_ms_L: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.row_L)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One request: who, when, what was typed, recent history.
+
+    Together with a generation it determines the answer, so that a logged query can be run again: nothing below
+    the wire reads a clock, a store or a random source of its own.
+    """
+
+    request_id: str
+    time_ms: int
+    surface: str
+    size: int
+    user_id: str = ""
+    """Empty for an anonymous request."""
+    text: str = ""
+    """Empty for a recommendation."""
+    history: History = field(default_factory=History)
+    features: Mapping[str, str | float] = field(default_factory=dict)
+    """Values of query-owned features that the caller sent; they go before the stored profile."""
+    seed_row_S: NDArray[np.int64] = field(default_factory=lambda: NO_ROWS)
+    """Items the answer should be similar to."""
+    exclude_row_X: NDArray[np.int64] = field(default_factory=lambda: NO_ROWS)
+    only_row_N: NDArray[np.int64] | None = None
+    """The caller's own list to rank; then no source is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Items proposed for one query, not yet judged, each once, with every source that named it."""
+
+    row_N: NDArray[np.int64]
+    source_names: tuple[str, ...]
+    rank_NS: NDArray[np.int16]
+    """0-based rank inside each source; -1 where the source did not name the item."""
+    score_NS: NDArray[np.float32]
+    """The source's own score, in its own scale; 0 where the source did not name the item."""
+
+    def __post_init__(self) -> None:
+        shape = (len(self.row_N), len(self.source_names))
+        if self.rank_NS.shape != shape or self.score_NS.shape != shape:
+            raise ValueError(f"ranks {self.rank_NS.shape} and scores {self.score_NS.shape} do not fit {shape}")
+
+    def __len__(self) -> int:
+        return len(self.row_N)
+
+    def keep(self, kept_N: NDArray[np.bool_]) -> "Candidates":
+        """Those where `kept_N` is true, in the same order."""
+        if kept_N.shape != self.row_N.shape:
+            raise ValueError(f"a mask of {kept_N.shape} for {len(self)} candidates")
+        return Candidates(self.row_N[kept_N], self.source_names, self.rank_NS[kept_N], self.score_NS[kept_N])
+
+
+@dataclass(frozen=True, slots=True)
+class HydratedQuery:
+    """A query with its feature row and its vector, made once and read by every stage."""
+
+    query: Query
+    row: np.ndarray
+    """One record of the feature table's query dtype, shape (1,)."""
+    vector_D: NDArray[np.float32]
+    """The query tower's output, of length 1."""

@@ -1,0 +1,1 @@
+"""Vectors and text in, neighbours out, and the immutable generations they are read from."""

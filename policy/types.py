@@ -1,0 +1,53 @@
+"""What the policy makes. Shape letters: K slots, N candidates."""
+
+from dataclasses import dataclass
+from enum import IntFlag
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class SlotFlag(IntFlag):
+    """Why a slot holds what it holds, beyond its utility."""
+
+    NONE = 0
+    EXPLORED = 1
+    """Not the item that the slot's adjusted utility ranks first."""
+    FRESH_QUOTA = 2
+    """Drawn while only fresh items were feasible."""
+    RELAXED = 4
+    """Drawn after a constraint had to be given up; see `Slate.relaxed`."""
+    PINNED = 8
+    """Put there by a rule; its propensity is 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slate:
+    """The ordered items of one response, with the exact probability of drawing them.
+
+    `propensity_K[k]` is P(item in slot k | query, candidates, slots before k). The product over slots is the
+    exact probability of the slate, because nothing reorders after the draw.
+    """
+
+    index_K: NDArray[np.int64]
+    """Positions among the scored candidates."""
+    utility_N: NDArray[np.float32]
+    """Value of every candidate before diversity, freshness and constraints."""
+    propensity_K: NDArray[np.float64]
+    flag_K: NDArray[np.uint8]
+    """`SlotFlag` bits."""
+    relaxed: tuple[str, ...] = ()
+    """Constraints given up because they starved the slate, in the order given up."""
+
+    def __len__(self) -> int:
+        return len(self.index_K)
+
+    @property
+    def prefix_propensity_K(self) -> NDArray[np.float64]:
+        """P(slots 0..k hold these items): the running product."""
+        return np.cumprod(self.propensity_K)
+
+    @property
+    def log_propensity(self) -> float:
+        """Natural logarithm of the slate's joint probability."""
+        return float(np.log(self.propensity_K).sum())

@@ -1,0 +1,192 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    KIND_UNSPECIFIED: _ClassVar[Kind]
+    KIND_RECOMMEND: _ClassVar[Kind]
+    KIND_SEARCH: _ClassVar[Kind]
+    KIND_RANK: _ClassVar[Kind]
+
+class Degraded(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DEGRADED_UNSPECIFIED: _ClassVar[Degraded]
+    DEGRADED_SOURCE_TIMEOUT: _ClassVar[Degraded]
+    DEGRADED_SOURCE_ERROR: _ClassVar[Degraded]
+    DEGRADED_DEFAULT_FEATURES: _ClassVar[Degraded]
+    DEGRADED_RANKER_SKIPPED: _ClassVar[Degraded]
+    DEGRADED_POPULAR_FALLBACK: _ClassVar[Degraded]
+    DEGRADED_POLICY_RELAXED: _ClassVar[Degraded]
+    DEGRADED_LOG_UNAVAILABLE: _ClassVar[Degraded]
+    DEGRADED_EMPTY: _ClassVar[Degraded]
+KIND_UNSPECIFIED: Kind
+KIND_RECOMMEND: Kind
+KIND_SEARCH: Kind
+KIND_RANK: Kind
+DEGRADED_UNSPECIFIED: Degraded
+DEGRADED_SOURCE_TIMEOUT: Degraded
+DEGRADED_SOURCE_ERROR: Degraded
+DEGRADED_DEFAULT_FEATURES: Degraded
+DEGRADED_RANKER_SKIPPED: Degraded
+DEGRADED_POPULAR_FALLBACK: Degraded
+DEGRADED_POLICY_RELAXED: Degraded
+DEGRADED_LOG_UNAVAILABLE: Degraded
+DEGRADED_EMPTY: Degraded
+
+class FeatureValue(_message.Message):
+    __slots__ = ("text", "number")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    number: float
+    def __init__(self, text: _Optional[str] = ..., number: _Optional[float] = ...) -> None: ...
+
+class StageTime(_message.Message):
+    __slots__ = ("stage", "milliseconds", "status")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    stage: str
+    milliseconds: float
+    status: str
+    def __init__(self, stage: _Optional[str] = ..., milliseconds: _Optional[float] = ..., status: _Optional[str] = ...) -> None: ...
+
+class Policy(_message.Message):
+    __slots__ = ("temperature", "epsilon", "diversity", "seed", "log_propensity", "relaxed", "fingerprint")
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    EPSILON_FIELD_NUMBER: _ClassVar[int]
+    DIVERSITY_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    LOG_PROPENSITY_FIELD_NUMBER: _ClassVar[int]
+    RELAXED_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    temperature: float
+    epsilon: float
+    diversity: float
+    seed: int
+    log_propensity: float
+    relaxed: _containers.RepeatedScalarFieldContainer[str]
+    fingerprint: str
+    def __init__(self, temperature: _Optional[float] = ..., epsilon: _Optional[float] = ..., diversity: _Optional[float] = ..., seed: _Optional[int] = ..., log_propensity: _Optional[float] = ..., relaxed: _Optional[_Iterable[str]] = ..., fingerprint: _Optional[str] = ...) -> None: ...
+
+class Impression(_message.Message):
+    __slots__ = ("request_id", "time_ms", "kind", "tenant", "surface", "user_id", "visitor_id", "session_id", "text", "size", "seed_item_ids", "exclude_item_ids", "rank_item_ids", "features", "history_item_key", "history_action_key", "history_time_ms", "generation", "schema", "policy", "degraded", "stages", "skipped_sources", "experiment_arms", "item_id", "propensity", "utility", "slot_flags", "action_names", "probability", "source_names", "source_bits", "query_row", "item_rows", "pair_rows", "eligible_item_key", "eligible_utility")
+    class FeaturesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: FeatureValue
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[FeatureValue, _Mapping]] = ...) -> None: ...
+    class ExperimentArmsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TIME_MS_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    SURFACE_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    VISITOR_ID_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SEED_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
+    RANK_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_ITEM_KEY_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_ACTION_KEY_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_TIME_MS_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_SOURCES_FIELD_NUMBER: _ClassVar[int]
+    EXPERIMENT_ARMS_FIELD_NUMBER: _ClassVar[int]
+    ITEM_ID_FIELD_NUMBER: _ClassVar[int]
+    PROPENSITY_FIELD_NUMBER: _ClassVar[int]
+    UTILITY_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FLAGS_FIELD_NUMBER: _ClassVar[int]
+    ACTION_NAMES_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_NAMES_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_BITS_FIELD_NUMBER: _ClassVar[int]
+    QUERY_ROW_FIELD_NUMBER: _ClassVar[int]
+    ITEM_ROWS_FIELD_NUMBER: _ClassVar[int]
+    PAIR_ROWS_FIELD_NUMBER: _ClassVar[int]
+    ELIGIBLE_ITEM_KEY_FIELD_NUMBER: _ClassVar[int]
+    ELIGIBLE_UTILITY_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    time_ms: int
+    kind: Kind
+    tenant: str
+    surface: str
+    user_id: str
+    visitor_id: str
+    session_id: str
+    text: str
+    size: int
+    seed_item_ids: _containers.RepeatedScalarFieldContainer[str]
+    exclude_item_ids: _containers.RepeatedScalarFieldContainer[str]
+    rank_item_ids: _containers.RepeatedScalarFieldContainer[str]
+    features: _containers.MessageMap[str, FeatureValue]
+    history_item_key: _containers.RepeatedScalarFieldContainer[int]
+    history_action_key: _containers.RepeatedScalarFieldContainer[int]
+    history_time_ms: _containers.RepeatedScalarFieldContainer[int]
+    generation: str
+    schema: str
+    policy: Policy
+    degraded: int
+    stages: _containers.RepeatedCompositeFieldContainer[StageTime]
+    skipped_sources: _containers.RepeatedScalarFieldContainer[str]
+    experiment_arms: _containers.ScalarMap[str, str]
+    item_id: _containers.RepeatedScalarFieldContainer[str]
+    propensity: _containers.RepeatedScalarFieldContainer[float]
+    utility: _containers.RepeatedScalarFieldContainer[float]
+    slot_flags: _containers.RepeatedScalarFieldContainer[int]
+    action_names: _containers.RepeatedScalarFieldContainer[str]
+    probability: _containers.RepeatedScalarFieldContainer[float]
+    source_names: _containers.RepeatedScalarFieldContainer[str]
+    source_bits: _containers.RepeatedScalarFieldContainer[int]
+    query_row: bytes
+    item_rows: bytes
+    pair_rows: bytes
+    eligible_item_key: _containers.RepeatedScalarFieldContainer[int]
+    eligible_utility: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, request_id: _Optional[str] = ..., time_ms: _Optional[int] = ..., kind: _Optional[_Union[Kind, str]] = ..., tenant: _Optional[str] = ..., surface: _Optional[str] = ..., user_id: _Optional[str] = ..., visitor_id: _Optional[str] = ..., session_id: _Optional[str] = ..., text: _Optional[str] = ..., size: _Optional[int] = ..., seed_item_ids: _Optional[_Iterable[str]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., rank_item_ids: _Optional[_Iterable[str]] = ..., features: _Optional[_Mapping[str, FeatureValue]] = ..., history_item_key: _Optional[_Iterable[int]] = ..., history_action_key: _Optional[_Iterable[int]] = ..., history_time_ms: _Optional[_Iterable[int]] = ..., generation: _Optional[str] = ..., schema: _Optional[str] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., degraded: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., skipped_sources: _Optional[_Iterable[str]] = ..., experiment_arms: _Optional[_Mapping[str, str]] = ..., item_id: _Optional[_Iterable[str]] = ..., propensity: _Optional[_Iterable[float]] = ..., utility: _Optional[_Iterable[float]] = ..., slot_flags: _Optional[_Iterable[int]] = ..., action_names: _Optional[_Iterable[str]] = ..., probability: _Optional[_Iterable[float]] = ..., source_names: _Optional[_Iterable[str]] = ..., source_bits: _Optional[_Iterable[int]] = ..., query_row: _Optional[bytes] = ..., item_rows: _Optional[bytes] = ..., pair_rows: _Optional[bytes] = ..., eligible_item_key: _Optional[_Iterable[int]] = ..., eligible_utility: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Outcome(_message.Message):
+    __slots__ = ("event_id", "request_id", "item_id", "user_id", "session_id", "action", "value", "time_ms", "visible_ms", "position")
+    EVENT_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ITEM_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    TIME_MS_FIELD_NUMBER: _ClassVar[int]
+    VISIBLE_MS_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    event_id: str
+    request_id: str
+    item_id: str
+    user_id: str
+    session_id: str
+    action: str
+    value: float
+    time_ms: int
+    visible_ms: int
+    position: int
+    def __init__(self, event_id: _Optional[str] = ..., request_id: _Optional[str] = ..., item_id: _Optional[str] = ..., user_id: _Optional[str] = ..., session_id: _Optional[str] = ..., action: _Optional[str] = ..., value: _Optional[float] = ..., time_ms: _Optional[int] = ..., visible_ms: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
