@@ -57,7 +57,7 @@ class StringColumn(Sequence[str]):
 
 
 class IdMap:
-    """Item identifiers to rows and back, without a Python object an item.
+    """Identifiers to rows and back, without a Python object for each.
 
     Raises:
         ValueError: where an identifier appears twice (or, once in 10^7 catalogues of a million, two collide).
@@ -75,7 +75,7 @@ class IdMap:
         sorted_I = key_I[row_I]
         repeated = np.flatnonzero(sorted_I[1:] == sorted_I[:-1])
         if len(repeated):
-            raise ValueError(f"{len(repeated)} repeated item ids, the first is {ids[int(row_I[repeated[0]])]!r}")
+            raise ValueError(f"{len(repeated)} repeated ids, the first is {ids[int(row_I[repeated].min())]!r}")
         return cls(StringColumn.of(ids), sorted_I, row_I)
 
     @classmethod
