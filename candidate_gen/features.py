@@ -129,20 +129,37 @@ class FeatureTable:
         return cls(features, tuple(read["actions"]), tuple(read["sources"]))
 
     def encode(self, name: str, values: Sequence[object]) -> NDArray[np.int32] | NDArray[np.float32]:
-        """A column of raw values as the feature's stored form; None, NaN and unseen values become its default."""
+        """A column of raw values as the feature's stored form; None, NaN, "" and unseen values become its default.
+
+        Raises:
+            ValueError: where a number is given as text that is none.
+        """
         feature = self[name]
+        known_B = np.array([not _missing(v) for v in values], np.bool_)
         if feature.kind == "number":
-            column = np.array([feature.default if v is None else float(v) for v in values], np.float32)  # type: ignore[arg-type]
+            try:
+                wide = np.array([float(v) if k else np.nan for v, k in zip(values, known_B, strict=True)])  # type: ignore[arg-type]
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"feature {name!r} is a number: {error}") from None
+            with np.errstate(over="ignore"):
+                column = wide.astype(np.float32)
             column[~np.isfinite(column)] = feature.default
             return column
+        texts = [str(v) if k else "" for v, k in zip(values, known_B, strict=True)]
         if name in ("title", "text"):
-            return token_ids([str(v or "") for v in values], length=feature.shape[0], size=feature.size)
+            return token_ids(texts, length=feature.shape[0], size=feature.size)
+        default = int(feature.default)
         if feature.vocabulary:
             row_of = {value: row for row, value in enumerate(feature.vocabulary, start=1)}
-            return np.array([row_of.get(str(v), 0) for v in values], np.int32)
-        known_B = np.array([v not in (None, "") for v in values], np.bool_)
-        ids = hashed_ids(keys64(str(v) for v in values), feature)
-        return np.where(known_B.reshape(-1, *[1] * (ids.ndim - 1)), ids, 0).astype(np.int32)
+            return np.array(
+                [row_of.get(t, default) if k else default for t, k in zip(texts, known_B, strict=True)], np.int32
+            )
+        ids = hashed_ids(keys64(texts), feature)
+        return np.where(known_B.reshape(-1, *[1] * (ids.ndim - 1)), ids, default).astype(np.int32)
+
+
+def _missing(value: object) -> bool:
+    return value is None or value == "" or (isinstance(value, float | np.floating) and bool(np.isnan(value)))
 
 
 def hashed_ids(key_B: NDArray[np.uint64], feature: Feature) -> NDArray[np.int32]:
@@ -289,7 +306,8 @@ def pair_rows(
         id_N1 = item_row_N[name][:, None]
         same_NL = (query_row_N[f"history_{name}"] == id_N1) & (id_N1 > 0)
         rows_N[f"{name}_affinity"] = same_NL.sum(axis=1) / length_N
-    same_NL = (query_row_N["history_item"] == item_row_N["item_id"][:, None, :]).all(axis=2)
+    id_N1H = item_row_N["item_id"][:, None, :]
+    same_NL = ((query_row_N["history_item"] == id_N1H) & (id_N1H > 0)).all(axis=2)
     rows_N["log_repeats"] = np.log1p(same_NL.sum(axis=1))
     text_NT = query_row_N["text"]
     if text_NT.any():

@@ -13,8 +13,9 @@ _WORD = re.compile(r"\w+")
 
 def words(text: str) -> list[str]:
     """Lower-case words without accents, in order."""
-    plain = unicodedata.normalize("NFKD", text.casefold())
-    return _WORD.findall("".join(mark for mark in plain if not unicodedata.combining(mark)))
+    decomposed = unicodedata.normalize("NFKD", text)
+    plain = "".join(mark for mark in decomposed if not unicodedata.combining(mark)).casefold()
+    return _WORD.findall(plain)
 
 
 def token_ids(texts: Sequence[str], *, length: int, size: int) -> NDArray[np.int32]:

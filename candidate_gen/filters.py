@@ -1,0 +1,68 @@
+"""Who may not be shown, one rule each. Every rule is a mask over the candidates: true is kept.
+
+Shape letters: I items, L history, N candidates.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from candidate_gen.items import Items
+from candidate_gen.types import Candidates, HydratedQuery
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """Removes items that the catalogue marks as not available."""
+
+    items: Items
+    name: ClassVar[str] = "unavailable"
+
+    def keep(self, hydrated: HydratedQuery, candidates: Candidates) -> NDArray[np.bool_]:  # noqa: ARG002
+        return np.asarray(self.items.available_I[candidates.row_N], np.bool_)
+
+
+@dataclass(frozen=True, slots=True)
+class Unpublished:
+    """Removes items published after the time of the query, which a replay of an old query could otherwise show."""
+
+    items: Items
+    name: ClassVar[str] = "unpublished"
+
+    def keep(self, hydrated: HydratedQuery, candidates: Candidates) -> NDArray[np.bool_]:
+        return np.asarray(self.items.published_ms_I[candidates.row_N] <= hydrated.query.time_ms, np.bool_)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Removes what the history holds, but nothing from a list that the caller chose.
+
+    Args:
+        actions: codes (1 + position in the feature table's actions, 0 for one it does not know) that consume an
+            item; None for any.
+    """
+
+    actions: frozenset[int] | None = None
+    name: ClassVar[str] = "seen"
+
+    def keep(self, hydrated: HydratedQuery, candidates: Candidates) -> NDArray[np.bool_]:
+        if hydrated.query.only_row_N is not None:
+            return np.ones(len(candidates), np.bool_)
+        history = hydrated.query.history
+        row_L = history.row_L
+        if self.actions is not None:
+            row_L = row_L[np.isin(history.action_L, list(self.actions))]
+        return ~np.isin(candidates.row_N, row_L)
+
+
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    """Removes what the caller excluded, and the seeds that the answer should only resemble."""
+
+    name: ClassVar[str] = "excluded"
+
+    def keep(self, hydrated: HydratedQuery, candidates: Candidates) -> NDArray[np.bool_]:
+        query = hydrated.query
+        return ~np.isin(candidates.row_N, np.concatenate([query.exclude_row_X, query.seed_row_S]))

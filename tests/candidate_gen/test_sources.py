@@ -1,0 +1,179 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from retrieval_cases import NOW_MS, ExhaustiveSearch, catalogue, hydrated, rows, unit_vectors
+
+from candidate_gen.sources import SOURCES, Ann, Fresh, Lexical, Popular, SimilarToRecent
+from index.lexical import LexicalIndex
+from index.types import Hits
+from index.vectors import VectorIndex
+from serving.pipeline import Source
+
+VECTORS = unit_vectors(40)
+ITEMS = catalogue(
+    embedding_ID=VECTORS,
+    popularity=[(7 * row) % 40 for row in range(40)],
+    age_days=[row - 2.5 for row in range(40)],
+    available=[row % 5 != 0 for row in range(40)],
+)
+AVAILABLE = [row for row in range(40) if row % 5]
+
+
+class Echo:
+    """Finds the rows that are typed."""
+
+    def search(self, text: str, k: int) -> Hits:
+        found = rows(*map(int, text.split()))[:k]
+        return Hits(found, np.ones(len(found), np.float32))
+
+
+def all_sources() -> list[Source]:
+    search = ExhaustiveSearch(VECTORS)
+    return [Ann(search, ITEMS), Lexical(Echo()), SimilarToRecent(search, ITEMS), Fresh(ITEMS), Popular(ITEMS)]
+
+
+def test_every_source_is_a_source_and_they_are_named_in_the_order_asked() -> None:
+    assert tuple(each.name for each in all_sources()) == SOURCES
+
+
+def test_the_real_indexes_fit() -> None:
+    def made(vectors: VectorIndex, lexical: LexicalIndex) -> list[Source]:
+        return [Ann(vectors, ITEMS), SimilarToRecent(vectors, ITEMS), Lexical(lexical)]
+
+    index = VectorIndex.build(VECTORS, towers="t", k=5)
+    assert Ann(index, ITEMS).retrieve(hydrated(vector_D=VECTORS[1]), 1).row_K.tolist() == [1]
+
+
+@given(
+    st.integers(0, 50),
+    st.lists(st.integers(-1, 39), max_size=8),
+    st.lists(st.integers(0, 39), max_size=3),
+    st.lists(st.integers(0, 39), max_size=8),
+    st.integers(-5, 50),
+)
+def test_hits_are_at_most_k_distinct_finite_and_available(
+    k: int, history: list[int], seeds: list[int], excluded: list[int], days_ago: int
+) -> None:
+    query = hydrated(
+        history=rows(*[row for row in history if row >= 0]),
+        seeds=rows(*seeds),
+        excluded=rows(*excluded),
+        time_ms=NOW_MS - days_ago * 86_400_000,
+        vector_D=VECTORS[0],
+    )
+    for source in all_sources():
+        hits = source.retrieve(query, k)
+        assert len(hits) <= k
+        assert hits.row_K.dtype == np.int64
+        assert hits.score_K.dtype == np.float32
+        assert len(set(hits.row_K.tolist())) == len(hits)
+        assert np.isfinite(hits.score_K).all()
+        assert set(hits.row_K.tolist()) <= set(AVAILABLE)
+        if source.name != "popular":
+            assert (np.diff(hits.score_K) <= 0).all()
+
+
+def test_ann_is_the_nearest_available() -> None:
+    hits = Ann(ExhaustiveSearch(VECTORS), ITEMS).retrieve(hydrated(vector_D=VECTORS[0]), 3)
+    expected = sorted(AVAILABLE, key=lambda row: -float(VECTORS[row] @ VECTORS[0]))[:3]
+    assert hits.row_K.tolist() == expected
+
+
+def test_lexical_searches_what_was_typed_and_nothing_without_text() -> None:
+    assert Lexical(Echo()).retrieve(hydrated(text="7 3 9"), 2).row_K.tolist() == [7, 3]
+    assert len(Lexical(Echo()).retrieve(hydrated(text="  "), 2)) == 0
+
+
+def test_similar_is_nothing_without_history_and_seeds() -> None:
+    assert len(SimilarToRecent(ExhaustiveSearch(VECTORS), ITEMS).retrieve(hydrated(), 5)) == 0
+
+
+def test_similar_to_one_item_is_its_nearest_others() -> None:
+    hits = SimilarToRecent(ExhaustiveSearch(VECTORS), ITEMS).retrieve(hydrated(history=rows(7)), 4)
+    expected = sorted(set(AVAILABLE) - {7}, key=lambda row: -float(VECTORS[row] @ VECTORS[7]))[:4]
+    assert hits.row_K.tolist() == expected
+    assert hits.score_K == pytest.approx(VECTORS[expected] @ VECTORS[7])
+
+
+def test_seeds_go_before_the_history() -> None:
+    source = SimilarToRecent(ExhaustiveSearch(VECTORS), ITEMS, recent=1)
+    both = source.retrieve(hydrated(history=rows(7), seeds=rows(11)), 4).row_K.tolist()
+    seeded = source.retrieve(hydrated(seeds=rows(11)), 40).row_K.tolist()
+    assert both == [row for row in seeded if row != 7][:4]
+
+
+def test_what_is_known_is_left_out_of_what_is_similar() -> None:
+    query = hydrated(history=rows(7, 8), seeds=rows(11), excluded=rows(1, 2, 3))
+    found = SimilarToRecent(ExhaustiveSearch(VECTORS), ITEMS).retrieve(query, 40).row_K.tolist()
+    assert set(found) == set(AVAILABLE) - {7, 8, 11, 1, 2, 3}
+
+
+def test_recent_items_take_turns() -> None:
+    # Two clusters; the one around item 0 is much tighter, and would take every place by similarity alone.
+    angle = np.array([0.0, 0.01, 0.02, 0.03, 1.6, 1.9, 2.0, 2.1])
+    vectors = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
+    items = catalogue(embedding_ID=vectors)
+    found = SimilarToRecent(ExhaustiveSearch(vectors), items).retrieve(hydrated(history=rows(0, 4)), 4)
+    assert set(found.row_K.tolist()) == {1, 2, 5, 6}
+
+
+def test_an_older_history_is_not_asked() -> None:
+    source = SimilarToRecent(ExhaustiveSearch(VECTORS), ITEMS, recent=2)
+    recent = source.retrieve(hydrated(history=rows(7, 8)), 3).row_K.tolist()
+    longer = source.retrieve(hydrated(history=rows(7, 8, 39)), 3).row_K.tolist()
+    assert 39 not in longer
+    assert longer == recent or 39 in recent
+
+
+def test_fresh_is_what_was_published_within_the_horizon_newest_first() -> None:
+    # Item n is n - 2.5 days old and every fifth is not available.
+    hits = Fresh(ITEMS, horizon_days=5).retrieve(hydrated(), 10)
+    assert hits.row_K.tolist() == [3, 4, 6, 7]
+    assert hits.score_K == pytest.approx([0.9, 0.7, 0.3, 0.1])
+    assert Fresh(ITEMS, horizon_days=5).retrieve(hydrated(), 2).row_K.tolist() == [3, 4]
+
+
+def test_the_horizon_is_open_at_its_far_end_and_closed_at_the_moment_of_the_query() -> None:
+    items = catalogue(embedding_ID=unit_vectors(3), age_days=[0, 5, 4.99])
+    assert Fresh(items, horizon_days=5).retrieve(hydrated(), 5).row_K.tolist() == [0, 2]
+
+
+def test_popular_is_in_order_of_popularity() -> None:
+    items = catalogue(embedding_ID=unit_vectors(5), popularity=[3, 9, 1, 7, 7], available=[True] * 4 + [False])
+    hits = Popular(items).retrieve(hydrated(text="jazz"), 10)
+    assert hits.row_K.tolist() == [1, 3, 0, 2]
+    assert hits.score_K.tolist() == [9, 7, 3, 1]
+
+
+def test_popular_passes_over_what_the_query_knows_while_there_is_enough_else() -> None:
+    items = catalogue(embedding_ID=unit_vectors(5), popularity=[5, 4, 3, 2, 1])
+    query = hydrated(history=rows(0), seeds=rows(1), excluded=rows(3))
+    assert Popular(items).retrieve(query, 2).row_K.tolist() == [2, 4]
+    assert Popular(items).retrieve(query, 5).row_K.tolist() == [2, 4, 0, 1, 3]
+
+
+@given(st.integers(0, 45), st.lists(st.integers(0, 39), max_size=40), st.integers(-1, 45))
+def test_popular_never_fails_while_the_catalogue_has_enough(k: int, history: list[int], days_ago: int) -> None:
+    query = hydrated(history=rows(*history), time_ms=NOW_MS - days_ago * 86_400_000)
+    published = [row for row in AVAILABLE if ITEMS.published_ms_I[row] <= query.query.time_ms]
+    hits = Popular(ITEMS).retrieve(query, k)
+    assert len(hits) == min(k, len(published))
+    assert set(hits.row_K.tolist()) <= set(published)
+
+
+def test_an_empty_catalogue_has_nothing_and_no_error() -> None:
+    items = catalogue(embedding_ID=np.zeros((0, 4), np.float32))
+    for source in (Popular(items), Fresh(items)):
+        assert len(source.retrieve(hydrated(), 5)) == 0
+
+
+@pytest.mark.parametrize("days", [0, -1, float("nan")])
+def test_a_horizon_that_is_none_is_refused(days: float) -> None:
+    with pytest.raises(ValueError, match="horizon_days is"):
+        Fresh(ITEMS, horizon_days=days)
+
+
+def test_asking_no_recent_item_is_refused() -> None:
+    with pytest.raises(ValueError, match="recent is 0"):
+        SimilarToRecent(ExhaustiveSearch(VECTORS), ITEMS, recent=0)
