@@ -34,3 +34,14 @@ class Scored:
 
     def __len__(self) -> int:
         return len(self.candidates)
+
+    def keep(self, kept_N: NDArray[np.bool_]) -> "Scored":
+        """Those where `kept_N` is true, in the same order; no score changes, because none depends on another."""
+        return Scored(
+            self.candidates.keep(kept_N),
+            self.action_names,
+            self.probability_NA[kept_N],
+            self.query_row,
+            self.item_row_N[kept_N],
+            self.pair_row_N[kept_N],
+        )

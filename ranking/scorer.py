@@ -1,0 +1,179 @@
+"""Candidates in, calibrated probabilities out: the ranker as it serves, and what stands in for it when it fails.
+
+Shape letters: N candidates, S sources, A actions, I items, D vector width.
+"""
+
+import json
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from candidate_gen.embedding import tensors
+from candidate_gen.features import FeatureTable, pair_rows
+from candidate_gen.items import Items
+from candidate_gen.types import Candidates, HydratedQuery
+from ranking.calibration import Calibration
+from ranking.model import Ranker, RankerShape
+from ranking.types import Scored
+
+_WEIGHTS = "ranker.safetensors"
+_DESCRIPTION = "ranker.json"
+_LEXICAL = "lexical"
+_UNLIKELY = 1e-3
+
+
+class RankerScorer:
+    """The deep ranker and its calibration, bound to the items of one generation."""
+
+    def __init__(self, ranker: Ranker, calibration: Calibration, table: FeatureTable, items: Items) -> None:
+        if calibration.actions != table.actions:
+            raise ValueError(f"calibrated for the actions {calibration.actions}, the table has {table.actions}")
+        self.ranker = ranker.eval()
+        self.calibration = calibration
+        self._table = table
+        self._items = items
+        self._query_features = table.of("query")
+        self._item_features = table.of("item")
+        self._pair_features = table.of("pair")
+
+    def score(self, hydrated: HydratedQuery, candidates: Candidates) -> Scored:
+        """P(action | examined) of every action for every candidate, each independent of the others.
+
+        Raises:
+            ValueError: where a logit is NaN.
+        """
+        item_row_N, pair_row_N = _feature_rows(self._table, self._items, hydrated, candidates)
+        with torch.inference_mode():
+            half = self.ranker.query_half(tensors(hydrated.row, self._query_features))
+            logit_NA = self.ranker(
+                half, tensors(item_row_N, self._item_features), tensors(pair_row_N, self._pair_features)
+            ).numpy()
+        probability_NA = self.calibration.apply(logit_NA)
+        return Scored(candidates, self._table.actions, probability_NA, hydrated.row, item_row_N, pair_row_N)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies every probability it can say: 16 hexadecimal digits over weights, calibration and table."""
+        described = [asdict(self.ranker.shape), self.calibration.to_json(), self._table.fingerprint]
+        digest = sha256(json.dumps(described, sort_keys=True).encode())
+        for name, weight in sorted(self.ranker.state_dict().items()):
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, folder: Path) -> None:
+        """Write `ranker.safetensors` and `ranker.json`."""
+        weights = {name: weight.detach().cpu().contiguous() for name, weight in self.ranker.state_dict().items()}
+        save_file(weights, folder / _WEIGHTS)
+        description = {
+            "shape": asdict(self.ranker.shape),
+            "calibration": json.loads(self.calibration.to_json()),
+            "actions": self._table.actions,
+            "table": self._table.fingerprint,
+            "schema": json.loads(self._table.to_json()),
+            "fingerprint": self.fingerprint,
+        }
+        (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path, table: FeatureTable, items: Items) -> "RankerScorer":
+        """What `save` wrote, ready to serve.
+
+        Raises:
+            ValueError: where the ranker was trained on another feature table (both fingerprints and the first
+                difference are named), or the weights are not those that the description describes.
+        """
+        described = json.loads((folder / _DESCRIPTION).read_text())
+        if described["table"] != table.fingerprint:
+            trained = FeatureTable.from_json(json.dumps(described["schema"]))
+            raise ValueError(
+                f"{folder / _DESCRIPTION} was trained on feature table {described['table']}, not on "
+                f"{table.fingerprint}: {_first_difference(trained, table)}"
+            )
+        shape = described["shape"]
+        ranker = Ranker(table, RankerShape(**{**shape, "hidden": tuple(shape["hidden"])}))
+        try:
+            ranker.load_state_dict(load_file(folder / _WEIGHTS))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{folder / _WEIGHTS} does not fit its description: {' '.join(str(error).split())}"
+            ) from None
+        scorer = cls(ranker, Calibration.from_json(json.dumps(described["calibration"])), table, items)
+        if scorer.fingerprint != described["fingerprint"]:
+            raise ValueError(
+                f"{folder / _WEIGHTS} has fingerprint {scorer.fingerprint}, its description {described['fingerprint']}"
+            )
+        return scorer
+
+
+class RetrievalOrder:
+    """Stands in for a ranker that failed: the better an item's best rank in any source, the likelier the main action.
+
+    The numbers order the candidates and mean nothing else. It needs no model and cannot give a value that is not
+    finite; the feature rows are made as ever, so that the impression can still be learned from.
+    """
+
+    def __init__(self, table: FeatureTable, items: Items) -> None:
+        self._table = table
+        self._items = items
+
+    def score(self, hydrated: HydratedQuery, candidates: Candidates) -> Scored:
+        item_row_N, pair_row_N = _feature_rows(self._table, self._items, hydrated, candidates)
+        reciprocal_NS = np.where(candidates.rank_NS >= 0, 1 / (2.0 + np.maximum(candidates.rank_NS, 0)), _UNLIKELY)
+        probability_NA = np.full((len(candidates), len(self._table.actions)), _UNLIKELY, np.float32)
+        probability_NA[:, 0] = reciprocal_NS.max(axis=1, initial=_UNLIKELY)
+        return Scored(candidates, self._table.actions, probability_NA, hydrated.row, item_row_N, pair_row_N)
+
+
+def _feature_rows(
+    table: FeatureTable, items: Items, hydrated: HydratedQuery, candidates: Candidates
+) -> tuple[np.ndarray, np.ndarray]:
+    row_N, names = candidates.row_N, candidates.source_names
+    item_row_N: np.ndarray = items.row_I[row_N]
+    pair_row_N = pair_rows(
+        table,
+        hydrated.row,
+        item_row_N,
+        age_ms_N=hydrated.query.time_ms - items.published_ms_I[row_N],
+        tower_score_N=items.embedding_ID[row_N] @ hydrated.vector_D,
+        bm25_N=candidates.score_NS[:, names.index(_LEXICAL)] if _LEXICAL in names else None,
+        rank_NS=_ranks(table, candidates),
+    )
+    return item_row_N, pair_row_N
+
+
+def _ranks(table: FeatureTable, candidates: Candidates) -> NDArray[np.int16]:
+    """Ranks by source in the order of the table, -1 for a source that was not asked."""
+    if candidates.source_names == table.sources:
+        return candidates.rank_NS
+    rank_NS = np.full((len(candidates), len(table.sources)), -1, np.int16)
+    for s, name in enumerate(table.sources):
+        if name in candidates.source_names:
+            rank_NS[:, s] = candidates.rank_NS[:, candidates.source_names.index(name)]
+    return rank_NS
+
+
+def _first_difference(trained: FeatureTable, given: FeatureTable) -> str:
+    for before, now in zip(trained.features, given.features, strict=False):
+        if before.name != now.name:
+            return f"feature {before.name!r} then stands where {now.name!r} stands now"
+        for name, was in asdict(before).items():
+            if was != (is_now := getattr(now, name)):
+                return f"feature {before.name!r} had {name} {_short(was)}, now {_short(is_now)}"
+    if len(trained.features) != len(given.features):
+        longer = max(trained, given, key=lambda each: len(each.features))
+        first = longer.features[min(len(trained.features), len(given.features))]
+        return f"feature {first.name!r} is only in the {'trained' if longer is trained else 'given'} one"
+    if trained.actions != given.actions:
+        return f"the actions were {trained.actions}, now {given.actions}"
+    return f"the sources were {trained.sources}, now {given.sources}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
