@@ -45,9 +45,31 @@ class Slate:
     @property
     def prefix_propensity_K(self) -> NDArray[np.float64]:
         """P(slots 0..k hold these items): the running product."""
-        return np.cumprod(self.propensity_K)
+        return np.cumprod(self.propensity_K, dtype=np.float64)
 
     @property
     def log_propensity(self) -> float:
         """Natural logarithm of the slate's joint probability."""
         return float(np.log(self.propensity_K).sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What a policy would have made of a slate that another drew, slot by slot, exactly.
+
+    Row k of both is conditional on slots 0..k-1 holding what the given slate holds, whether or not this policy
+    could have put it there.
+    """
+
+    propensity_K: NDArray[np.float64]
+    """P(the given item in slot k); 0 where this policy could not have drawn it."""
+    distribution_KN: NDArray[np.float64]
+    """P(candidate n in slot k). Sums to 1 over the candidates; to 0 for slots that this policy leaves empty."""
+
+    def __len__(self) -> int:
+        return len(self.propensity_K)
+
+    @property
+    def prefix_propensity_K(self) -> NDArray[np.float64]:
+        """P(slots 0..k hold the given items): the running product."""
+        return np.cumprod(self.propensity_K, dtype=np.float64)
