@@ -1,0 +1,175 @@
+"""The control plane, on its own port: which generation serves, and how the server is."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+import grpc
+
+from index.generations import CorruptGeneration, Manifest
+from protos import admin_pb2
+from serving import codec
+from serving.generation import Generations
+from serving.rpc import Unavailable, handlers
+from serving.telemetry import Telemetry
+
+_LATER = {
+    "SetTraffic": "SetTraffic is not built yet; it will split traffic between arms. Meanwhile Activate serves one "
+    "generation to all",
+    "PutRules": "PutRules is not built yet; it will pin, boost and block items. Meanwhile send exclude_item_ids, or "
+    "change the policy's settings and publish a new generation",
+}
+
+
+class AdminService:
+    """
+    Args:
+        in_flight: calls running or waiting now.
+        changed: told after every change of the active generation.
+    """
+
+    def __init__(
+        self,
+        generations: Generations,
+        *,
+        telemetry: Telemetry,
+        in_flight: Callable[[], int],
+        changed: Callable[[], None],
+    ) -> None:
+        self._generations = generations
+        self._telemetry = telemetry
+        self._in_flight = in_flight
+        self._changed = changed
+        self._started_ms = _now_ms()
+        self.follow_error = ""
+        """Why the store's current generation could not be taken up; empty where it was."""
+        self.stopping = False
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        return handlers(
+            admin_pb2.DESCRIPTOR.services_by_name["Admin"],
+            self._telemetry,
+            methods={
+                "ListGenerations": self.list_generations,
+                "Prepare": self.prepare,
+                "Activate": self.activate,
+                "Rollback": self.rollback,
+                "GetStatus": self.get_status,
+            },
+            later=_LATER,
+        )
+
+    def list_generations(self, wire: bytes, _context: grpc.ServicerContext) -> bytes:
+        codec.parse(admin_pb2.ListGenerationsRequest(), wire)
+        store = self._generations.store
+        return admin_pb2.ListGenerationsResponse(
+            generations=[self._info(store.manifest(each)) for each in store.ids()],
+            active=self._active_id(),
+            current=self._current(),
+        ).SerializeToString()
+
+    def prepare(self, wire: bytes, _context: grpc.ServicerContext) -> bytes:
+        request = admin_pb2.PrepareRequest()
+        codec.parse(request, wire)
+        _check_id("generation", request.generation)
+        prepared = self._generations.prepare(request.generation)
+        return admin_pb2.PrepareResponse(generation=self._info(prepared.manifest)).SerializeToString()
+
+    def activate(self, wire: bytes, _context: grpc.ServicerContext) -> bytes:
+        request = admin_pb2.ActivateRequest()
+        codec.parse(request, wire)
+        _check_id("generation", request.generation)
+        if request.expected:
+            _check_id("expected", request.expected)
+        active = self._generations.activate(request.generation, request.expected or None)
+        self._changed()
+        return admin_pb2.ActivateResponse(generation=self._info(active.manifest)).SerializeToString()
+
+    def rollback(self, wire: bytes, _context: grpc.ServicerContext) -> bytes:
+        codec.parse(admin_pb2.RollbackRequest(), wire)
+        if self._generations.active is None:
+            raise Unavailable("no generation is active, so there is none to go back from")
+        active = self._generations.roll_back()
+        self._changed()
+        return admin_pb2.RollbackResponse(generation=self._info(active.manifest)).SerializeToString()
+
+    def get_status(self, wire: bytes, _context: grpc.ServicerContext) -> bytes:
+        codec.parse(admin_pb2.GetStatusRequest(), wire)
+        logged = self._telemetry.counts("log")
+        active = self._active_id()
+        return admin_pb2.GetStatusResponse(
+            generation=active,
+            current=self._current(),
+            started_ms=self._started_ms,
+            now_ms=_now_ms(),
+            pid=os.getpid(),
+            version=_version(),
+            ready=bool(active) and not self.stopping,
+            served=sum(self._telemetry.counts("served").values()),
+            failed=self._telemetry.counts("failed"),
+            degraded=self._telemetry.counts("degraded"),
+            in_flight=self._in_flight(),
+            stages=[
+                admin_pb2.StageLatency(
+                    stage=each.stage,
+                    count=each.count,
+                    p50_ms=each.p50_ms,
+                    p90_ms=each.p90_ms,
+                    p99_ms=each.p99_ms,
+                    max_ms=each.max_ms,
+                )
+                for each in self._telemetry.latencies()
+            ],
+            follow_error=self.follow_error,
+            calls=self._telemetry.counts("calls"),
+            logged=logged.get("stored", 0),
+            log_failures=logged.get("failed", 0),
+        ).SerializeToString()
+
+    def _active_id(self) -> str:
+        active = self._generations.active
+        return active.id if active is not None else ""
+
+    def _current(self) -> str:
+        try:
+            return self._generations.store.current() or ""
+        except CorruptGeneration:
+            return ""  # `follow_error` tells why
+
+    def _info(self, manifest: Manifest) -> admin_pb2.GenerationInfo:
+        return admin_pb2.GenerationInfo(
+            id=manifest.id,
+            active=manifest.id == self._active_id(),
+            created_ms=manifest.created_ms,
+            data_from_ms=manifest.data_window[0],
+            data_to_ms=manifest.data_window[1],
+            fingerprints=manifest.fingerprints,
+            parent=manifest.parent or "",
+            metrics=dict(_numbers(manifest.metrics)),
+        )
+
+
+def _numbers(metrics: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Nested metrics by dotted names; what is no number is left out."""
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}", float(value)
+
+
+def _check_id(field: str, value: str) -> None:
+    if not 1 <= len(value) <= codec.MAX_ID_CHARS or "/" in value or value.startswith("."):
+        raise codec.InvalidRequest(field, value, "the id of a generation, as ListGenerations shows it")
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _version() -> str:
+    try:
+        return version("cascade-ranking")
+    except PackageNotFoundError:
+        return "source"

@@ -1,0 +1,260 @@
+"""From the core to the wire: an answer becomes the answering half of an `Impression`, and that a response.
+
+A response is only ever made from an impression, so an answer found in the log is told like one just made.
+
+Shape letters: K slots, N candidates, A actions, S sources, L recent items.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from candidate_gen.types import Query
+from index.strings import keys64
+from policy.selector import SlatePolicy
+from policy.types import SlotFlag
+from protos import impression_pb2, recommender_pb2
+from protos.impression_pb2 import Impression
+from protos.recommender_pb2 import Item, Reason, ReasonKind
+from serving.codec import Request, attribution_token, missing_ids
+from serving.generation import Generation
+from serving.pipeline import Answer, Trace
+
+Response = recommender_pb2.RecommendResponse | recommender_pb2.SearchResponse | recommender_pb2.RankResponse
+
+_SHOWN_BY_DEFAULT = ("title", "category")
+_REASON_OF_SOURCE: Mapping[str, int] = {
+    "similar": ReasonKind.REASON_SIMILAR_TO,
+    "lexical": ReasonKind.REASON_SEARCH_MATCH,
+    "popular": ReasonKind.REASON_POPULAR,
+    "trending": ReasonKind.REASON_POPULAR,
+    "fresh": ReasonKind.REASON_FRESH,
+}
+_REASON_OF_FLAG: Mapping[SlotFlag, int] = {
+    SlotFlag.EXPLORED: ReasonKind.REASON_EXPLORED,
+    SlotFlag.FRESH_QUOTA: ReasonKind.REASON_FRESH,
+    SlotFlag.PINNED: ReasonKind.REASON_PINNED,
+}
+_SIMILAR_TO = int(ReasonKind.REASON_SIMILAR_TO)
+_REASONS = tuple((int(kind), Reason(kind=name)) for name, kind in ReasonKind.items())
+_ANCHORS = 10
+"""How many of the latest items of a history a SIMILAR_TO reason may name."""
+
+
+def stage_times(trace: Trace) -> list[impression_pb2.StageTime]:
+    """Every stage with its milliseconds, and `retrieve.<source>` for each source left out."""
+    late = [
+        impression_pb2.StageTime(stage=f"retrieve.{source}", status=why)
+        for source, why in trace.skipped_sources.items()
+    ]
+    return [impression_pb2.StageTime(stage=name, milliseconds=ms) for name, ms in trace.stage_ms.items()] + late
+
+
+def record(asked: Impression, *, query: Query, answer: Answer, generation: Generation, eligible: bool) -> Impression:
+    """Fill in who answered and what was shown; returns `asked`, now whole.
+
+    Args:
+        eligible: also log every candidate that the slate was drawn from.
+    """
+    slate, scored = answer.slate, answer.scored
+    candidates = scored.candidates
+    row_K = candidates.row_N[slate.index_K]
+    settings = generation.settings
+    asked.generation = generation.id
+    asked.schema = generation.table.fingerprint
+    asked.policy.temperature = settings.temperature
+    asked.policy.epsilon = settings.epsilon
+    asked.policy.diversity = settings.diversity
+    asked.policy.seed = SlatePolicy(settings, generation.items, generation.id).seed(query)
+    asked.policy.log_propensity = slate.log_propensity
+    asked.policy.relaxed.extend(slate.relaxed)
+    asked.policy.fingerprint = settings.fingerprint
+    asked.degraded = answer.trace.degraded
+    asked.stages.extend(stage_times(answer.trace))
+    asked.skipped_sources.extend(answer.trace.skipped_sources)
+
+    ids = generation.items.ids.ids
+    asked.item_id.extend(ids[int(row)] for row in row_K)
+    asked.propensity.extend(slate.propensity_K.tolist())
+    asked.utility.extend(slate.utility_N[slate.index_K].tolist())
+    asked.slot_flags.extend(slate.flag_K.tolist())
+    asked.action_names.extend(scored.action_names)
+    asked.probability.extend(scored.probability_NA[slate.index_K].ravel().tolist())
+    asked.source_names.extend(candidates.source_names)
+    asked.source_bits.extend(_source_bits(candidates.rank_NS[slate.index_K]).tolist())
+    asked.query_row = scored.query_row.tobytes()
+    asked.item_rows = scored.item_row_N[slate.index_K].tobytes()
+    asked.pair_rows = scored.pair_row_N[slate.index_K].tobytes()
+    if eligible:
+        asked.eligible_item_key.extend(keys64(ids[int(row)] for row in candidates.row_N).tolist())
+        asked.eligible_utility.extend(slate.utility_N.tolist())
+    return asked
+
+
+def respond(response: Response, request: Request, *, logged: Impression, query: Query, generation: Generation) -> None:
+    """Fill a response with the slate of an impression, just made or found in the log.
+
+    Args:
+        generation: the one that made it; or, for a retry after a swap, the one that is active: titles and categories
+            come from there, and are empty for items that it does not hold.
+    """
+    response.request_id = logged.request_id
+    response.attribution_token = attribution_token(logged.request_id)
+    response.generation = logged.generation
+    response.experiment_arms.update(logged.experiment_arms)
+    response.degradation.bits = logged.degraded
+    response.degradation.stages.extend(logged.stages)
+    response.policy.CopyFrom(logged.policy)
+    response.missing_ids.extend(missing_ids(logged, query, generation))
+    slots = _Slots(logged, query, generation)
+    if request.columns:
+        _fill_columns(response.columns, request, slots)
+    else:
+        _fill_items(response, request, slots)
+
+
+def trace_of(answer: Answer, query: Query) -> recommender_pb2.Trace:
+    """Counts on the way from sources to slate."""
+    candidates = answer.scored.candidates
+    named_S = (candidates.rank_NS >= 0).sum(axis=0)
+    return recommender_pb2.Trace(
+        retrieved=dict(zip(candidates.source_names, named_S.tolist(), strict=True)),
+        removed=answer.trace.removed,
+        eligible=len(candidates),
+        history=len(query.history),
+    )
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """What a response tells of each slot beyond the impression."""
+
+    logged: Impression
+    query: Query
+    generation: Generation
+
+    @cached_property
+    def row_K(self) -> NDArray[np.int64]:
+        """-1 for an item that the generation does not hold."""
+        return self.generation.items.ids.rows_of(self.logged.item_id)
+
+    @cached_property
+    def reason_bits_K(self) -> NDArray[np.uint32]:
+        """Bit r: reason r holds."""
+        query, generation = self.query, self.generation
+        source_bits_K = np.array(self.logged.source_bits, np.uint32)
+        flag_K = np.array(self.logged.slot_flags, np.uint32)
+        bits_K = np.zeros(len(source_bits_K), np.uint32)
+        stored = bool(query.user_id) and generation.users.rows_of([query.user_id])[0] >= 0
+        known = stored or len(query.history) > 0
+        for s, name in enumerate(self.logged.source_names):
+            named_K = source_bits_K >> np.uint32(s) & np.uint32(1)
+            if name in _REASON_OF_SOURCE:
+                bits_K |= named_K << np.uint32(_REASON_OF_SOURCE[name])
+            elif name == "ann":
+                if query.text:
+                    bits_K |= named_K << np.uint32(ReasonKind.REASON_SEARCH_MATCH)
+                if known:
+                    bits_K |= named_K << np.uint32(ReasonKind.REASON_PERSONALISED)
+        for flag, reason in _REASON_OF_FLAG.items():
+            bits_K |= ((flag_K & np.uint32(flag)) > 0).astype(np.uint32) << np.uint32(reason)
+        if not known and not len(query.seed_row_S):
+            bits_K |= np.uint32(1 << ReasonKind.REASON_COLD_START)
+        return bits_K
+
+    def titles(self) -> list[str]:
+        titles = self.generation.items.titles
+        return [titles[row] if row >= 0 else "" for row in self.row_K.tolist()]
+
+    def categories(self) -> list[str]:
+        names = ("", *self.generation.table["category"].vocabulary)
+        code_K = self.generation.items.row_I["category"][self.row_K]
+        return [names[code] for code in np.where(self.row_K >= 0, code_K, 0).tolist()]
+
+    def published_ms(self) -> list[int]:
+        published_ms_K: list[int] = np.where(
+            self.row_K >= 0, self.generation.items.published_ms_I[self.row_K], 0
+        ).tolist()
+        return published_ms_K
+
+    def similar_to(self) -> list[str]:
+        """Id of the seed, or else of the recent item, that a slot with the reason SIMILAR_TO is nearest to."""
+        seeds, recent = self.query.seed_row_S, self.query.history.row_L[:_ANCHORS]
+        anchor_row_L = seeds if len(seeds) else recent
+        similar_K = (self.reason_bits_K >> np.uint32(_SIMILAR_TO) & np.uint32(1)) > 0
+        id_K = [""] * len(self.row_K)
+        at_K = np.flatnonzero(similar_K & (self.row_K >= 0))
+        if len(anchor_row_L) and len(at_K):
+            items = self.generation.items
+            similarity_KL = items.embedding_ID[self.row_K[at_K]] @ items.embedding_ID[anchor_row_L].T
+            id_L = [items.ids.ids[row] for row in anchor_row_L.tolist()]
+            for k, nearest in zip(at_K.tolist(), similarity_KL.argmax(axis=1).tolist(), strict=True):
+                id_K[k] = id_L[nearest]
+        return id_K
+
+
+def _fill_items(response: Response, request: Request, slots: _Slots) -> None:
+    logged = slots.logged
+    shown = tuple(request.return_fields) or _SHOWN_BY_DEFAULT
+    nothing = [""] * len(logged.item_id)
+    title_K = slots.titles() if "title" in shown else nothing
+    category_K = slots.categories() if "category" in shown else nothing
+    published_ms_K = slots.published_ms() if "published_ms" in shown else [0] * len(nothing)
+    like: dict[tuple[int, int, str], Item] = {}  # few combinations occur, and copying is cheaper than building
+    prefix = 1.0
+    actions = len(logged.action_names)
+    causes = zip(logged.source_bits, slots.reason_bits_K.tolist(), slots.similar_to(), strict=True)
+    for k, (item_id, propensity, cause) in enumerate(zip(logged.item_id, logged.propensity, causes, strict=True)):
+        if cause not in like:
+            source_bits, reason_bits, similar_to = cause
+            names = [name for s, name in enumerate(logged.source_names) if source_bits >> s & 1]
+            like[cause] = Item(sources=names, reasons=_reasons(reason_bits, similar_to))
+        prefix *= propensity
+        item = response.items.add()
+        item.CopyFrom(like[cause])
+        item.item_id = item_id
+        item.position = k
+        item.propensity = propensity
+        item.prefix_propensity = prefix
+        item.title = title_K[k]
+        item.category = category_K[k]
+        item.published_ms = published_ms_K[k]
+        if request.include_scores:
+            item.score = logged.utility[k]
+            probability_A = logged.probability[k * actions : (k + 1) * actions]
+            item.actions.update(zip(logged.action_names, probability_A, strict=True))
+
+
+def _reasons(bits: int, similar_to: str) -> list[Reason]:
+    return [
+        Reason(kind="REASON_SIMILAR_TO", item_id=similar_to) if kind == _SIMILAR_TO else reason
+        for kind, reason in _REASONS
+        if bits >> kind & 1
+    ]
+
+
+def _fill_columns(columns: recommender_pb2.Columns, request: Request, slots: _Slots) -> None:
+    logged = slots.logged
+    columns.item_id.extend(logged.item_id)
+    columns.propensity.extend(logged.propensity)
+    columns.source_names.extend(logged.source_names)
+    columns.source_bits.extend(logged.source_bits)
+    columns.reason_bits.extend(slots.reason_bits_K.tolist())
+    if request.include_scores:
+        columns.score.extend(logged.utility)
+        columns.action_names.extend(logged.action_names)
+        columns.probability.extend(logged.probability)
+    if "title" in request.return_fields:
+        columns.title.extend(slots.titles())
+    if "category" in request.return_fields:
+        columns.category.extend(slots.categories())
+    if "published_ms" in request.return_fields:
+        columns.published_ms.extend(slots.published_ms())
+
+
+def _source_bits(rank_KS: NDArray[np.int16]) -> NDArray[np.uint32]:
+    weight_S = np.uint32(1) << np.arange(rank_KS.shape[1], dtype=np.uint32)
+    return np.asarray(((rank_KS >= 0) * weight_S).sum(axis=1), np.uint32)

@@ -1,0 +1,361 @@
+"""From the wire to the core: requests and events are checked; `serving.answers` goes the other way.
+
+A request becomes the asking half of an `Impression`, and a `Query` is only ever made from that. What serving runs is
+therefore what replay runs: `query_of` on the logged impression gives the logged query.
+
+Shape letters: N candidates, S seeds, X excluded items, L history.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+from google.protobuf.message import Message
+from numpy.typing import NDArray
+
+from candidate_gen.features import FeatureTable
+from candidate_gen.types import NO_ROWS, Query
+from index.strings import IdMap, keys64
+from protos import events_pb2, recommender_pb2
+from protos.impression_pb2 import FeatureValue, Impression, Kind, Outcome
+from protos.recommender_pb2 import DebugLevel
+from serving.generation import Generation
+
+Request = recommender_pb2.RecommendRequest | recommender_pb2.SearchRequest | recommender_pb2.RankRequest
+
+MAX_ID_CHARS = 256
+MAX_NAME_CHARS = 64
+MAX_TEXT_CHARS = 512
+MAX_PAGE = 500
+MAX_ITEM_IDS = 1000
+MAX_RECENT = 100
+MAX_FEATURES = 100
+MAX_LABELS = 32
+MAX_EVENTS = 1000
+MAX_VALUE = 1e12
+MAX_TIME_MS = 4_102_444_800_000
+"""The year 2100: later times are seconds or microseconds by mistake."""
+FUTURE_MS = 300_000
+"""How far a caller's clock may run ahead of the server's."""
+
+_MAX_FEATURE = float(np.finfo(np.float32).max)
+_DEFAULT_PAGE = 20
+_RETURN_FIELDS = ("title", "category", "published_ms")
+_UNSIGNED = "u1."
+
+_UNSUPPORTED: Mapping[str, str] = {
+    "page_token": "ask for a larger page_size, or exclude what was shown with exclude_item_ids",
+    "filter": "leave it empty and drop items from a larger page",
+    "filter_mode": "leave it unset",
+    "policy": "the generation's own policy applies",
+    "boosts": "the generation's own policy applies",
+    "facets": "leave it empty",
+    "query_options": "the query is searched for as typed",
+    "hybrid": "both word and vector matches are retrieved",
+    "order_by": "the order is the policy's",
+}
+_QUESTION = (
+    "kind",
+    "tenant",
+    "surface",
+    "user_id",
+    "text",
+    "size",
+    "seed_item_ids",
+    "exclude_item_ids",
+    "rank_item_ids",
+)
+"""What two impressions of one request id must agree on."""
+
+
+class InvalidRequest(ValueError):
+    """A field that is out of bounds; the message names it, its value and what is allowed."""
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        shown = repr(value)
+        super().__init__(f"{field}: {shown if len(shown) <= 80 else shown[:77] + '...'} given, allowed: {allowed}")
+
+
+class Unsupported(ValueError):
+    """A field or method that this server does not support yet; the message says what to use meanwhile."""
+
+
+def asked(request: Request, *, server_time_ms: int | None, new_request_id: Callable[[int], str]) -> Impression:
+    """The asking half of an impression; its history holds what the caller knew, the stored one goes in later.
+
+    Args:
+        server_time_ms: None trusts the caller's clock.
+        new_request_id: makes one from the time, for a request without.
+
+    Raises:
+        InvalidRequest, Unsupported: naming the field.
+    """
+    for field, _ in request.ListFields():
+        if field.name in _UNSUPPORTED:
+            raise Unsupported(f"{field.name} is not supported yet; {_UNSUPPORTED[field.name]}")
+    context = request.context
+    _check_context(context, trusted=server_time_ms is None)
+    _check_options(request)
+    time_ms = context.client_time_ms if server_time_ms is None else server_time_ms
+    made = Impression(
+        request_id=request.request_id or new_request_id(time_ms),
+        time_ms=time_ms,
+        tenant=context.tenant,
+        surface=context.surface or "home",
+        user_id=context.user_id,
+        visitor_id=context.visitor_id,
+        session_id=context.session_id,
+        exclude_item_ids=dict.fromkeys(request.exclude_item_ids),
+        features=context.features,
+        labels=request.labels,
+    )
+    if isinstance(request, recommender_pb2.RecommendRequest):
+        made.kind = Kind.KIND_RECOMMEND
+        _ids("seed_item_ids", request.seed_item_ids, MAX_RECENT)
+        made.seed_item_ids.extend(dict.fromkeys(request.seed_item_ids))
+        made.size = _page(request, default=_DEFAULT_PAGE, most=MAX_PAGE)
+    elif isinstance(request, recommender_pb2.SearchRequest):
+        made.kind = Kind.KIND_SEARCH
+        made.surface = context.surface or "search"
+        if not request.query.strip():
+            raise InvalidRequest("query", request.query, f"1 to {MAX_TEXT_CHARS} characters, not only blanks")
+        _string("query", request.query, MAX_TEXT_CHARS)
+        made.text = request.query
+        made.size = _page(request, default=_DEFAULT_PAGE, most=MAX_PAGE)
+    else:
+        made.kind = Kind.KIND_RANK
+        _string("query", request.query, MAX_TEXT_CHARS)
+        made.text = request.query
+        if not request.item_ids:
+            raise InvalidRequest("item_ids", [], f"1 to {MAX_ITEM_IDS} item ids")
+        _ids("item_ids", request.item_ids, MAX_ITEM_IDS)
+        made.rank_item_ids.extend(dict.fromkeys(request.item_ids))
+        repeated = len(request.item_ids) - len(made.rank_item_ids)
+        if repeated:
+            raise InvalidRequest("item_ids", f"{repeated} repeated ids", "each id once")
+        made.size = _page(request, default=len(request.item_ids), most=MAX_ITEM_IDS)
+
+    recent = keys64(dict.fromkeys(context.recent_item_ids))
+    made.history_item_key.extend(recent.tolist())
+    made.history_action_key.extend([0] * len(recent))
+    made.history_time_ms.extend([time_ms] * len(recent))
+    return made
+
+
+def remember(
+    asked: Impression,
+    key_L: NDArray[np.uint64],
+    action_key_L: NDArray[np.uint32],
+    time_ms_L: NDArray[np.int64],
+) -> None:
+    """Put the stored history, newest first, behind what the caller sent; items that the caller sent stay there."""
+    if asked.history_item_key:
+        new_L = ~np.isin(key_L, np.array(asked.history_item_key, np.uint64))
+        key_L, action_key_L, time_ms_L = key_L[new_L], action_key_L[new_L], time_ms_L[new_L]
+    asked.history_item_key.extend(key_L.tolist())
+    asked.history_action_key.extend(action_key_L.tolist())
+    asked.history_time_ms.extend(time_ms_L.tolist())
+
+
+def check_features(asked: Impression, table: FeatureTable) -> None:
+    """
+    Raises:
+        InvalidRequest: for a feature that is no stored user column, or whose value has the wrong type.
+    """
+    kinds = {feature.name: feature.kind for feature in table.profile}
+    for name, value in asked.features.items():
+        if name not in kinds:
+            raise InvalidRequest("context.features", name, ", ".join(sorted(kinds)) or "none in this generation")
+        wanted = "number" if kinds[name] == "number" else "text"
+        if value.WhichOneof("kind") != wanted:
+            raise InvalidRequest(f"context.features[{name!r}]", _plain(value), f"a {wanted}")
+
+
+def query_of(asked: Impression, generation: Generation) -> Query:
+    """The query of an impression, in a generation's rows. Serving and replay both make it here.
+
+    Items that the generation does not hold are left out.
+    """
+    ids = generation.items.ids
+    return Query(
+        request_id=asked.request_id,
+        time_ms=asked.time_ms,
+        surface=asked.surface,
+        size=asked.size,
+        user_id=asked.user_id,
+        text=asked.text,
+        history=generation.history(
+            np.fromiter(asked.history_item_key, np.uint64),
+            np.fromiter(asked.history_action_key, np.uint32),
+            np.fromiter(asked.history_time_ms, np.int64),
+        ),
+        features={name: _plain(value) for name, value in asked.features.items()},
+        seed_row_S=_known_rows(ids, asked.seed_item_ids),
+        exclude_row_X=_known_rows(ids, asked.exclude_item_ids),
+        only_row_N=_known_rows(ids, asked.rank_item_ids) if asked.kind == Kind.KIND_RANK else None,
+    )
+
+
+def missing_ids(asked: Impression, query: Query, generation: Generation) -> list[str]:
+    """Seed items and items to rank that the generation does not hold, in the order of the request."""
+    named = [*asked.seed_item_ids, *asked.rank_item_ids]
+    found = len(query.seed_row_S) + (0 if query.only_row_N is None else len(query.only_row_N))
+    if found == len(named):
+        return []
+    return [each for each, row in zip(named, generation.items.ids.rows_of(named), strict=True) if row < 0]
+
+
+def same_question(asked: Impression, logged: Impression) -> bool:
+    """Whether an impression in the log answers what is asked: then it is the answer, else the id was used twice."""
+    return all(getattr(asked, name) == getattr(logged, name) for name in _QUESTION)
+
+
+def outcome(event: Outcome, *, server_time_ms: int | None) -> Outcome:
+    """An event as the log keeps it: attributed, and stamped with when the server took it.
+
+    Args:
+        server_time_ms: None trusts the event's own `visible_ms`, which is `time_ms` where it is unset.
+
+    Raises:
+        InvalidRequest: naming the field.
+    """
+    for name in ("event_id", "item_id", "action"):
+        most = MAX_NAME_CHARS if name == "action" else MAX_ID_CHARS
+        value = getattr(event, name)
+        if not value:
+            raise InvalidRequest(name, value, f"1 to {most} characters")
+        _string(name, value, most)
+    for name in ("request_id", "user_id", "session_id", "visitor_id"):
+        _string(name, getattr(event, name), MAX_ID_CHARS)
+    _string("tenant", event.tenant, MAX_NAME_CHARS)
+    _string("attribution_token", event.attribution_token, MAX_ID_CHARS + len(_UNSIGNED))
+    if not abs(event.value) <= MAX_VALUE:
+        raise InvalidRequest("value", event.value, f"-{MAX_VALUE:g} to {MAX_VALUE:g}")
+    visible_ms = (event.visible_ms or event.time_ms) if server_time_ms is None else server_time_ms
+    _whole("visible_ms", visible_ms, 1, MAX_TIME_MS)
+    _whole("time_ms", event.time_ms, 1, visible_ms + FUTURE_MS)
+    position = event.position if event.HasField("position") else -1
+    _whole("position", position, -1, MAX_ITEM_IDS - 1)
+    kept = Outcome()
+    kept.CopyFrom(event)
+    kept.visible_ms = max(visible_ms, event.time_ms)
+    kept.position = position
+    if event.attribution_token:
+        kept.request_id = request_id_of(event.attribution_token)
+        if event.request_id not in ("", kept.request_id):
+            raise InvalidRequest("request_id", event.request_id, f"{kept.request_id!r}, which the token stands for")
+    return kept
+
+
+def check_events(request: events_pb2.WriteEventsRequest) -> None:
+    """
+    Raises:
+        InvalidRequest: for an empty or an oversized batch.
+    """
+    _whole("the number of events", len(request.events), 1, MAX_EVENTS)
+
+
+def attribution_token(request_id: str) -> str:
+    """What a response gives and an outcome brings back. Opaque to callers, so that it can be signed one day."""
+    return _UNSIGNED + request_id
+
+
+def request_id_of(token: str) -> str:
+    """
+    Raises:
+        InvalidRequest: for anything that `attribution_token` did not make.
+    """
+    if not token.startswith(_UNSIGNED) or len(token) == len(_UNSIGNED):
+        raise InvalidRequest("attribution_token", token, "the token of a response, unchanged")
+    return token.removeprefix(_UNSIGNED)
+
+
+def parse(message: Message, wire: bytes) -> None:
+    """
+    Raises:
+        InvalidRequest: where the bytes are no such message.
+    """
+    try:
+        message.ParseFromString(wire)
+    except Exception as error:  # protobuf raises DecodeError, and RuntimeError or ValueError from its C part
+        raise InvalidRequest("the request", f"{len(wire)} bytes", f"a {message.DESCRIPTOR.full_name}") from error
+
+
+def _check_context(context: recommender_pb2.Context, *, trusted: bool) -> None:
+    for name in ("tenant", "surface"):
+        _string(f"context.{name}", getattr(context, name), MAX_NAME_CHARS)
+    for name in ("user_id", "visitor_id", "session_id"):
+        _string(f"context.{name}", getattr(context, name), MAX_ID_CHARS)
+    _ids("context.recent_item_ids", context.recent_item_ids, MAX_RECENT)
+    _features(context.features)
+    _whole("context.client_time_ms", context.client_time_ms, 1 if trusted else 0, MAX_TIME_MS)
+
+
+def _check_options(request: Request) -> None:
+    _string("request_id", request.request_id, MAX_ID_CHARS)
+    _ids("exclude_item_ids", request.exclude_item_ids, MAX_ITEM_IDS)
+    _labels(request.labels)
+    for name in request.return_fields:
+        if name not in _RETURN_FIELDS:
+            raise InvalidRequest("return_fields", name, ", ".join(_RETURN_FIELDS))
+    if request.debug == DebugLevel.DEBUG_LEVEL_FULL:
+        raise Unsupported("debug FULL is not supported yet; SUMMARY fills the trace")
+    if request.debug not in DebugLevel.values():
+        raise InvalidRequest("debug", request.debug, "NONE, SUMMARY")
+
+
+def _page(request: Request, *, default: int, most: int) -> int:
+    size = request.page_size if request.HasField("page_size") else default
+    _whole("page_size", size, 1, most)
+    return size
+
+
+def _known_rows(ids: IdMap, item_ids: Sequence[str]) -> NDArray[np.int64]:
+    if not item_ids:
+        return NO_ROWS
+    row_N = ids.rows_of(item_ids)
+    return row_N[row_N >= 0]
+
+
+def _plain(value: FeatureValue) -> str | float:
+    return value.text if value.WhichOneof("kind") == "text" else value.number
+
+
+def _whole(field: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise InvalidRequest(field, value, f"{low} to {high}")
+
+
+def _string(field: str, value: str, most: int) -> None:
+    if len(value) > most:
+        raise InvalidRequest(field, f"{len(value)} characters", f"at most {most}")
+
+
+def _ids(field: str, ids: Iterable[str], most: int) -> None:
+    listed = list(ids)
+    if len(listed) > most:
+        raise InvalidRequest(field, f"{len(listed)} ids", f"at most {most}")
+    for each in listed:
+        if not 1 <= len(each) <= MAX_ID_CHARS:
+            raise InvalidRequest(field, f"an id of {len(each)} characters", f"1 to {MAX_ID_CHARS}")
+
+
+def _features(features: Mapping[str, FeatureValue]) -> None:
+    if len(features) > MAX_FEATURES:
+        raise InvalidRequest("context.features", f"{len(features)} features", f"at most {MAX_FEATURES}")
+    for name, value in features.items():
+        _string("context.features", name, MAX_NAME_CHARS)
+        field = f"context.features[{name!r}]"
+        kind = value.WhichOneof("kind")
+        if kind is None:
+            raise InvalidRequest(field, None, "a text or a number")
+        if kind == "number" and not abs(value.number) <= _MAX_FEATURE:
+            raise InvalidRequest(field, value.number, f"-{_MAX_FEATURE:g} to {_MAX_FEATURE:g}")
+        _string(field, value.text, MAX_TEXT_CHARS)
+
+
+def _labels(labels: Mapping[str, str]) -> None:
+    if len(labels) > MAX_LABELS:
+        raise InvalidRequest("labels", f"{len(labels)} labels", f"at most {MAX_LABELS}")
+    for name, value in labels.items():
+        _string("labels", name, MAX_NAME_CHARS)
+        _string(f"labels[{name!r}]", value, MAX_ID_CHARS)

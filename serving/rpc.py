@@ -1,0 +1,222 @@
+"""One call: bytes in, bytes out, exceptions to status codes, and how many may be inside at once.
+
+Handlers take raw bytes and parse them themselves, because a deserialiser that fails inside gRPC tells the caller
+UNKNOWN or INTERNAL where INVALID_ARGUMENT is meant.
+"""
+
+import logging
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from hashlib import blake2b
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+
+from index.generations import CorruptGeneration, StaleExpected, UnknownGeneration
+from serving.codec import InvalidRequest, Unsupported
+from serving.generation import GenerationMismatch
+from serving.telemetry import Telemetry
+
+Method = Callable[[bytes, grpc.ServicerContext], bytes]
+StreamMethod = Callable[[Iterator[bytes], grpc.ServicerContext], bytes]
+
+_Wire = TypeVar("_Wire", bytes, Iterator[bytes])
+
+_LOGGER = logging.getLogger("cascade.serving")
+
+
+class Overloaded(RuntimeError):
+    """Too many calls wait already."""
+
+    def __init__(self, inside: int, *, retry_after_ms: int) -> None:
+        super().__init__(f"{inside} calls are running or waiting; come back in {retry_after_ms} ms")
+        self.retry_after_ms = retry_after_ms
+
+
+class DeadlinePassed(RuntimeError):
+    """The caller has stopped waiting."""
+
+
+class Unavailable(RuntimeError):
+    """Nothing can answer now; trying again later, or elsewhere, may help."""
+
+
+_STATUS_OF: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
+    (InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
+    (Unsupported, grpc.StatusCode.UNIMPLEMENTED),
+    (DeadlinePassed, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (Unavailable, grpc.StatusCode.UNAVAILABLE),
+    (grpc.RpcError, grpc.StatusCode.CANCELLED),  # the caller of a stream is gone
+    (UnknownGeneration, grpc.StatusCode.NOT_FOUND),
+    (StaleExpected, grpc.StatusCode.FAILED_PRECONDITION),
+    (CorruptGeneration, grpc.StatusCode.FAILED_PRECONDITION),
+    (GenerationMismatch, grpc.StatusCode.FAILED_PRECONDITION),
+)
+
+
+def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """What the caller learns of an exception; of a defect only an opaque id, under which the log has the rest."""
+    for kind, code in _STATUS_OF:
+        if isinstance(error, kind):
+            return code, str(error)
+    defect = uuid.uuid4().hex[:12]
+    _LOGGER.error("defect %s", defect, exc_info=error)
+    return grpc.StatusCode.INTERNAL, f"internal error {defect}"
+
+
+def handlers(
+    service: ServiceDescriptor,
+    telemetry: Telemetry,
+    *,
+    methods: Mapping[str, Method],
+    streams: Mapping[str, StreamMethod] | None = None,
+    later: Mapping[str, str] | None = None,
+) -> grpc.GenericRpcHandler:
+    """Every method of a service as a handler of raw bytes.
+
+    Args:
+        streams: methods that take a stream.
+        later: methods that are not there yet, with what to say.
+
+    Raises:
+        ValueError: where a method of the service is in none of them, or in two.
+    """
+    taken = [*methods, *(streams or {}), *(later or {})]
+    if sorted(taken) != sorted(method.name for method in service.methods):
+        raise ValueError(f"{service.full_name} has {[m.name for m in service.methods]}, handlers are for {taken}")
+
+    def refuse(sentence: str) -> Method:
+        def method(_wire: bytes, _context: grpc.ServicerContext) -> NoReturn:
+            raise Unsupported(sentence)
+
+        return method
+
+    made: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        name: grpc.unary_unary_rpc_method_handler(_guarded(name, method, telemetry))
+        for name, method in {**methods, **{name: refuse(sentence) for name, sentence in (later or {}).items()}}.items()
+    }
+    for name, stream in (streams or {}).items():
+        made[name] = grpc.stream_unary_rpc_method_handler(_guarded(name, stream, telemetry))
+    return grpc.method_handlers_generic_handler(service.full_name, made)
+
+
+def _guarded(
+    name: str, method: Callable[[_Wire, grpc.ServicerContext], bytes], telemetry: Telemetry
+) -> Callable[[_Wire, grpc.ServicerContext], bytes]:
+    def handle(wire: _Wire, context: grpc.ServicerContext) -> bytes:
+        started = time.perf_counter()
+        telemetry.add("calls", name)
+        try:
+            reply = method(wire, context)
+        except Exception as error:
+            code, message = status_of(error)
+            telemetry.add("failed", code.name)
+            if isinstance(error, Overloaded):
+                context.set_trailing_metadata((("grpc-retry-pushback-ms", str(error.retry_after_ms)),))
+            context.abort(code, message)
+        telemetry.add("served", name)
+        telemetry.observe({name.lower(): 1000 * (time.perf_counter() - started)})
+        return reply
+
+    return handle
+
+
+class Admission:
+    """A bounded room: so many calls run, so many wait, the next is turned away at once.
+
+    Without a bound, twice the load that a server can carry leaves it answering nothing in time.
+    """
+
+    def __init__(self, *, running: int, waiting: int) -> None:
+        if running < 1 or waiting < 0:
+            raise ValueError(f"running must be at least 1 and waiting at least 0, got {running} and {waiting}")
+        self._running = running
+        self.places = running + waiting
+        self._slots = threading.Semaphore(running)
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._held_s = 0.01
+
+    @property
+    def inside(self) -> int:
+        """Calls running or waiting now."""
+        return self._inside
+
+    @contextmanager
+    def enter(self, until: float) -> Iterator[None]:
+        """
+        Args:
+            until: `time.monotonic` of the caller's deadline.
+
+        Raises:
+            Overloaded: at once, where no place is left.
+            DeadlinePassed: where the deadline passed before the turn came.
+        """
+        with self._lock:
+            if self._inside >= self.places:
+                after_s = self._held_s * self.places / self._running
+                raise Overloaded(self._inside, retry_after_ms=max(10, int(1000 * after_s)))
+            self._inside += 1
+        try:
+            if not self._slots.acquire(timeout=max(until - time.monotonic(), 0)):
+                raise DeadlinePassed("the deadline passed while the call waited for its turn")
+            entered = time.monotonic()
+            try:
+                yield
+            finally:
+                self._slots.release()
+                self._held_s += 0.05 * (time.monotonic() - entered - self._held_s)
+        finally:
+            with self._lock:
+                self._inside -= 1
+
+
+class Replies:
+    """The last answers by request id, so that a retry gets the same answer and is computed and logged once."""
+
+    def __init__(self, *, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._replies: OrderedDict[str, tuple[bytes, Future[bytes]]] = OrderedDict()
+
+    def answer(self, request_id: str, wire: bytes, until: float, make: Callable[[], bytes]) -> bytes:
+        """What `make` returns, or what it returned for this id before.
+
+        A call that finds another of the same id at work waits for it. An answer that failed is not kept.
+
+        Raises:
+            InvalidRequest: where the id was used by a request of other bytes.
+            DeadlinePassed: where the other is not done in time.
+        """
+        digest = blake2b(wire, digest_size=16).digest()
+        with self._lock:
+            known = self._replies.get(request_id)
+            if known is None:
+                future: Future[bytes] = Future()
+                self._replies[request_id] = (digest, future)
+                if len(self._replies) > self._most:
+                    self._replies.popitem(last=False)
+        if known is not None:
+            if known[0] != digest:
+                raise InvalidRequest("request_id", request_id, "an id that no other request has used")
+            try:
+                return known[1].result(timeout=max(until - time.monotonic(), 0))
+            except TimeoutError:
+                raise DeadlinePassed("the deadline passed while another call of this request id was at work") from None
+        try:
+            reply = make()
+        except BaseException as error:
+            with self._lock:
+                if self._replies.get(request_id) == (digest, future):
+                    del self._replies[request_id]
+            future.set_exception(error)
+            raise
+        future.set_result(reply)
+        return reply

@@ -1,0 +1,285 @@
+"""The composition root: settings in, a server that listens out."""
+
+import ipaddress
+import json
+import logging
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import grpc
+import torch
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from index.generations import GenerationStore
+from protos import admin_pb2, catalog_pb2, events_pb2, recommender_pb2
+from serving.admin import AdminService
+from serving.generation import Generations
+from serving.log import Durability, ImpressionLog
+from serving.service import EventsService, Log, RecommenderService, ServiceSettings, State, catalog_handler
+from serving.state import UserState
+from serving.telemetry import Telemetry
+
+LIVE = "live"
+"""Health name of liveness: SERVING until the server is told to stop. All others tell whether a slate can be had."""
+_SERVICES = tuple(
+    service.full_name
+    for file in (recommender_pb2, events_pb2, catalog_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+)
+_ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
+_SPARE_THREADS = 16
+"""For health, reflection and refusals, which must not wait behind slates."""
+_MAX_BACKOFF_S = 60.0
+_LOGGER = logging.getLogger("cascade.serving")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """Everything a server process is told.
+
+    Raises:
+        ValueError: naming the setting, its value and what is allowed.
+    """
+
+    generations: Path
+    """Folder of the generation store."""
+    log: Path
+    """File of the impression log."""
+    redis: str = ""
+    """User state: `redis://host:port/db`, `unix:///path`; empty for none."""
+    host: str = "127.0.0.1"
+    port: int = 50051
+    """0 chooses a free one."""
+    admin_port: int = 50052
+    """0 chooses a free one."""
+    ready_file: Path | None = None
+    """Holds the `Address` as JSON from when the server listens until it stops."""
+    durability: Durability = "group"
+    watch_s: float = 1.0
+    """How often the store is asked which generation is current."""
+    lame_duck_s: float = 0.5
+    """How long a stopping server still answers, so that callers learn of it first."""
+    grace_s: float = 10.0
+    """How long calls at work may take after that."""
+    max_request_bytes: int = 1 << 20
+    service: ServiceSettings = field(default_factory=ServiceSettings)
+
+    def __post_init__(self) -> None:
+        if not _is_loopback(self.host):
+            raise ValueError(
+                f"host: {self.host!r} given, allowed: a loopback address (127.0.0.1, ::1, localhost), "
+                "because without TLS and authentication the server must not be reached from elsewhere"
+            )
+        for name, port in (("port", self.port), ("admin_port", self.admin_port)):
+            if not 0 <= port <= 65_535:
+                raise ValueError(f"{name}: {port} given, allowed: 0 to 65535")
+        for name, seconds in (("lame_duck_s", self.lame_duck_s), ("grace_s", self.grace_s)):
+            if not 0 <= seconds <= 3600:
+                raise ValueError(f"{name}: {seconds} given, allowed: 0 to 3600")
+        if not 0.01 <= self.watch_s <= 3600:
+            raise ValueError(f"watch_s: {self.watch_s} given, allowed: 0.01 to 3600")
+        if not 1024 <= self.max_request_bytes <= 64 << 20:
+            raise ValueError(f"max_request_bytes: {self.max_request_bytes} given, allowed: 1024 to {64 << 20}")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server listens."""
+
+    target: str
+    admin_target: str
+    pid: int
+
+
+class Server:
+    """A server of parts made elsewhere; `serve` makes the real ones.
+
+    Calls of `start` and `stop` come from one thread, each once.
+    """
+
+    def __init__(
+        self, generations: Generations, *, state: State | None, log: Log | None, settings: ServerSettings
+    ) -> None:
+        self._generations = generations
+        self._settings = settings
+        self._stopping = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="generation-watch", daemon=True)
+        self._health = health.HealthServicer(
+            experimental_non_blocking=True, experimental_thread_pool=ThreadPoolExecutor(2, "health")
+        )
+        self._announced: bool | None = None
+        telemetry = Telemetry()
+        recommender = RecommenderService(
+            generations, state=state, log=log, telemetry=telemetry, settings=settings.service
+        )
+        events = EventsService(state=state, log=log, telemetry=telemetry, settings=settings.service)
+        self.admin = AdminService(
+            generations,
+            telemetry=telemetry,
+            in_flight=lambda: recommender.admission.inside + events.admission.inside,
+            changed=self._announce,
+        )
+        self._server = self._listener(recommender.admission.places + events.admission.places, _SERVICES)
+        self._server.add_generic_rpc_handlers((recommender.handler(), events.handler(), catalog_handler(telemetry)))
+        self._admin_server = self._listener(1, (_ADMIN,))
+        self._admin_server.add_generic_rpc_handlers((self.admin.handler(),))
+
+    def start(self) -> Address:
+        """Listen, take up the current generation, then follow the store.
+
+        Raises:
+            ValueError: where a port cannot be had.
+        """
+        settings = self._settings
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        port = _bind(self._server, host, settings.port, "port")
+        admin_port = _bind(self._admin_server, host, settings.admin_port, "admin_port")
+        self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
+        self._announce()
+        self._server.start()
+        self._admin_server.start()
+        self._follow()
+        self._watcher.start()
+        return Address(f"{host}:{port}", f"{host}:{admin_port}", os.getpid())
+
+    def stop(self) -> None:
+        """Say that the end is near, answer for a while, finish what is at work.
+
+        Health becomes NOT_SERVING first, and only after the lame-duck time are new calls refused: a caller that is
+        cut off in between would lose calls.
+        """
+        self._stopping.set()
+        self.admin.stopping = True
+        self._health.enter_graceful_shutdown()
+        if self._watcher.is_alive():
+            self._watcher.join()
+        time.sleep(self._settings.lame_duck_s)
+        ended = [each.stop(self._settings.grace_s) for each in (self._server, self._admin_server)]
+        for each in ended:
+            each.wait()
+
+    def _listener(self, places: int, services: tuple[str, ...]) -> grpc.Server:
+        threads = places + _SPARE_THREADS
+        server = grpc.server(
+            ThreadPoolExecutor(threads, "rpc"),
+            maximum_concurrent_rpcs=4 * threads,
+            options=(
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", self._settings.max_request_bytes),
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ),
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        return server
+
+    def _watch(self) -> None:
+        """Follow the store until the server stops; what fails is tried again, ever more seldom."""
+        failures = 0
+        failed_id: str | None = None
+        again_at = 0.0
+        while not self._stopping.wait(self._settings.watch_s):
+            current = self._pointer()
+            if current == failed_id and time.monotonic() < again_at:
+                continue
+            if self._follow():
+                failures, failed_id = 0, None
+            else:
+                failures = failures + 1 if current == failed_id else 1
+                failed_id = current
+                again_at = time.monotonic() + min(self._settings.watch_s * 2.0**failures, _MAX_BACKOFF_S)
+
+    def _pointer(self) -> str | None:
+        try:
+            return self._generations.store.current()
+        except Exception:
+            return None  # `_follow` meets the same and reports it
+
+    def _follow(self) -> bool:
+        """Take up the store's current generation; whether that did not fail."""
+        try:
+            before = self._generations.active
+            active = self._generations.follow()
+            if active is not before and active is not None:
+                _LOGGER.info("generation %s is active", active.id)
+            self.admin.follow_error = ""
+        except Exception as error:
+            message = str(error) or type(error).__name__
+            if message != self.admin.follow_error:
+                unexpected = not isinstance(error, ValueError | OSError)
+                _LOGGER.error("the current generation cannot be taken up: %s", message, exc_info=unexpected)
+            self.admin.follow_error = message
+        self._announce()
+        return not self.admin.follow_error
+
+    def _announce(self) -> None:
+        """Tell health whether a slate can be had."""
+        ready = self._generations.active is not None
+        if ready != self._announced:
+            self._announced = ready
+            status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+            for name in ("", *_SERVICES):
+                self._health.set(name, status)
+
+
+def serve(settings: ServerSettings, *, on_ready: Callable[[Address], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. Must be called from the main thread.
+
+    Args:
+        on_ready: told where the server listens, after the first generation was taken up or found missing.
+
+    Raises:
+        ValueError: for a port that cannot be had, a store that cannot be read, a log that is none.
+    """
+    torch.set_num_threads(1)
+    asked_to_stop = threading.Event()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, lambda *_: asked_to_stop.set())
+    with ExitStack() as stack:
+        settings.log.parent.mkdir(parents=True, exist_ok=True)
+        log = stack.enter_context(ImpressionLog(settings.log, durability=settings.durability))
+        state = UserState(settings.redis) if settings.redis else None
+        if state is not None:
+            stack.callback(state.close)
+        server = Server(Generations(GenerationStore(settings.generations)), state=state, log=log, settings=settings)
+        address = server.start()
+        stack.callback(server.stop)
+        if settings.ready_file is not None:
+            _write_whole(settings.ready_file, json.dumps(asdict(address)))
+            stack.callback(settings.ready_file.unlink, missing_ok=True)
+        on_ready(address)
+        asked_to_stop.wait()
+
+
+def _bind(server: grpc.Server, host: str, port: int, name: str) -> int:
+    try:
+        bound = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise ValueError(f"{name}: {port} given, which is taken on {host}; allowed: a free port, or 0 to choose one")
+    return bound
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Readers see nothing or all of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(text)
+    Path(file.name).replace(path)

@@ -1,0 +1,391 @@
+"""The data plane: Recommender, Events, Catalog. Each call is one straight line from bytes to bytes."""
+
+import logging
+import math
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Literal, Protocol
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from index.strings import key64
+from policy.selector import SlatePolicy
+from protos import catalog_pb2, events_pb2, recommender_pb2
+from protos.events_pb2 import EventResult, EventStatus
+from protos.impression_pb2 import Degraded, Impression, Outcome
+from serving import answers, codec
+from serving.generation import Generation, action_key
+from serving.log import LogUnavailable, Status
+from serving.pipeline import Trace
+from serving.rpc import Admission, DeadlinePassed, Replies, Unavailable, handlers
+from serving.state import StateUnavailable
+from serving.telemetry import Telemetry
+
+Clock = Literal["system", "request"]
+"""Whose time a request is answered as of: the server's, or the caller's own (simulations, tests)."""
+
+LATE_MS = 86_400_000
+"""An outcome older than a day is logged but changes nobody's state."""
+_STREAM_BATCH = 256
+_MAX_REJECTIONS = 1000
+_LOGGER = logging.getLogger("cascade.serving")
+
+_RECOMMENDER_LATER = {
+    "Suggest": "Suggest is not built yet; it will complete and correct queries. Meanwhile Search as the user types",
+    "Explain": "Explain is not built yet; it will rebuild an answer from the impression log. Meanwhile ask with "
+    "debug = SUMMARY and include_scores, or run `cascade replay`",
+}
+_CATALOG_LATER = {
+    name: f"{name} is not built yet; it will {does} between two generations. Meanwhile {meanwhile}"
+    for name, does, meanwhile in (
+        ("UpsertItems", "add items to a delta index", "publish a new generation with `cascade nightly`"),
+        ("DeleteItems", "take items out at once", "send exclude_item_ids and publish a new generation"),
+        ("PatchItems", "change attributes such as availability at once", "publish a new generation"),
+        ("UpsertUsers", "store user columns", "send them in context.features"),
+        ("ForgetUser", "remove a person everywhere", "delete the user's rows from the log and the user state by hand"),
+    )
+}
+
+
+class ActiveGeneration(Protocol):
+    """Who knows which generation serves; None before there is one."""
+
+    @property
+    def active(self) -> Generation | None: ...
+
+
+class Log(Protocol):
+    """Where impressions and outcomes go; `ImpressionLog` is one."""
+
+    @property
+    def available(self) -> bool: ...
+    def append(self, impression: Impression) -> None: ...
+    def write_outcomes(self, outcomes: Sequence[Outcome]) -> list[Status]: ...
+    def find(self, request_id: str) -> Impression | None: ...
+
+
+class State(Protocol):
+    """What users did lately; `UserState` is one."""
+
+    def read(self, user_id: str) -> tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.int64]]: ...
+    def push(self, user_id: str, events: Sequence[tuple[int, int, int]]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings:
+    """How requests are answered."""
+
+    clock: Clock = "system"
+    deadline_s: float = 1.0
+    """For callers that set none."""
+    running: int = 2
+    """Slates made at once; about the number of cores."""
+    waiting: int = 64
+    """Calls that may wait for their turn; the next is refused."""
+    event_calls: int = 16
+    """Writes of outcomes at once: they wait for the disk, and one commit serves many."""
+    eligible_share: float = 0.01
+    """Share of requests whose every eligible candidate is logged."""
+    replies: int = 1024
+    """Answers kept for retries of the same request id."""
+
+    def __post_init__(self) -> None:
+        if self.clock not in ("system", "request"):
+            raise ValueError(f"clock must be system or request, got {self.clock!r}")
+        if not 0 < self.deadline_s < math.inf:
+            raise ValueError(f"deadline_s must be positive, got {self.deadline_s}")
+        if not 0 <= self.eligible_share <= 1:
+            raise ValueError(f"eligible_share must be between 0 and 1, got {self.eligible_share}")
+        if self.replies < 1:
+            raise ValueError(f"replies must be at least 1, got {self.replies}")
+
+
+class RecommenderService:
+    """Recommend, Search and Rank.
+
+    Args:
+        state: None serves everybody without history.
+        log: None logs nothing: for tests and previews.
+    """
+
+    def __init__(
+        self,
+        generations: ActiveGeneration,
+        *,
+        state: State | None,
+        log: Log | None,
+        telemetry: Telemetry,
+        settings: ServiceSettings,
+    ) -> None:
+        self._generations = generations
+        self._state = state
+        self._log = log
+        self._telemetry = telemetry
+        self._settings = settings
+        self.admission = Admission(running=settings.running, waiting=settings.waiting)
+        self._replies = Replies(most=settings.replies)
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        return handlers(
+            recommender_pb2.DESCRIPTOR.services_by_name["Recommender"],
+            self._telemetry,
+            methods={"Recommend": self.recommend, "Search": self.search, "Rank": self.rank},
+            later=_RECOMMENDER_LATER,
+        )
+
+    def recommend(self, wire: bytes, context: grpc.ServicerContext) -> bytes:
+        return self._call(recommender_pb2.RecommendRequest(), recommender_pb2.RecommendResponse(), wire, context)
+
+    def search(self, wire: bytes, context: grpc.ServicerContext) -> bytes:
+        return self._call(recommender_pb2.SearchRequest(), recommender_pb2.SearchResponse(), wire, context)
+
+    def rank(self, wire: bytes, context: grpc.ServicerContext) -> bytes:
+        return self._call(recommender_pb2.RankRequest(), recommender_pb2.RankResponse(), wire, context)
+
+    def _call(
+        self, request: codec.Request, response: answers.Response, wire: bytes, context: grpc.ServicerContext
+    ) -> bytes:
+        until = _deadline(context, self._settings)
+        codec.parse(request, wire)
+        asked = codec.asked(
+            request,
+            server_time_ms=None if self._settings.clock == "request" else _now_ms(),
+            new_request_id=_new_request_id,
+        )
+        if request.validate_only:
+            generation = self._active()
+            codec.check_features(asked, generation.table)
+            response.request_id = asked.request_id
+            response.generation = generation.id
+            return response.SerializeToString()
+        if request.request_id and not request.no_log:
+            return self._replies.answer(
+                asked.request_id, wire, until, lambda: self._slate(request, response, asked, until)
+            )
+        return self._slate(request, response, asked, until)
+
+    def _slate(self, request: codec.Request, response: answers.Response, asked: Impression, until: float) -> bytes:
+        with self.admission.enter(until):
+            generation = self._active()
+            codec.check_features(asked, generation.table)
+            before = Trace()
+            with before.stage("lookup"):
+                known = self._found(asked) if request.request_id and not request.no_log else None
+            if known is not None:
+                answers.respond(
+                    response, request, logged=known, query=codec.query_of(known, generation), generation=generation
+                )
+                return response.SerializeToString()
+            with before.stage("state"):
+                self._read_state(asked, before)
+            log = None if request.no_log else self._log
+            if log is not None and not log.available:
+                generation = _without_chance(generation)
+                before.degraded |= Degraded.DEGRADED_LOG_UNAVAILABLE
+            query = codec.query_of(asked, generation)
+            budget_s = until - time.monotonic()
+            if budget_s <= 0:
+                raise DeadlinePassed("the deadline passed before the slate was begun")
+            answer = generation.pipeline.run(query, budget_s=budget_s)
+            if time.monotonic() > until:
+                raise DeadlinePassed("the deadline passed while the slate was made")
+            trace = answer.trace
+            trace.degraded |= before.degraded
+            trace.stage_ms = before.stage_ms | trace.stage_ms
+            with trace.stage("record"):
+                eligible = key64(asked.request_id) < self._settings.eligible_share * 2.0**64
+                logged = answers.record(asked, query=query, answer=answer, generation=generation, eligible=eligible)
+            if log is not None:
+                with trace.stage("log"):
+                    self._append(log, logged)
+            with trace.stage("encode"):
+                answers.respond(response, request, logged=logged, query=query, generation=generation)
+                if request.debug == recommender_pb2.DEBUG_LEVEL_SUMMARY:
+                    response.trace.CopyFrom(answers.trace_of(answer, query))
+                reply = response.SerializeToString()
+        self._telemetry.observe(trace.stage_ms)
+        for bit in Degraded.values():
+            if logged.degraded & bit:
+                self._telemetry.add("degraded", Degraded.Name(bit))
+        return reply
+
+    def _active(self) -> Generation:
+        generation = self._generations.active
+        if generation is None:
+            raise Unavailable("no generation is active yet; publish one with `cascade train` and `cascade export`")
+        return generation
+
+    def _found(self, asked: Impression) -> Impression | None:
+        """The impression that this request id has already made, before a restart or long ago."""
+        if self._log is None:
+            return None
+        try:
+            known = self._log.find(asked.request_id)
+        except Exception as error:
+            _warn(error, "the log cannot be searched")
+            return None
+        if known is not None and not codec.same_question(asked, known):
+            raise codec.InvalidRequest("request_id", asked.request_id, "an id that no other request has used")
+        return known
+
+    def _read_state(self, asked: Impression, trace: Trace) -> None:
+        if self._state is None or not asked.user_id:
+            return
+        try:
+            codec.remember(asked, *self._state.read(asked.user_id))
+        except Exception as error:
+            _warn(error, "user state cannot be read")
+            trace.degraded |= Degraded.DEGRADED_DEFAULT_FEATURES
+
+    def _append(self, log: Log, logged: Impression) -> None:
+        try:
+            log.append(logged)
+            self._telemetry.add("log", "stored")
+        except Exception as error:
+            _warn(error, "an impression cannot be logged")
+            self._telemetry.add("log", "failed")
+            logged.degraded |= Degraded.DEGRADED_LOG_UNAVAILABLE
+
+
+class EventsService:
+    """Outcomes: into the log first, then into the user state."""
+
+    def __init__(
+        self, *, state: State | None, log: Log | None, telemetry: Telemetry, settings: ServiceSettings
+    ) -> None:
+        self._state = state
+        self._log = log
+        self._telemetry = telemetry
+        self._settings = settings
+        self.admission = Admission(running=settings.event_calls, waiting=settings.waiting)
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        return handlers(
+            events_pb2.DESCRIPTOR.services_by_name["Events"],
+            self._telemetry,
+            methods={"Write": self.write},
+            streams={"Stream": self.stream},
+        )
+
+    def write(self, wire: bytes, context: grpc.ServicerContext) -> bytes:
+        until = _deadline(context, self._settings)
+        request = events_pb2.WriteEventsRequest()
+        codec.parse(request, wire)
+        codec.check_events(request)
+        with self.admission.enter(until):
+            results, degraded = self._store(request.events)
+        return events_pb2.WriteEventsResponse(results=results, degraded=degraded).SerializeToString()
+
+    def stream(self, wires: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        counts = dict.fromkeys(EventStatus.values(), 0)
+        response = events_pb2.StreamEventsResponse()
+        while batch := list(islice(wires, _STREAM_BATCH)):
+            events = []
+            for wire in batch:
+                events.append(Outcome())
+                codec.parse(events[-1], wire)
+            with self.admission.enter(_deadline(context, self._settings)):
+                results, degraded = self._store(events)
+            response.degraded |= degraded
+            for result in results:
+                counts[result.status] += 1
+                if result.status == EventStatus.EVENT_STATUS_REJECTED and len(response.rejections) < _MAX_REJECTIONS:
+                    response.rejections.append(result)
+        response.stored = counts[EventStatus.EVENT_STATUS_STORED]
+        response.duplicate = counts[EventStatus.EVENT_STATUS_DUPLICATE]
+        response.rejected = counts[EventStatus.EVENT_STATUS_REJECTED]
+        response.late = counts[EventStatus.EVENT_STATUS_LATE]
+        return response.SerializeToString()
+
+    def _store(self, events: Iterable[Outcome]) -> tuple[list[EventResult], int]:
+        """A result for each event, and `Degraded` bits."""
+        now_ms = None if self._settings.clock == "request" else _now_ms()
+        results: list[EventResult] = []
+        accepted: list[tuple[EventResult, Outcome]] = []
+        for event in events:
+            result = EventResult(event_id=event.event_id)
+            try:
+                accepted.append((result, codec.outcome(event, server_time_ms=now_ms)))
+            except codec.InvalidRequest as error:
+                result.status = EventStatus.EVENT_STATUS_REJECTED
+                result.reason = str(error)
+            results.append(result)
+        outcomes = [outcome for _, outcome in accepted]
+        fresh: list[Outcome] = []
+        for (result, outcome), status in zip(accepted, self._write(outcomes), strict=True):
+            if status == "duplicate":
+                result.status = EventStatus.EVENT_STATUS_DUPLICATE
+            elif outcome.time_ms < outcome.visible_ms - LATE_MS:
+                result.status = EventStatus.EVENT_STATUS_LATE
+            else:
+                result.status = EventStatus.EVENT_STATUS_STORED
+                fresh.append(outcome)
+        for result in results:
+            self._telemetry.add("events", EventStatus.Name(result.status))
+        return results, self._apply([outcome for outcome in fresh if outcome.user_id])
+
+    def _write(self, outcomes: Sequence[Outcome]) -> Sequence[Status]:
+        if self._log is None or not outcomes:
+            return ["stored"] * len(outcomes)
+        try:
+            statuses = self._log.write_outcomes(outcomes)
+        except LogUnavailable as error:
+            self._telemetry.add("log", "failed")
+            raise Unavailable(f"the events are not stored, send them again: {error}") from error
+        self._telemetry.add("log", "stored", len(outcomes))
+        return statuses
+
+    def _apply(self, outcomes: Sequence[Outcome]) -> int:
+        """Change the state of every user concerned; returns `Degraded` bits."""
+        if self._state is None:
+            return 0
+        events_of: dict[str, list[tuple[int, int, int]]] = {}
+        for one in sorted(outcomes, key=lambda outcome: outcome.time_ms):
+            event = (key64(one.item_id), action_key(one.action), one.time_ms)
+            events_of.setdefault(one.user_id, []).append(event)
+        degraded = 0
+        for user_id, events in events_of.items():
+            try:
+                self._state.push(user_id, events)
+            except Exception as error:
+                _warn(error, "user state cannot be changed")
+                degraded = Degraded.DEGRADED_DEFAULT_FEATURES
+        return degraded
+
+
+def catalog_handler(telemetry: Telemetry) -> grpc.GenericRpcHandler:
+    """The Catalog service, which refuses every call until it is built."""
+    return handlers(catalog_pb2.DESCRIPTOR.services_by_name["Catalog"], telemetry, methods={}, later=_CATALOG_LATER)
+
+
+def _without_chance(generation: Generation) -> Generation:
+    """The same generation with a policy that takes the best: what cannot be logged must not be explored."""
+    settings = replace(generation.settings, temperature=0.0, epsilon=0.0)
+    policy = SlatePolicy(settings, generation.items, generation.id)
+    return replace(generation, settings=settings, pipeline=replace(generation.pipeline, selector=policy))
+
+
+def _warn(error: Exception, what: str) -> None:
+    """What is expected to happen gets a line, a defect its traceback."""
+    expected = isinstance(error, LogUnavailable | StateUnavailable)
+    _LOGGER.warning("%s: %s", what, error, exc_info=None if expected else error)
+
+
+def _deadline(context: grpc.ServicerContext, settings: ServiceSettings) -> float:
+    """`time.monotonic` at which the caller stops waiting."""
+    remaining_s = context.time_remaining()
+    return time.monotonic() + (settings.deadline_s if remaining_s is None else remaining_s)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _new_request_id(time_ms: int) -> str:
+    """Sorts by time."""
+    return f"{time_ms:012x}{uuid.uuid4().hex[:20]}"

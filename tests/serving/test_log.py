@@ -1,0 +1,295 @@
+"""The log: what is acknowledged is there, once, whatever happens to the writer, the disk or the file."""
+
+import os
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from protos.impression_pb2 import Impression, Outcome
+from serving.log import CorruptLog, Durability, ImpressionLog, LogUnavailable, read_impressions, read_outcomes
+
+
+def impression(number: int, *, size: int = 200) -> Impression:
+    body = np.random.default_rng(number).bytes(size)
+    return Impression(request_id=f"r{number:05d}", time_ms=1_000 + number, user_id="u", item_rows=body)
+
+
+def outcome(number: int) -> Outcome:
+    return Outcome(event_id=f"e{number:05d}", action="click", time_ms=2_000 + number, visible_ms=3_000 + number)
+
+
+def until(holds: Callable[[], bool], *, within_s: float = 10.0) -> bool:
+    end = time.monotonic() + within_s
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+@pytest.mark.parametrize("durability", ["group", "sync", "os"])
+def test_what_was_written_is_read_in_time_order_and_by_window(tmp_path: Path, durability: Durability) -> None:
+    path = tmp_path / "log.db"
+    with ImpressionLog(path, durability=durability) as log:
+        for number in (3, 1, 2, 0):
+            log.append(impression(number))
+        assert log.write_outcomes([outcome(2), outcome(1)]) == ["stored", "stored"]
+    assert list(read_impressions(path)) == [impression(n) for n in range(4)]
+    assert list(read_impressions(path, since_ms=1_001, until_ms=1_003)) == [impression(1), impression(2)]
+    assert list(read_outcomes(path)) == [outcome(1), outcome(2)]
+    assert list(read_outcomes(path, since_ms=3_002)) == [outcome(2)]
+
+
+def test_a_retry_of_a_request_and_of_an_event_is_one_row_also_after_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    for life in range(2):
+        with ImpressionLog(path) as log:
+            for _ in range(3):
+                again = impression(7)
+                again.user_id = f"life {life}"
+                log.append(again)
+            log.flush()
+            statuses = log.write_outcomes([outcome(1), outcome(1), outcome(2 + life)])
+            assert statuses == ["duplicate" if life else "stored", "duplicate", "stored"]
+    assert [one.user_id for one in read_impressions(path)] == ["life 0"]
+    assert [one.event_id for one in read_outcomes(path)] == ["e00001", "e00002", "e00003"]
+
+
+def test_an_impression_is_found_by_its_request_id_before_and_after_its_commit(tmp_path: Path) -> None:
+    with ImpressionLog(tmp_path / "log.db") as log:
+        for number in range(50):
+            log.append(impression(number))
+            assert log.find(f"r{number:05d}") == impression(number)
+        log.flush()
+        assert log.find("r00007") == impression(7)
+        assert log.find("nobody") is None
+
+
+def test_a_reader_sees_a_snapshot_while_the_server_writes(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    with ImpressionLog(path, durability="os") as log:
+        for number in range(10):
+            log.append(impression(number))
+        log.flush()
+        reading = read_impressions(path)
+        first = next(reading)
+        for number in range(10, 20):
+            log.append(impression(number))
+        log.flush()
+        assert [first, *reading] == [impression(n) for n in range(10)]
+        assert len(list(read_impressions(path))) == 20
+
+
+def test_many_threads_lose_nothing_and_share_commits(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+
+    def client(first: int) -> None:
+        for number in range(first, first + 50):
+            log.append(impression(number))
+            assert log.write_outcomes([outcome(number)]) == ["stored"]
+
+    with ImpressionLog(path) as log:
+        threads = [threading.Thread(target=client, args=(100 * each,)) for each in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert log.waiting <= 6
+    wanted = [100 * each + n for each in range(6) for n in range(50)]
+    assert list(read_impressions(path)) == [impression(n) for n in wanted]
+    assert list(read_outcomes(path)) == [outcome(n) for n in wanted]
+
+
+def test_a_full_queue_refuses_and_recovers_when_space_returns(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    with ImpressionLog(path, capacity=5) as log:
+        holder = sqlite3.connect(path, isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")  # nobody else can commit now
+        accepted = 0
+        while log.available:
+            log.append(impression(accepted))
+            accepted += 1
+        with pytest.raises(LogUnavailable, match="the capacity is 5"):
+            log.append(impression(99))
+        assert accepted == 5
+        holder.execute("ROLLBACK")
+        holder.close()
+        assert until(lambda: log.available)
+        log.append(impression(accepted))
+    assert list(read_impressions(path)) == [impression(n) for n in range(6)]
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Callable[[int], None]]:
+    """Sets the largest size a file may have; SIGXFSZ is ignored by Python, so that writes fail with EFBIG."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_refuses_tears_no_row_and_resumes(tmp_path: Path, small_disk: Callable[[int], None]) -> None:
+    path = tmp_path / "log.db"
+    log = ImpressionLog(path)
+    acknowledged = []
+    small_disk(300_000)
+    try:
+        number = 0
+        while log.available:
+            acknowledged.append(number)
+            log.append(impression(number, size=5_000))
+            number += 1
+            assert number < 1_000
+            time.sleep(0.001)
+        with pytest.raises(LogUnavailable):
+            log.write_outcomes([outcome(1)])
+        with pytest.raises(LogUnavailable):
+            log.append(impression(number))
+    finally:
+        small_disk(resource.RLIM_INFINITY)
+    assert until(lambda: log.available, within_s=5)
+    assert log.write_outcomes([outcome(2)]) == ["stored"]
+    log.close()
+    assert list(read_impressions(path)) == [impression(n, size=5_000) for n in acknowledged]
+    assert [one.event_id for one in read_outcomes(path)] == ["e00002"]
+
+
+def test_closing_on_a_full_disk_says_what_is_lost(tmp_path: Path, small_disk: Callable[[int], None]) -> None:
+    log = ImpressionLog(tmp_path / "log.db")
+    small_disk(40_000)
+    for number in range(20):
+        if log.available:
+            log.append(impression(number, size=20_000))
+    with pytest.raises(LogUnavailable, match="accepted rows are lost"):
+        log.close()
+    log.close()
+    with pytest.raises(LogUnavailable, match="closed"):
+        log.append(impression(1))
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from protos.impression_pb2 import Impression, Outcome
+from serving.log import ImpressionLog
+log = ImpressionLog(Path(sys.argv[1]), durability=sys.argv[2])
+first = int(sys.argv[3])
+for number in range(first, first + 100_000):
+    log.append(Impression(request_id=f"r{number}", time_ms=number, item_rows=b"x" * 3000))
+    if sys.argv[2] != "sync":
+        log.write_outcomes([Outcome(event_id=f"e{number}", visible_ms=number)])
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("durability", ["group", "sync"])
+def test_kill_9_loses_nothing_acknowledged_and_doubles_nothing(tmp_path: Path, durability: Durability) -> None:
+    path = tmp_path / "log.db"
+    root = Path(__file__).parents[2]
+    acknowledged: list[int] = []
+    for life in range(4):
+        first = max(acknowledged[-1] - 5, 0) if acknowledged else 0  # the client sends the last few again
+        writer = subprocess.Popen(
+            [sys.executable, "-c", _WRITER, str(path), durability, str(first)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": str(root)},
+        )
+        assert writer.stdout is not None
+        for line in writer.stdout:
+            acknowledged.append(int(line))
+            if len(acknowledged) >= 40 * (life + 1) + 7 * life:
+                writer.send_signal(signal.SIGKILL)
+                break
+        acknowledged += [int(line) for line in writer.stdout if line.endswith("\n")]
+        writer.stdout.close()
+        writer.wait()
+    impressions = [one.time_ms for one in read_impressions(path)]
+    assert impressions == sorted(set(impressions))
+    if durability == "sync":
+        assert set(acknowledged) <= set(impressions)
+    else:
+        outcomes = [one.visible_ms for one in read_outcomes(path)]
+        assert outcomes == sorted(set(outcomes))
+        assert set(acknowledged) <= set(outcomes)
+        assert set(outcomes) <= set(impressions)  # one queue, in order
+    assert len(set(acknowledged)) >= 100
+
+
+def test_no_flipped_byte_of_a_closed_log_passes_unnoticed(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    with ImpressionLog(path) as log:
+        for number in range(60):
+            log.append(impression(number, size=2_000))
+        log.write_outcomes([outcome(number) for number in range(60)])
+    whole = path.read_bytes()
+    right = [list(read_impressions(path)), list(read_outcomes(path))]
+    rng = np.random.default_rng(0)
+    complaints = []
+    for at in [*range(0, 100, 7), *rng.integers(0, len(whole), 250).tolist()]:
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        try:
+            read = [list(read_impressions(path)), list(read_outcomes(path))]
+        except CorruptLog as error:
+            complaints.append(str(error))
+        else:
+            assert read == right, f"byte {at} changed what is read"
+        path.with_name("log.db-wal").unlink(missing_ok=True)
+        path.with_name("log.db-shm").unlink(missing_ok=True)
+    assert len(complaints) > 150
+    assert all(str(path) in each and "\n" not in each for each in complaints)
+
+
+def test_a_row_that_does_not_match_its_checksum_or_parse_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    with ImpressionLog(path) as log:
+        log.append(impression(1))
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE impressions SET time_ms = time_ms + 1")
+    connection.close()
+    with pytest.raises(CorruptLog, match=r"log\.db: impressions row 'r00001' does not match its checksum"):
+        list(read_impressions(path))
+
+
+def test_files_that_are_no_log_are_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no impression log at"):
+        list(read_impressions(tmp_path / "absent.db"))
+    text = tmp_path / "text.db"
+    text.write_text("hello " * 1000)
+    with pytest.raises(CorruptLog, match=r"text\.db"):
+        list(read_impressions(text))
+    with pytest.raises(CorruptLog, match=r"text\.db"):
+        ImpressionLog(text)
+    other = tmp_path / "other.db"
+    with sqlite3.connect(other) as connection:
+        connection.execute("CREATE TABLE mine (x)")
+    connection.close()
+    with pytest.raises(CorruptLog, match="not a log of version 1"):
+        ImpressionLog(other)
+    with pytest.raises(LogUnavailable, match="unable to open"):
+        ImpressionLog(tmp_path / "absent" / "log.db")
+
+
+def test_misuse_names_the_field(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="durability must be group, sync or os"):
+        ImpressionLog(tmp_path / "log.db", durability="never")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="capacity must be at least 1, got 0"):
+        ImpressionLog(tmp_path / "log.db", capacity=0)
+    with ImpressionLog(tmp_path / "log.db") as log:
+        with pytest.raises(ValueError, match="request_id must not be empty"):
+            log.append(Impression())
+        with pytest.raises(ValueError, match="event_id must not be empty"):
+            log.write_outcomes([Outcome()])
+        assert log.write_outcomes([]) == []
