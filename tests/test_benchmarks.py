@@ -1,0 +1,170 @@
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.__main__ import BEGIN, END, NAMES, PAGE, rewritten, tables
+from benchmarks.harness import Bench, Report, Side, finite, main, median_interval, print_report
+
+ROOT = Path(__file__).parents[1]
+
+
+class Clock:
+    """A clock that only work moves, and that drifts: everything takes longer the later it is."""
+
+    def __init__(self, *, drift: float = 0.0, jitter: float = 0.0) -> None:
+        self.now_s = 0.0
+        self._drift = drift
+        self._jitter = jitter
+        self._random = np.random.default_rng(0)
+
+    def __call__(self) -> float:
+        # Looking takes time, if next to none.
+        self.now_s += 1e-9
+        return self.now_s
+
+    def work(self, seconds: float) -> None:
+        noise = 1 + self._jitter * self._random.random()
+        self.now_s += seconds * noise * (1 + self._drift * self.now_s)
+
+
+def bench(clock: Clock, *, blocks: int = 25) -> Bench:
+    return Bench("trivial", quick=True, blocks=blocks, least_s=0.1, clock=clock)
+
+
+def test_a_known_ratio_is_found_within_its_interval() -> None:
+    clock = Clock(jitter=0.5)
+    figure = bench(clock).compare(
+        "twice the work", Side("one", lambda: clock.work(0.01)), Side("two", lambda: clock.work(0.02)), unit="ms"
+    )
+    assert figure.low is not None
+    assert figure.high is not None
+    assert figure.low <= 2.0 <= figure.high
+    assert figure.high - figure.low < 0.2
+    assert figure.blocks == 25
+
+
+def test_a_machine_that_slows_down_does_not_move_the_ratio() -> None:
+    """Side by side in the order AB the second side would seem slower; ABBA cancels what grows evenly."""
+    clock = Clock(drift=0.05)
+    side = Side("same", lambda: clock.work(0.01))
+    figure = bench(clock).compare("the same", side, side, unit="us")
+    assert figure.ratio == pytest.approx(1, abs=1e-3)
+
+
+def test_times_are_of_one_unit_of_work() -> None:
+    clock = Clock()
+    ours, peer = Side("ours", lambda: clock.work(0.5)), Side("peer", lambda: clock.work(2.0))
+    per_second = bench(clock).compare("a rate", ours, peer, unit="/s", per=10)
+    assert (per_second.ours, per_second.peer, per_second.ratio) == pytest.approx((20, 5, 4))
+    in_ms = bench(clock).compare("a time", ours, peer, unit="ms", per=10)
+    assert (in_ms.ours, in_ms.peer, in_ms.ratio) == pytest.approx((50, 200, 4))
+
+
+def test_quick_work_is_repeated_until_it_can_be_timed() -> None:
+    clock = Clock()
+    calls = 0
+
+    def ours() -> None:
+        nonlocal calls
+        calls += 1
+        clock.work(0.001)
+
+    peer = Side("peer", lambda: clock.work(0.001))
+    bench(clock, blocks=2).compare("many", Side("ours", ours), peer, unit="us")
+    # A warm-up, one call to learn how long it takes, then two blocks of two measurements of 0.1 s.
+    assert calls == 1 + 1 + 2 * 2 * 100
+
+
+def test_the_interval_of_equal_values_is_that_value() -> None:
+    assert median_interval(np.full(9, 3.0), random=np.random.default_rng(0)) == (3.0, 3.0, 3.0)
+
+
+def test_the_interval_covers_the_true_median_about_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        _, low, high = median_interval(random.lognormal(size=25), random=random)
+        covered += low <= 1.0 <= high
+    assert 0.90 <= covered / 200 <= 1
+
+
+def test_json_comes_last_and_says_what_the_table_says(capsys: pytest.CaptureFixture[str]) -> None:
+    def measure(bench: Bench) -> None:
+        numbers = np.random.default_rng(0).random(20_000)
+        one, two = Side("once", lambda: np.sort(numbers)), Side("twice", lambda: (np.sort(numbers), np.sort(numbers)))
+        bench.compare("sorting", one, two, unit="us", note="a note")
+        bench.record("alone", np.linspace(0.001, 0.101, 101), unit="ms")
+        assert not bench.installed("surely_not_installed")
+
+    main("trivial", measure, "for this test", ["--quick"])
+    *table, last = capsys.readouterr().out.splitlines()
+    found = json.loads(last)
+    assert found["name"] == "trivial"
+    assert found["quick"]
+    compared, alone = found["figures"]
+    assert (compared["peer_name"], compared["unit"], compared["blocks"]) == ("twice", "us", 5)
+    assert 1 < compared["ratio"] < 4
+    assert compared["low"] <= compared["ratio"] <= compared["high"]
+    assert (alone["ours"], alone["p99"], alone["peer"], alone["ratio"]) == (
+        pytest.approx(51),
+        pytest.approx(100),
+        None,
+        None,
+    )
+    assert found["skipped"] == {"surely_not_installed": "not installed (pip install surely_not_installed)"}
+    assert found["noise"] >= 1
+    assert found["machine"]["processor"]
+    assert found["versions"]["numpy"] == np.__version__
+    text = "\n".join(table)
+    for part in ("sorting", "twice", f"{compared['ratio']:.2f}", "a note", "surely_not_installed", "p99 100 ms"):
+        assert part in text
+
+
+def test_a_busy_machine_is_pointed_out(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(Report("noisy", False, (), noise=1.8))
+    assert "1.80 times the median" in capsys.readouterr().out
+    print_report(Report("quiet", False, (), noise=1.1))
+    assert "busy" not in capsys.readouterr().out
+
+
+def test_undefined_numbers_become_null() -> None:
+    assert finite({"a": [float("nan"), 1.0], "b": (float("inf"), "c")}) == {"a": [None, 1.0], "b": [None, "c"]}
+
+
+def test_the_page_is_rewritten_between_its_markers_only() -> None:
+    page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    once = rewritten(page, "new")
+    assert once == f"before\n{BEGIN}\n\nnew\n{END}\nafter\n"
+    assert rewritten(once, "new") == once
+    assert rewritten(PAGE.read_text(), "x").count(BEGIN) == 1
+    with pytest.raises(ValueError, match="the page needs the line"):
+        rewritten("no markers", "new")
+
+
+def test_tables_hold_every_figure_and_what_was_left_out() -> None:
+    clock = Clock()
+    collected = bench(clock)
+    collected.compare("a", Side("x", lambda: clock.work(1)), Side("y", lambda: clock.work(3)), unit="ms")
+    collected.skip("z", "not installed")
+    markdown = tables([json.loads(json.dumps(finite(asdict(collected.report()))))])
+    assert "| a | 1e+03 ms | 3e+03 ms | y | 3.00 | 3.00-3.00 |  |" in markdown
+    assert "Left out: z, not installed." in markdown
+
+
+def test_every_benchmark_is_run_by_the_command_that_runs_all() -> None:
+    modules = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"__init__", "__main__", "harness"}
+    assert modules == set(NAMES)
+
+
+@pytest.mark.parametrize("name", ["policy", "tower"])
+def test_a_benchmark_ends_with_json_and_its_peers_do_the_same_work(name: str) -> None:
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert found["name"] == name
+    assert found["figures"][0]["note"].endswith(("identical", "equal"))

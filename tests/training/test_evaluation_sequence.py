@@ -1,0 +1,88 @@
+"""Everyone walks a circle of 40 items from a place of their own: the next item follows from the last one."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from training.evaluation import sequence
+from training.evaluation.sequence import _query_rows, _sequences, _table
+
+ITEMS, USERS = 40, 150
+SETTINGS = {"dim": 16, "epochs": 10, "batch": 128, "learning_rate": 0.02, "history_length": 4, "uniform_negatives": 32}
+
+
+def write(folder: Path) -> Path:
+    random = np.random.default_rng(0)
+    rows = []
+    for user in range(USERS):
+        start, length = random.integers(ITEMS), random.integers(5, 12)
+        rows += [(user, f"i{(start + pos) % ITEMS}", pos) for pos in range(length)]
+    shuffled = [rows[n] for n in random.permutation(len(rows))]
+    path = folder / "walks.parquet"
+    pl.DataFrame(shuffled, schema=["user", "item", "pos"], orient="row").write_parquet(path)
+    return path
+
+
+def test_the_next_step_is_found(tmp_path: Path) -> None:
+    found = sequence.evaluate(write(tmp_path), k=2, **SETTINGS)  # type: ignore[arg-type]
+    assert found["recall@2"] > 0.9
+    assert found["ndcg@2"] > 0.8
+    assert found["validation_recall@2"] > 0.9
+    assert found["users"] == USERS
+    assert found["items"] == ITEMS
+
+
+def test_the_same_seed_gives_the_same_figures(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    first, second = (sequence.evaluate(path, **(SETTINGS | {"epochs": 1})) for _ in range(2))  # type: ignore[arg-type]
+    assert {**first, "cpu_seconds": 0} == {**second, "cpu_seconds": 0}
+
+
+def test_items_of_the_test_do_not_touch_the_training(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    once = SETTINGS | {"epochs": 1}
+    before = sequence.evaluate(path, **once)  # type: ignore[arg-type]
+    frame = pl.read_parquet(path)
+    last = pl.col("pos") == pl.col("pos").max().over("user")
+    frame.with_columns(pl.when(last).then(pl.lit("i0")).otherwise("item").alias("item")).write_parquet(path)
+    after = sequence.evaluate(path, **once)  # type: ignore[arg-type]
+    assert after["validation_recall@10"] == before["validation_recall@10"]
+    assert after["validation_ndcg@10"] == before["validation_ndcg@10"]
+    assert after["recall@10"] != before["recall@10"]
+
+
+def test_a_short_sequence_only_trains(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    short = pl.DataFrame({"user": [900, 900, 901], "item": ["i0", "i1", "i2"], "pos": [0, 1, 0]})
+    pl.concat([pl.read_parquet(path), short]).write_parquet(path)
+    assert sequence.evaluate(path, **(SETTINGS | {"epochs": 1}))["users"] == USERS  # type: ignore[arg-type]
+
+
+def test_a_query_holds_the_newest_of_what_came_before_and_nothing_else() -> None:
+    user_T = np.array([0, 0, 0, 0, 1, 1])
+    item_T = np.array([10, 11, 12, 13, 14, 15])
+    start_T, length_T = _sequences(user_T)
+    assert start_T.tolist() == [0, 0, 0, 0, 4, 4]
+    assert length_T.tolist() == [4, 4, 4, 4, 2, 2]
+    rows = _query_rows(_table(tuple(f"i{n}" for n in range(16)), 2), item_T, start_T, np.array([0, 1, 3, 4, 5]))
+    assert rows["history_item"].tolist() == [[0, 0], [11, 0], [13, 12], [0, 0], [15, 0]]
+    assert rows["history_log_length"] == pytest.approx(np.log1p([0, 1, 2, 0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (pl.DataFrame({"user": [1], "item": [1]}), "has no column 'pos' "),
+        (pl.DataFrame({"user": [1, 1], "item": [1, 2], "pos": [1, None]}), ": column 'pos' holds 1 nulls in 2 rows"),
+        (pl.DataFrame({"user": [1, 1], "item": [1, 2], "pos": [0, 1]}), ": column 'user': 1 interactions have a past"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_with_what_is_wrong(
+    frame: pl.DataFrame, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "walks.parquet"
+    frame.write_parquet(path)
+    with pytest.raises(ValueError, match=f"walks.parquet ?{message}"):
+        sequence.evaluate(path)

@@ -1,0 +1,348 @@
+"""Point-in-time joins against loops that follow the definitions, and the log's bytes against themselves."""
+
+from dataclasses import fields
+
+import numpy as np
+import polars as pl
+import pytest
+from example_cases import ACTIONS, START_MS, SimulatedLog, event_frame, simulated_log
+from hypothesis import given
+from hypothesis import strategies as st
+
+from candidate_gen.features import feature_table
+from protos.impression_pb2 import Impression
+from training.counters import item_counters
+from training.events import point_in_time_history
+from training.examples import ATTRIBUTION_MS, Examples, from_impressions, from_log, item_rows, tower_pairs
+
+_DAY_MS = 86_400_000
+_ITEMS = pl.Series(["i0", "i1", "i2", "i3"])
+
+_EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["", "u0", "u1", "u2"]),
+        st.sampled_from([*_ITEMS, "gone"]),
+        st.sampled_from(["click", "like", "stare"]),
+        st.integers(0, 12),
+        st.integers(0, 6),
+    ),
+    max_size=25,
+).map(
+    lambda rows: event_frame(
+        [
+            (f"e{n:02}", "", user, item, action, 1.0, time, time + delay, -1)
+            for n, (user, item, action, time, delay) in enumerate(rows)
+        ]
+    )
+)
+
+
+@given(
+    _EVENTS,
+    st.lists(st.tuples(st.sampled_from(["", "u0", "u1", "nobody"]), st.integers(-1, 20)), max_size=8),
+    st.integers(1, 5),
+    st.booleans(),
+    st.randoms(use_true_random=False),
+)
+def test_a_history_holds_what_was_known_at_the_time_newest_first(
+    events: pl.DataFrame, asked: list[tuple[str, int]], length: int, strictly: bool, random: object
+) -> None:
+    shuffled = events.sample(fraction=1, shuffle=True, seed=random.randint(0, 999))  # type: ignore[attr-defined]
+    row_BL, action_BL, time_ms_BL = point_in_time_history(
+        shuffled,
+        [user for user, _ in asked],
+        np.array([time for _, time in asked], np.int64),
+        length=length,
+        item_ids=_ITEMS,
+        actions=ACTIONS,
+        strictly=strictly,
+    )
+    assert row_BL.shape == action_BL.shape == time_ms_BL.shape == (len(asked), length)
+    for b, (user, at_ms) in enumerate(asked):
+        known = [
+            (each["visible_ms"], each["event_id"], each)
+            for each in events.iter_rows(named=True)
+            if user
+            and each["user_id"] == user
+            and each["item_id"] in _ITEMS
+            and each["time_ms"] <= at_ms
+            and (each["visible_ms"] < at_ms if strictly else each["visible_ms"] <= at_ms)
+        ]
+        newest = [each for _, _, each in sorted(known, key=lambda one: one[:2], reverse=True)][:length]
+        pad = length - len(newest)
+        assert row_BL[b].tolist() == [int(each["item_id"][1:]) for each in newest] + [-1] * pad
+        numbers = {"click": 1, "like": 2, "stare": 0}
+        assert action_BL[b].tolist() == [numbers[each["action"]] for each in newest] + [0] * pad
+        assert time_ms_BL[b].tolist() == [each["time_ms"] for each in newest] + [0] * pad
+
+
+def _small() -> SimulatedLog:
+    return simulated_log(seed=5, users=6, items=12, requests=25, slots=4, days=3)
+
+
+def _examples(log: SimulatedLog, **changes: object) -> Examples:
+    given_ = {
+        "users": log.users,
+        "items": log.items,
+        "impressions": log.impressions,
+        "events": log.events,
+        "watermark_ms": log.end_ms,
+    }
+    return from_impressions(log.table, **{**given_, **changes})  # type: ignore[arg-type]
+
+
+@given(st.data())
+def test_no_feature_postdates_its_impression(data: st.DataObject) -> None:
+    """What becomes known after a request changes no feature of it; what a counter counts, none of its day."""
+    log = _small()
+    before = _examples(log)
+    r = data.draw(st.integers(0, 24))
+    at_ms = int(before.time_ms_R[r])
+    planted = []
+    for n in range(data.draw(st.integers(1, 6))):
+        time_ms = at_ms + data.draw(st.integers(-3 * _DAY_MS, 3 * _DAY_MS))
+        visible_ms = max(time_ms, at_ms + 1 + data.draw(st.integers(0, _DAY_MS)))
+        user = data.draw(st.sampled_from(log.users["user_id"].to_list()))
+        item = data.draw(st.sampled_from(log.items["item_id"].to_list()))
+        request = data.draw(st.sampled_from(log.impressions["request_id"].to_list()))
+        planted.append((f"new{n}", request, user, item, "click", 1.0, time_ms, visible_ms, 0))
+    shown = {
+        "request_id": "new",
+        "user_id": "u0",
+        "time_ms": at_ms + data.draw(st.integers(0, 2 * _DAY_MS)),
+        "surface": "home",
+        "text": "",
+        "item_id": ["i3", "i4"],
+        "propensity": [0.5, 0.5],
+    }
+    impressions = pl.concat([log.impressions, pl.DataFrame([shown], log.impressions.schema)])
+    after = _examples(
+        log,
+        events=pl.concat([log.events, event_frame(planted)]),
+        impressions=impressions,
+        watermark_ms=log.end_ms + 10 * _DAY_MS,
+    )
+    ids, ids_after = (
+        frame.sort("time_ms", "request_id")["request_id"].to_list() for frame in (log.impressions, impressions)
+    )
+    same = ids_after.index(ids[r])
+    assert after.query_row_R[same].tobytes() == before.query_row_R[r].tobytes()
+    one_N, other_N = before.request_N == r, after.request_N == same
+    assert after.item_row_N[other_N].tobytes() == before.item_row_N[one_N].tobytes()
+    assert after.pair_row_N[other_N].tobytes() == before.pair_row_N[one_N].tobytes()
+
+
+def test_a_past_event_does_change_the_features() -> None:
+    """The counterpart of the test above: without it, features that ignore all events would pass."""
+    log = _small()
+    before = _examples(log)
+    r = len(before.time_ms_R) - 1
+    request = log.impressions.sort("time_ms")[r]
+    at_ms, item = int(before.time_ms_R[r]), request["item_id"][0][0]
+    planted = event_frame(
+        [("new", "r0", request["user_id"][0], item, "click", 1.0, at_ms - 2 * _DAY_MS, at_ms - 2 * _DAY_MS + 1, 0)]
+    )
+    after = _examples(log, events=pl.concat([log.events, planted]))
+    row_N = np.flatnonzero(before.request_N == r)
+    assert after.query_row_R[r].tobytes() != before.query_row_R[r].tobytes()
+    assert after.item_row_N[row_N[0]]["click_rate"] > before.item_row_N[row_N[0]]["click_rate"]
+    assert after.pair_row_N[row_N[0]]["log_repeats"] > before.pair_row_N[row_N[0]]["log_repeats"]
+
+
+def test_counters_follow_their_definitions_and_stop_at_the_moment() -> None:
+    log = _small()
+    as_of_ms = START_MS + 2 * _DAY_MS
+    counters = item_counters(log.impressions, log.events, log.items, as_of_ms=as_of_ms, actions=ACTIONS)
+    shown = dict.fromkeys(log.items["item_id"], 0)
+    for each in log.impressions.iter_rows(named=True):
+        for item in each["item_id"]:
+            shown[item] += each["time_ms"] < as_of_ms
+    hits: dict[str, dict[str, int]] = {action: dict.fromkeys(log.items["item_id"], 0) for action in ACTIONS}
+    popularity = dict.fromkeys(log.items["item_id"], 0.0)
+    for each in log.events.iter_rows(named=True):
+        if each["visible_ms"] < as_of_ms:
+            hits[each["action"]][each["item_id"]] += 1
+            if each["action"] == "click":
+                popularity[each["item_id"]] += 0.5 ** ((as_of_ms - each["time_ms"]) / (7 * _DAY_MS))
+    assert 0 < sum(shown.values()) < log.impressions.height * 4
+    np.testing.assert_allclose(counters.log_shown_I, np.log1p(list(shown.values())), rtol=1e-6)
+    np.testing.assert_allclose(counters.popularity_I, list(popularity.values()), rtol=1e-5)
+    for a, action in enumerate(ACTIONS):
+        hit_I, shown_I = np.array(list(hits[action].values())), np.array(list(shown.values()))
+        prior = hit_I.sum() / shown_I.sum()
+        np.testing.assert_allclose(counters.rate_IA[:, a], (hit_I + 20 * prior) / (shown_I + 20), rtol=1e-5)
+
+
+def test_example_items_are_as_of_the_start_of_the_day_and_else_as_the_generation_has_them() -> None:
+    log = _small()
+    examples = _examples(log)
+    slots = log.impressions.sort("time_ms", "request_id").explode("item_id", "propensity")
+    for n in range(0, len(examples), 9):
+        time_ms = int(examples.time_ms_N[n])
+        counters = item_counters(
+            log.impressions, log.events, log.items, as_of_ms=time_ms // _DAY_MS * _DAY_MS, actions=ACTIONS
+        )
+        row_I = item_rows(log.table, log.items, counters)
+        expected = row_I[log.items["item_id"].to_list().index(slots["item_id"][n])]
+        for name in row_I.dtype.names or ():
+            np.testing.assert_allclose(examples.item_row_N[n][name], expected[name], rtol=1e-5, err_msg=name)
+
+
+def test_an_action_counts_once_an_exposure_and_rates_stay_below_1() -> None:
+    log = _small()
+    twice = log.events.with_columns(event_id=pl.col("event_id") + "again")
+    one, two = (
+        item_counters(log.impressions, events, log.items, as_of_ms=log.end_ms, actions=ACTIONS)
+        for events in (log.events, pl.concat([log.events, twice]))
+    )
+    np.testing.assert_array_equal(one.rate_IA, two.rate_IA)
+    empty = item_counters(log.impressions.clear(), log.events, log.items, as_of_ms=log.end_ms, actions=ACTIONS)
+    np.testing.assert_array_equal(empty.rate_IA, 0)
+    assert empty.popularity_I.sum() > 0, "popularity does not need impressions"
+
+
+def test_labels_are_outcomes_in_time_and_immature_exposures_are_withheld() -> None:
+    log = _small()
+    last_ms = int(log.impressions["time_ms"].max())  # type: ignore[arg-type]
+    watermark_ms = last_ms + ATTRIBUTION_MS - 1
+    examples = _examples(log, watermark_ms=watermark_ms)
+    assert len(examples) == 4 * (log.impressions.height - 1), "the last request is one millisecond too young"
+    happened = {(each["request_id"], each["item_id"], each["action"]) for each in log.events.iter_rows(named=True)}
+    slots = log.impressions.sort("time_ms").head(-1).explode("item_id")
+    expected = [
+        [(request, item, action) in happened for action in ACTIONS]
+        for request, item in slots.select("request_id", "item_id").iter_rows()
+    ]
+    np.testing.assert_array_equal(examples.label_NA, expected)
+    assert 0 < examples.label_NA.mean() < 1
+    late = log.events.with_columns(pl.col("time_ms", "visible_ms") + ATTRIBUTION_MS)
+    assert not _examples(log, events=late).label_NA.any(), "after the window"
+    unseen = log.events.with_columns(visible_ms=pl.lit(log.end_ms + 1))
+    assert not _examples(log, events=unseen).label_NA.any(), "not visible at the watermark"
+
+
+def test_items_that_the_catalogue_does_not_hold_leave_no_example() -> None:
+    log = _small()
+    examples = _examples(log, items=log.items.filter(pl.col("item_id") != "i3"))
+    shown = log.impressions.explode("item_id").filter(pl.col("item_id") == "i3").height
+    assert shown > 0
+    assert len(examples) == 4 * log.impressions.height - shown
+
+
+def _logged(log: SimulatedLog, examples: Examples) -> list[Impression]:
+    impressions = []
+    for r, each in enumerate(log.impressions.sort("time_ms").iter_rows(named=True)):
+        of_N = examples.request_N == r
+        impressions.append(
+            Impression(
+                request_id=each["request_id"],
+                time_ms=each["time_ms"],
+                schema=log.table.fingerprint,
+                item_id=each["item_id"],
+                propensity=each["propensity"],
+                query_row=examples.query_row_R[r].tobytes(),
+                item_rows=examples.item_row_N[of_N].tobytes(),
+                pair_rows=examples.pair_row_N[of_N].tobytes(),
+            )
+        )
+    return impressions
+
+
+def test_logged_bytes_are_the_training_bytes() -> None:
+    log = _small()
+    joined = _examples(log)
+    logged = from_log(
+        log.table, [*_logged(log, joined), Impression(schema="no items")], log.events, watermark_ms=log.end_ms
+    )
+    for each in fields(Examples):
+        one, other = getattr(joined, each.name), getattr(logged, each.name)
+        assert one.dtype == other.dtype
+        assert one.tobytes() == other.tobytes(), each.name
+
+
+def test_bytes_of_another_feature_table_or_of_another_length_are_refused() -> None:
+    log = _small()
+    logged = _logged(log, _examples(log))
+    other = feature_table(
+        users=1, items=1, actions=ACTIONS, categories=["a"], sources=["ann"], user_columns={}, item_columns={}
+    )
+    with pytest.raises(ValueError, match=f"{log.table.fingerprint}, not {other.fingerprint}"):
+        from_log(other, logged, log.events, watermark_ms=log.end_ms)
+    logged[3].item_rows = logged[3].item_rows[:-1]
+    size = log.table.dtype("item").itemsize
+    with pytest.raises(ValueError, match=f"holds {4 * size - 1} bytes of item rows; 4 rows take {4 * size}"):
+        from_log(log.table, logged, log.events, watermark_ms=log.end_ms)
+
+
+def test_an_empty_log_makes_no_examples() -> None:
+    log = _small()
+    for empty in (
+        _examples(log, impressions=log.impressions.clear()),
+        from_log(log.table, [], log.events, watermark_ms=log.end_ms),
+    ):
+        assert len(empty) == 0
+        assert empty.label_NA.shape == (0, 2)
+    with pytest.raises(ValueError, match="there are no examples"):
+        Examples.concatenate([])
+
+
+def test_parts_put_together_and_taken_apart_are_what_they_were() -> None:
+    log = _small()
+    examples = _examples(log)
+    whole = Examples.concatenate([examples, examples])
+    assert len(whole.time_ms_R) == 2 * len(examples.time_ms_R)
+    random = np.random.default_rng(0).permutation(len(whole))[:37]
+    taken = whole.take(random)
+    for name in ("item_row_N", "pair_row_N", "label_NA", "position_N", "propensity_N", "query_row_N", "time_ms_N"):
+        np.testing.assert_array_equal(getattr(taken, name), getattr(whole, name)[random], err_msg=name)
+    assert len(taken.query_row_R) == len(np.unique(whole.request_N[random]))
+    narrow = feature_table(
+        users=1, items=1, actions=ACTIONS, categories=["a"], sources=["ann"], user_columns={}, item_columns={}
+    )
+    other = from_log(narrow, [], log.events, watermark_ms=log.end_ms)
+    with pytest.raises(ValueError, match="query_row_R of one part has fields"):
+        Examples.concatenate([examples, other])
+
+
+def test_tower_pairs_are_positives_with_what_was_known_strictly_before() -> None:
+    log = _small()
+    searches = log.impressions.with_columns(
+        text=pl.when(pl.col("request_id") == "r7").then(pl.lit("category 1")).otherwise(pl.col("text")),
+        surface=pl.when(pl.col("request_id") == "r7").then(pl.lit("search")).otherwise(pl.col("surface")),
+    )
+    elsewhere = event_frame([("x", "", "u0", "i1", "click", 1.0, START_MS + _DAY_MS, START_MS + _DAY_MS, -1)])
+    events = pl.concat([log.events, elsewhere])
+    counters = item_counters(searches, events, log.items, as_of_ms=log.end_ms, actions=ACTIONS)
+    row_I = item_rows(log.table, log.items, counters)
+
+    def pairs(most: int) -> tuple[np.ndarray, np.ndarray]:
+        return tower_pairs(
+            log.table,
+            users=log.users,
+            items=log.items,
+            item_row_I=row_I,
+            events=events,
+            impressions=searches,
+            most=most,
+        )
+
+    query_row_N, item_N = pairs(10_000)
+    few_row_N, few_N = pairs(len(item_N) // 2 + 1)
+    np.testing.assert_array_equal(few_N, item_N[::2])
+    assert few_row_N.tobytes() == query_row_N[::2].tobytes()
+    clicks = events.filter(pl.col("action") == "click")
+    assert len(query_row_N) == len(item_N) == clicks.height
+    assert sorted(item_N.tolist()) == sorted(int(item[1:]) for item in clicks["item_id"])
+    asked_ms = searches.select("request_id", asked_ms="time_ms")
+    ordered = (
+        clicks.join(asked_ms, on="request_id", how="left")
+        .with_columns(at_ms=pl.coalesce("asked_ms", "time_ms"))
+        .sort("at_ms", "time_ms", "event_id")
+    )
+    length = log.table["history_item"].shape[0]
+    for n, each in enumerate(ordered.iter_rows(named=True)):
+        assert item_N[n] == int(each["item_id"][1:])
+        before = events.filter((pl.col("user_id") == each["user_id"]) & (pl.col("visible_ms") < each["at_ms"]))
+        held = (query_row_N[n]["history_item"] > 0).any(axis=-1).sum()
+        assert held == min(before.height, length)
+        assert bool(query_row_N[n]["text"].any()) == (each["request_id"] == "r7")

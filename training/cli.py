@@ -1,0 +1,285 @@
+"""The command line `cascade`: its shape, its help, and how it ends.
+
+Options of a job are Hydra overrides (`key=value`) of `conf/<job>.yaml`. What a command does is in `training.commands`,
+imported when it runs, so that help is quick.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+LATEST = Path("outputs/latest")
+MISUSE, REFUSED, DEFECT, INTERRUPTED = 2, 3, 1, 130
+_OURS = ("index", "candidate_gen", "ranking", "policy", "serving", "training")
+
+_JOBS = {
+    "demo": (
+        "the whole loop on one machine: train, serve, log, train again, replay, estimate, report",
+        "Makes a simulated world or reads a data set, trains and publishes a generation, starts a server, sends it "
+        "users, trains the next generation on what was logged, swaps it in, replays the log, estimates the new policy "
+        "from the old one's log, and writes outputs/<run>/report.html.",
+        "cascade demo\n"
+        "cascade demo seed=7 policy.epsilon=0.1\n"
+        "cascade demo data=ml-1m data.root=path/to/ml-1m",
+    ),
+    "data": (
+        "read a data set, check it, show what it holds",
+        "Reads a data set in its own form and checks what training relies on: columns, ids, times. "
+        "With output=<folder> it also writes the canonical tables as Parquet.",
+        "cascade data data=ml-1m data.root=path/to/ml-1m\n"
+        "cascade data data=world output=outputs/world",
+    ),
+    "train": (
+        "train the towers or the ranker",
+        "Trains one stage on a data set, and on the impression log where one is given, into `output`. "
+        "With -m, a comma-separated list of values is swept over.",
+        "cascade train tower data=world towers.epochs=3\n"
+        "cascade train ranker data=ml-1m data.root=path/to/ml-1m\n"
+        "cascade train tower -m towers.shape.width=32,64 towers.temperature=0.05,0.1",
+    ),
+    "export": (
+        "embed, index, pass the gates, publish: towers and ranker become a generation",
+        "Takes what `cascade train` left in `output`, embeds all items, builds the index, checks every gate and "
+        "publishes a generation. A red gate publishes nothing and says which figure missed which limit.",
+        "cascade export data=world output=outputs/train generations=outputs/generations",
+    ),
+    "rebuild": (
+        "build the index of a generation again; all else stays",
+        "Builds the vector index from the item embeddings of a generation and publishes the result as a new one. "
+        "A running server takes it up by itself.",
+        "cascade rebuild generations=outputs/latest/generations index.recall_target=0.99",
+    ),
+    "replay": (
+        "run the logged requests again",
+        "`verify` asks the generation that answered and demands the same slate and the same propensities, bit by bit. "
+        "`counterfactual` asks another generation what it would have shown, and how likely it was to show what was "
+        "shown; `cascade ope` makes estimates of that.",
+        "cascade replay verify log=outputs/latest/log.db\n"
+        "cascade replay counterfactual generation=<id>",
+    ),
+    "ope": (
+        "estimate from the log what another generation would have earned",
+        "Runs the logged requests through the other generation, weighs what was seen by the ratio of the exact "
+        "propensities and prints every estimator with its interval. Ends with code 3 where the two policies overlap "
+        "too little for an honest number.",
+        "cascade ope log=outputs/latest/log.db generation=<id>",
+    ),
+    "nightly": (
+        "one cycle from the log: examples, train, embed, index, gates, publish",
+        "Trains on everything logged so far and publishes the next generation. A red gate stops it, and the current "
+        "generation stays.",
+        "cascade nightly data=world log=outputs/latest/log.db generations=outputs/latest/generations",
+    ),
+    "serve": (
+        "answer requests over gRPC",
+        "Serves the store's current generation until it is told to stop, and takes up every later one by itself. "
+        "redis=local runs the bundled redis-server for what users did lately; redis=none serves without; otherwise "
+        "an address such as redis://host:6379/0 or unix:///path.",
+        "cascade serve\n"
+        "cascade serve generations=outputs/latest/generations port=50051 redis=none",
+    ),
+}  # fmt: skip
+_MODES = {"train": ("tower", "ranker"), "replay": ("verify", "counterfactual")}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        The exit code: 0; 2 for misuse; 3 for an estimate that is refused; 1 for a defect; 130 for Ctrl-C.
+    """
+    given = _parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        getattr(import_module("training.commands"), given.run)(given)
+    except KeyboardInterrupt:
+        print("cascade: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if given.traceback:
+            traceback.print_exc()
+        return _explain(error)
+    return 0
+
+
+def _explain(error: Exception) -> int:
+    text = " ".join(str(error).split())
+    ours = type(error).__module__.partition(".")[0] in _OURS
+    if not (ours or isinstance(error, ValueError | OSError)):
+        print(f"cascade: defect: {type(error).__name__}: {text} (--traceback shows where)", file=sys.stderr)
+        return DEFECT
+    print(f"cascade: error: {text or type(error).__name__}", file=sys.stderr)
+    return REFUSED if type(error).__name__ == "InsufficientOverlap" else MISUSE
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    given, rest = parser.parse_known_args(arguments)
+    unknown = [each for each in rest if each.startswith("-") or not hasattr(given, "options")]
+    if unknown:
+        parser.error(f"{unknown[0]!r} is not known here; see `cascade {given.command} --help`")
+    if rest:
+        given.options += rest  # words after a flag, as in `train tower a=1 -m b=2,3`
+    return given
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "cascade",
+        description="Recommendation and search: retrieve, filter, score, select; log what was shown with its exact "
+        "probability; learn from the log.",
+        epilog="`cascade COMMAND --help` shows options and examples. Start with: cascade demo",
+    )
+    parser.add_argument("--version", action="version", version=f"cascade {_version()}")
+    parser.add_argument(
+        "--traceback",
+        action="store_true",
+        default=os.environ.get("CASCADE_TRACEBACK", "") not in ("", "0"),
+        help="show where an error came from (also: CASCADE_TRACEBACK=1)",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in ("demo", "data", "train", "export", "rebuild", "serve"):
+        _add_job(commands, name)
+    _add_call(commands)
+    for name in ("replay", "ope", "nightly"):
+        _add_job(commands, name)
+    _add_generations(commands)
+    _add_evaluate(commands)
+    _add_report(commands)
+    return parser
+
+
+def _version() -> str:
+    try:
+        return metadata.version("cascade-ranking")
+    except metadata.PackageNotFoundError:
+        return "of this folder, not installed"
+
+
+def _add(commands: Any, name: str, *, run: str, summary: str, text: str, examples: str) -> argparse.ArgumentParser:
+    indented = "\n".join(f"  {line}" for line in examples.splitlines())
+    added: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=text,
+        epilog=f"examples:\n{indented}",
+        formatter_class=_Paragraphs,
+    )
+    added.set_defaults(run=run)
+    return added
+
+
+class _Paragraphs(argparse.RawDescriptionHelpFormatter):
+    """Examples as they are written, descriptions wrapped."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith("examples:"):
+            return super()._fill_text(text, width, indent)
+        return argparse.HelpFormatter._fill_text(self, text, width, indent)
+
+
+def _add_job(commands: Any, name: str) -> None:
+    summary, text, examples = _JOBS[name]
+    job = _add(commands, name, run="serve" if name == "serve" else "job", summary=summary, text=text, examples=examples)
+    if name in _MODES:
+        job.add_argument("mode", choices=_MODES[name])
+    job.add_argument("options", nargs="*", metavar="key=value", help=f"overrides of conf/{name}.yaml and its groups")
+    if name == "train":
+        job.add_argument("-m", "--multirun", action="store_true", help="sweep over lists of values")
+    job.add_argument("--show", action="store_true", help="print the resulting configuration, do nothing")
+
+
+def _add_call(commands: Any) -> None:
+    call = _add(
+        commands,
+        "call",
+        run="call",
+        summary="ask a running server",
+        text="Sends one request and prints the answer: position, title, score, propensity, sources, reasons. Finds the "
+        "server of the last run by itself.",
+        examples='cascade call recommend --user 1\ncascade call search "space adventure" --user 1\n'
+        "cascade call rank 12 7 99 --user 1\ncascade call event 12 --action click --user 1\ncascade call status",
+    )
+    methods = call.add_subparsers(dest="method", required=True, metavar="METHOD")
+    recommend = methods.add_parser("recommend", help="a slate for a user, or near items, or both")
+    recommend.add_argument("--near", action="append", default=[], metavar="ITEM", help="an item to be similar to")
+    search = methods.add_parser("search", help="a slate for a typed query")
+    search.add_argument("query")
+    rank = methods.add_parser("rank", help="your own items, put in order")
+    rank.add_argument("items", nargs="+", metavar="ITEM")
+    rank.add_argument("--query", default="", help="what was typed, where the list came from a search")
+    for method in (recommend, search, rank):
+        method.add_argument("--user", default="", help="default: anonymous")
+        method.add_argument("--size", type=int, default=10, help="items to show; default: 10")
+    event = methods.add_parser("event", help="tell what a user did")
+    event.add_argument("item")
+    event.add_argument("--action", default="click")
+    event.add_argument("--user", default="")
+    event.add_argument("--request", default="", help="id of the slate it happened in")
+    methods.add_parser("status", help="what the server is doing")
+    for method in methods.choices.values():
+        method.add_argument("--target", metavar="HOST:PORT", help=f"the server; default: as {LATEST}/server.json says")
+        method.add_argument("--admin", metavar="HOST:PORT", default="", help="its admin port, for status")
+        method.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_generations(commands: Any) -> None:
+    generations = _add(
+        commands,
+        "generations",
+        run="generations",
+        summary="list, show, compare, activate, roll back, prune",
+        text="Looks after a store of generations. A running server takes up what is made current here.",
+        examples="cascade generations list\ncascade generations diff OLD NEW\ncascade generations activate NEW\n"
+        "cascade generations rollback\ncascade generations prune --keep 3",
+    )
+    actions = generations.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="all of them, newest first")
+    actions.add_parser("show", help="one manifest").add_argument("id", nargs="?", help="default: the current one")
+    diff = actions.add_parser("diff", help="what differs between two")
+    diff.add_argument("old")
+    diff.add_argument("new")
+    actions.add_parser("activate", help="make one current").add_argument("id")
+    actions.add_parser("rollback", help="back to the one before")
+    prune = actions.add_parser("prune", help="delete old ones, never the current or the one before")
+    prune.add_argument("--keep", type=int, default=3, help="how many to keep; default: %(default)s")
+    for action in actions.choices.values():
+        action.add_argument("--store", type=Path, default=LATEST / "generations", help="default: %(default)s")
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = _add(
+        commands,
+        "evaluate",
+        run="evaluate",
+        summary="measure a stage on a public task",
+        text="Prints a table and, as the last line, one JSON object: task, metrics, seconds, seed, config. Tasks: "
+        "retrieval train=F test=F; sequence data=F; search judgments=F query=COL title=COL relevance=COL "
+        "[description=COL] [id=COL].",
+        examples="cascade evaluate retrieval train=train.parquet test=test.parquet\n"
+        "cascade evaluate sequence data=sequences.parquet seed=2",
+    )
+    evaluate.add_argument("task")
+    evaluate.add_argument("options", nargs="*", metavar="key=value")
+
+
+def _add_report(commands: Any) -> None:
+    report = _add(
+        commands,
+        "report",
+        run="report",
+        summary="print a run's numbers and draw its page again",
+        text="Reads summary.json and figures.json of a run, prints the table, writes report.html.",
+        examples="cascade report\ncascade report outputs/demo-world-1",
+    )
+    report.add_argument("folder", nargs="?", type=Path, default=LATEST, help="default: %(default)s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

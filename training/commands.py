@@ -1,0 +1,312 @@
+"""What each command of `cascade` does once its words are parsed. Everything that is printed is printed here."""
+
+import json
+import os
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from training.cli import LATEST
+from training.findings import flat
+
+if TYPE_CHECKING:
+    from index.generations import GenerationStore
+    from serving.client import CascadeClient, ShownSlate
+    from serving.server import Address
+
+_OUT = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+
+
+def job(given: Namespace) -> None:
+    """A job with a configuration: `training.jobs` gets its settings and returns what to print."""
+    from training import configuration
+
+    overrides = _overrides(given)
+    if given.show:
+        print(configuration.as_yaml(given.command, overrides), end="")
+        return
+    if given.command == "demo":
+        from training import demo
+
+        demo.run(configuration.settings("demo", overrides))
+        return
+    from training import jobs
+
+    run = getattr(jobs, given.command)
+    if getattr(given, "multirun", False):
+        results = configuration.sweep(given.command, overrides, run)
+        names = dict.fromkeys(name for result in results.values() for name in result)
+        _OUT.print(tabulated({name: {of: result.get(name) for of, result in results.items()} for name in names}))
+    else:
+        _OUT.print(tabulated(run(configuration.settings(given.command, overrides))))
+
+
+def serve(given: Namespace) -> None:
+    """Serve until stopped, with the bundled Redis beside it where that is asked for."""
+    from training import configuration
+
+    if given.show:
+        print(configuration.as_yaml("serve", given.options), end="")
+        return
+    from serving.server import ServerSettings
+    from serving.server import serve as serve_until_stopped
+    from serving.state import LocalRedis, UserState
+
+    settings: ServerSettings = configuration.settings("serve", given.options)
+    if not settings.generations.is_dir():
+        raise ValueError(f"{settings.generations} holds no generations; `cascade demo` or `cascade export` makes one")
+    with ExitStack() as stack:
+        if settings.redis == "local":
+            redis = stack.enter_context(LocalRedis())
+            settings = replace(settings, redis=redis.url)
+            history = settings.log.with_name("history.parquet")
+            if history.exists():
+                import polars as pl
+
+                from training.materialise import materialise
+
+                state = UserState(redis.url, timeout_s=5.0)
+                users = materialise(pl.read_parquet(history), state)
+                state.close()
+                _OUT.print(f"what {users:,} users did is taken over from {history}")
+        elif settings.redis == "none":
+            settings = replace(settings, redis="")
+        serve_until_stopped(settings, on_ready=_announce)
+
+
+def call(given: Namespace) -> None:
+    """One request to a server."""
+    from serving.client import CascadeClient, Event
+
+    with (
+        _server(given) as (target, admin_target),
+        CascadeClient(target, admin_target=admin_target, deadline_s=10.0) as client,
+    ):
+        if given.method == "status":
+            from google.protobuf.json_format import MessageToDict
+
+            status = MessageToDict(client.status(), preserving_proto_field_name=True)
+            if given.json:
+                print(json.dumps(status))
+                return
+            stages = {each.pop("stage"): each for each in status.pop("stages", [])}
+            _OUT.print(tabulated(status))
+            if stages:
+                _OUT.print("", tabulated(stages))
+        elif given.method == "event":
+            now_ms = time.time_ns() // 1_000_000
+            event = Event(given.item, given.action, now_ms, user_id=given.user, request_id=given.request)
+            (answer,) = client.write_events([event])
+            if given.json:
+                print(json.dumps(asdict(answer)))
+            else:
+                _OUT.print(tabulated(asdict(answer)))
+        else:
+            if given.method == "recommend":
+                slate = client.recommend(given.user, size=given.size, seed_item_ids=given.near, include_scores=True)
+            elif given.method == "search":
+                slate = client.search(given.query, user_id=given.user, size=given.size, include_scores=True)
+            else:
+                slate = client.rank(
+                    given.items, user_id=given.user, query=given.query, size=given.size, include_scores=True
+                )
+            if given.json:
+                print(json.dumps(asdict(slate)))
+            else:
+                _print_slate(slate, client)
+
+
+def generations(given: Namespace) -> None:
+    """Look after a store."""
+    from index.generations import GenerationStore
+
+    if not given.store.is_dir():
+        raise ValueError(f"{given.store} is no store of generations; name one with --store")
+    store = GenerationStore(given.store)
+    now_ms = time.time_ns() // 1_000_000
+    match given.action:
+        case "list":
+            _OUT.print(_listed(store))
+        case "show":
+            shown = given.id or store.current()
+            if shown is None:
+                raise ValueError(f"no generation of {given.store} is current; name one: generations show <id>")
+            manifest = asdict(store.manifest(shown))
+            manifest["files"] = {name: f"{entry['bytes']:,} bytes" for name, entry in manifest["files"].items()}
+            _OUT.print(tabulated(manifest))
+        case "diff":
+            _OUT.print(_differences(asdict(store.diff(given.old, given.new)), given.old, given.new))
+        case "activate":
+            before = store.activate(given.id, time_ms=now_ms, reason="cascade generations activate")
+            _OUT.print(f"{given.id} is current; before: {before or 'none'}")
+        case "rollback":
+            _OUT.print(f"{store.rollback(time_ms=now_ms)} is current again")
+        case "prune":
+            removed = store.prune(given.keep)
+            _OUT.print(f"removed {', '.join(removed) or 'nothing'}; {len(store.ids())} left")
+
+
+def evaluate(given: Namespace) -> None:
+    """A readable table, then one JSON object as the last line."""
+    from training.evaluation import tasks
+
+    result = tasks.run(given.task, tasks.pairs(given.options))
+    _OUT.print(tabulated(result["metrics"]))
+    print(json.dumps(result))
+
+
+def report(given: Namespace) -> None:
+    """A run's numbers, and its page drawn again."""
+    from training import report as reports
+
+    summary, figures = reports.read(given.folder)
+    page = reports.write(summary, figures, given.folder)
+    _OUT.print(reports.terminal_table(summary))
+    _OUT.print(f"\n{page}")
+
+
+def tabulated(result: Mapping[str, Any]) -> Table:
+    """Names and values; where every value is a mapping with the same keys, those keys are columns."""
+    keys = {tuple(each) if isinstance(each, Mapping) else None for each in result.values()}
+    columns = next(iter(keys)) if len(keys) == 1 else None
+    table = Table(box=None, pad_edge=False, show_header=columns is not None, header_style="dim")
+    table.add_column()
+    if columns is not None:
+        for name in columns:
+            table.add_column(name, justify="right")
+        for name, row in result.items():
+            table.add_row(name, *[_shown(row[column]) for column in columns])
+        return table
+    table.add_column(overflow="fold")
+    for name, value in flat(result).items():
+        table.add_row(name, _shown(value))
+    return table
+
+
+def _overrides(given: Namespace) -> list[str]:
+    return [*([f"mode={given.mode}"] if hasattr(given, "mode") else []), *given.options]
+
+
+def _announce(address: "Address") -> None:
+    _OUT.print(f"serving on {address.target}, admin on {address.admin_target}; Ctrl-C stops")
+
+
+@contextmanager
+def _server(given: Namespace) -> Iterator[tuple[str, str]]:
+    """Where a server and its admin port listen: the one named, the last run's, or one of our own for this call.
+
+    Our own logs into a folder that goes when it goes: what is asked to see the last run must not add to its log. Hence
+    it takes no events.
+    """
+    if given.target:
+        yield given.target, given.admin
+        return
+    try:
+        address = json.loads((LATEST / "server.json").read_text())
+        os.kill(address["pid"], 0)
+    except (FileNotFoundError, ProcessLookupError):
+        address = None
+    if address is not None:
+        yield address["target"], address["admin_target"]
+        return
+    if given.method in ("event", "status") or not (LATEST / "generations").is_dir():
+        raise ValueError("no server is running; start one: `cascade serve`, or name one: --target HOST:PORT")
+    from training.server_process import server_process
+
+    print("cascade: no server is running; starting one for this call (to keep one: `cascade serve`)", file=sys.stderr)
+    with TemporaryDirectory(prefix="cascade-call-") as name:
+        folder = Path(name)
+        (folder / "history.parquet").symlink_to((LATEST / "history.parquet").resolve())
+        overrides = (f"generations={(LATEST / 'generations').resolve()}", f"log={folder / 'log.db'}", "lame_duck_s=0")
+        with server_process(folder, overrides) as where:
+            yield where
+
+
+def _print_slate(slate: "ShownSlate", client: "CascadeClient") -> None:
+    titles = _titles(slate, client)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("#", "title", "category", "score", "propensity", "sources", "reasons"):
+        numeric = name in ("#", "score", "propensity")
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+    for position, item in enumerate(slate.items, start=1):
+        table.add_row(
+            str(position),
+            item.title or item.item_id,
+            item.category,
+            f"{item.score:.3f}",
+            f"{item.propensity:.3g}",
+            ", ".join(item.sources),
+            ", ".join(in_words(reason, titles) for reason in item.reasons),
+        )
+    _OUT.print(table if slate.items else "nothing to show")
+    degraded = f", degraded: {', '.join(slate.degraded)}" if slate.degraded else ""
+    _OUT.print(
+        f"\nrequest {slate.request_id} by generation {slate.generation}, "
+        f"P(this slate) = exp({slate.log_propensity:.2f}){degraded}"
+    )
+
+
+def _titles(slate: "ShownSlate", client: "CascadeClient") -> dict[str, str]:
+    """Titles of the items that reasons name."""
+    named = {reason.partition(":")[2] for item in slate.items for reason in item.reasons if ":" in reason}
+    if not named:
+        return {}
+    return {item.item_id: item.title for item in client.rank(sorted(named), no_log=True).items}
+
+
+def _listed(store: "GenerationStore") -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("generation", "", "made", "trained until", "from", "MB"):
+        table.add_column(name, justify="right" if name == "MB" else "left")
+    current, before = store.current(), store.before()
+    for generation in reversed(store.ids()):
+        manifest = store.manifest(generation)
+        table.add_row(
+            generation,
+            {current: "current", before: "before"}.get(generation, ""),
+            _date(manifest.created_ms),
+            _date(manifest.data_window[1]),
+            manifest.parent or "",
+            f"{manifest.bytes / 1e6:.1f}",
+        )
+    return table
+
+
+def _differences(difference: Mapping[str, Mapping[str, tuple[Any, Any]]], old: str, new: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("", old, new):
+        table.add_column(name, overflow="fold")
+    for part, differing in difference.items():
+        for name, (first, second) in differing.items():
+            short = [str(each)[:12] if part == "files" and each else _shown(each) for each in (first, second)]
+            table.add_row(f"{part} {name}", *short)
+    return table
+
+
+def in_words(reason: str, titles: Mapping[str, str]) -> str:
+    """A reason as a person reads it: SIMILAR_TO:12 is "similar to Paper Moons"."""
+    kind, _, item_id = reason.partition(":")
+    words = kind.lower().replace("_", " ")
+    return f"{words} {titles.get(item_id, item_id)}" if item_id else words
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_shown(each) for each in value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and value < 10**9 else str(value)
+
+
+def _date(time_ms: int) -> str:
+    return f"{datetime.fromtimestamp(time_ms / 1000, UTC):%Y-%m-%d %H:%M}"

@@ -1,0 +1,147 @@
+"""Next item of a sequence as SASRec's successors measure it: leave one out, rank all items.
+
+Shape letters: T interactions by user and position, N examples, U users, I items, L history.
+"""
+
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from numpy.typing import NDArray
+
+from candidate_gen.features import Feature, FeatureTable
+from candidate_gen.towers import TowerShape
+from training.evaluation.interactions import numbered, read_columns
+from training.evaluation.topk import ItemSets, hits, mean, ndcg, recall, top_k
+from training.tower import TowerSettings, train_towers
+
+_FEWEST = 3
+
+
+def evaluate(
+    data: Path,
+    *,
+    dim: int = 64,
+    history_length: int = 50,
+    epochs: int = 4,
+    batch: int = 1024,
+    learning_rate: float = 4e-3,
+    temperature: float = 0.1,
+    uniform_negatives: int = 512,
+    k: int = 10,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Train the towers on prefixes and rank all items as the end of every sequence.
+
+    A user's last item is the test, the one before it the validation; the towers train on every earlier item that
+    has a past, given that past. The test's history holds the validation item. A query is its history alone: there is
+    no user id. A user with fewer than 3 interactions only trains.
+
+    Items of the history are not ranked, as in the reference code of S3-Rec and gSASRec; where an item returns at the
+    end of its own sequence it therefore counts as missed.
+
+    Args:
+        data: Parquet with the columns `user`, `item` and `pos`, which orders a user's interactions.
+        dim: width of the vectors and of the ids' embeddings.
+        history_length: newest items of the past that are used.
+
+    Returns:
+        `recall@k`, `ndcg@k`, the same of the validation items as `validation_...`, `users`, `items`, `dim` and
+        `cpu_seconds` of training and ranking.
+
+    Raises:
+        ValueError: where the file lacks a column, holds nulls or is empty, or where no sequence is long enough.
+    """
+    frame = read_columns(data, ("user", "item", "pos")).sort("user", "pos", maintain_order=True)
+    _, (user_T,) = numbered(frame["user"])
+    item_names, (item_T,) = numbered(frame["item"])
+    start_T, length_T = _sequences(user_T)
+    place_T = np.arange(len(item_T)) - start_T
+    last_T = place_T == length_T - 1
+    tested_T = last_T & (length_T >= _FEWEST)
+    validated_T = (place_T == length_T - 2) & (length_T >= _FEWEST)
+    trained_T = (place_T > 0) & ~tested_T & ~validated_T
+    if trained_T.sum() < 2:
+        raise ValueError(
+            f"{data}: column 'user': {trained_T.sum()} interactions have a past and are followed by two more; "
+            "at least 2 are needed"
+        )
+    table = _table(item_names, history_length)
+    item_row_I = table.empty("item", len(item_names))
+    item_row_I["item_id"] = np.arange(1, len(item_names) + 1)
+    train_T = np.flatnonzero(trained_T)
+    settings = TowerSettings(
+        shape=TowerShape(width=dim, embedding=dim),
+        temperature=temperature,
+        uniform_negatives=uniform_negatives,
+        epochs=epochs,
+        batch=batch,
+        learning_rate=learning_rate,
+        validation=0.0,
+    )
+    started = time.process_time()
+    with TemporaryDirectory() as folder:
+        towers, _ = train_towers(
+            table,
+            item_row_I,
+            _query_rows(table, item_T, start_T, train_T),
+            item_T[train_T],
+            settings=settings,
+            seed=seed,
+            folder=Path(folder),
+        )
+    vector_ID = towers.encode_items(item_row_I)
+    metrics: dict[str, float] = {}
+    for prefix, target_T in (("", tested_T), ("validation_", validated_T)):
+        target_U = np.flatnonzero(target_T)
+        past_T = np.concatenate([np.arange(start_T[at], at) for at in target_U])
+        query_T = np.repeat(np.arange(len(target_U)), place_T[target_U])
+        masked = ItemSets.of(query_T, item_T[past_T], queries=len(target_U))
+        vector_UD = towers.encode_queries(_query_rows(table, item_T, start_T, target_U))
+        hit_UK = hits(
+            top_k(vector_UD, vector_ID, k, masked=masked),
+            ItemSets.of(np.arange(len(target_U)), item_T[target_U], queries=len(target_U)),
+        )
+        one_U = np.ones(len(target_U), np.int64)
+        metrics[f"{prefix}recall@{k}"] = mean(recall(hit_UK, one_U))
+        metrics[f"{prefix}ndcg@{k}"] = mean(ndcg(hit_UK, one_U))
+    return metrics | {
+        "users": float(tested_T.sum()),
+        "items": float(len(item_names)),
+        "dim": float(dim),
+        "cpu_seconds": time.process_time() - started,
+    }
+
+
+def _table(item_names: tuple[str, ...], length: int) -> FeatureTable:
+    size = len(item_names) + 1
+    return FeatureTable(
+        (
+            Feature("history_item", "history", "id", size, (length,), shares="item_id"),
+            Feature("history_log_length", "history", "number"),
+            Feature("item_id", "item", "id", size, vocabulary=item_names),
+        ),
+        actions=(),
+        sources=(),
+    )
+
+
+def _sequences(user_T: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where each interaction's sequence starts and how long it is, for interactions sorted by user."""
+    first = np.flatnonzero(np.concatenate([[True], user_T[1:] != user_T[:-1]]))
+    length = np.diff(np.append(first, len(user_T)))
+    return np.repeat(first, length), np.repeat(length, length)
+
+
+def _query_rows(
+    table: FeatureTable, item_T: NDArray[np.int64], start_T: NDArray[np.int64], target_N: NDArray[np.int64]
+) -> np.ndarray:
+    """What came before each target, newest first."""
+    rows_N = table.empty("query", len(target_N))
+    for back in range(table["history_item"].shape[0]):
+        at_N = target_N - 1 - back
+        held_N = at_N >= start_T[target_N]
+        rows_N["history_item"][:, back] = np.where(held_N, 1 + item_T[np.maximum(at_N, 0)], 0)
+    rows_N["history_log_length"] = np.log1p((rows_N["history_item"] > 0).sum(axis=1))
+    return rows_N

@@ -1,0 +1,363 @@
+"""The jobs of the command line: settings in, what is to be told out. Each is a few calls of what does the work.
+
+Shape letters: I items, D vector width.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from candidate_gen.features import FeatureTable
+from candidate_gen.items import Items
+from candidate_gen.towers import Towers
+from index.generations import GenerationStore
+from index.strings import IdMap, StringColumn
+from index.vectors import VectorIndex
+from policy.ope import require_overlap
+from ranking.scorer import RankerScorer
+from serving.generation import Generation
+from serving.log import read_impressions
+from training import cycle
+from training import replay as replays
+from training.cycle import GateFailed, Prepared
+from training.data import Dataset, synthesise_impressions
+from training.estimate import estimate, examination, outcome_rewards
+from training.served import ServedLog
+from training.settings import (
+    Data,
+    DataSettings,
+    EstimateSettings,
+    PublishSettings,
+    RebuildSettings,
+    ReplaySettings,
+    TrainSettings,
+)
+from training.world import World
+
+_FIRST_DAYS, _FIRST_REQUESTS = 10, 8000
+_METRICS = "metrics.json"
+
+
+class ReplayMismatch(ValueError):
+    """Logged requests that gave another answer."""
+
+
+def data(settings: DataSettings) -> dict[str, Any]:
+    """Read and check a data set; returns how much it holds."""
+    dataset = read(settings.data, seed=settings.seed)
+    frames = {name: getattr(dataset, name) for name in ("items", "users", "impressions", "events")}
+    if settings.output is not None:
+        _write_tables(frames, settings.output)
+    counted = Counter(dataset.events["action"])
+    times = dataset.events["time_ms"]
+    return {
+        **{name: frame.height for name, frame in frames.items()},
+        **{f"events.{action}": counted[action] for action in dataset.actions},
+        "weights": dict(dataset.weights),
+        "first event": _utc(times.min()),
+        "last event": _utc(times.max()),
+        "user columns": list(dataset.user_columns),
+        "item columns": list(dataset.item_columns),
+    }
+
+
+def train(settings: TrainSettings) -> dict[str, float]:
+    """Train one stage and leave it in `output/<stage>`; returns its metrics."""
+    prepared = _prepared(settings)
+    work = settings.output / "work"
+    if settings.mode == "tower":
+        towers, metrics = cycle.fit_towers(prepared, settings.cycle, seed=settings.seed, folder=work)
+        named = {f"retrieval.{name}": value for name, value in metrics.items()}
+        _leave(settings.output / "towers", towers.save, named)
+    else:
+        ranker, calibration, metrics = cycle.fit_ranker(prepared, settings.cycle, seed=settings.seed, folder=work)
+        scorer = RankerScorer(ranker, calibration, prepared.table, _catalogue(prepared))
+        named = {f"ranker.{name}": value for name, value in metrics.items()}
+        _leave(settings.output / "ranker", scorer.save, named)
+    return named
+
+
+def export(settings: PublishSettings) -> dict[str, Any]:
+    """Publish what `train` left.
+
+    Raises:
+        ValueError: where a stage was not trained, or on other features.
+        GateFailed: naming every red gate.
+    """
+    prepared = _prepared(settings)
+    metrics: dict[str, float] = {}
+    for stage, word in (("towers", "tower"), ("ranker", "ranker")):
+        path = settings.output / stage / _METRICS
+        if not path.exists():
+            raise ValueError(f"{path} is missing; first `cascade train {word} output={settings.output}`")
+        metrics |= json.loads(path.read_text())
+    towers = Towers.load(settings.output / "towers", prepared.table)
+    scorer = RankerScorer.load(settings.output / "ranker", prepared.table, _catalogue(prepared))
+    store = GenerationStore(settings.generations)
+    published = cycle.export(
+        prepared,
+        towers,
+        scorer.ranker,
+        scorer.calibration,
+        settings=settings.cycle,
+        metrics=metrics,
+        store=store,
+        now_ms=_now_ms(),
+    )
+    return _activated(store, published.id, settings.activate) | published.metrics
+
+
+def nightly(settings: PublishSettings) -> dict[str, Any]:
+    """One cycle: everything known becomes a generation.
+
+    Raises:
+        GateFailed: naming every red gate; what is current stays.
+    """
+    dataset = read(settings.data, seed=settings.seed)
+    served, as_of_ms = _served(settings.log, dataset)
+    store = GenerationStore(settings.generations)
+    published = cycle.run(
+        dataset,
+        settings=settings.cycle,
+        store=store,
+        folder=settings.output,
+        as_of_ms=as_of_ms,
+        seed=settings.seed,
+        now_ms=_now_ms(),
+        served=served,
+    )
+    return _activated(store, published.id, settings.activate) | published.metrics
+
+
+def rebuild(settings: RebuildSettings) -> dict[str, Any]:
+    """A generation with a new index and everything else as it was.
+
+    Raises:
+        GateFailed: where the index finds less than the gate demands.
+    """
+    store = GenerationStore(settings.generations)
+    old = _named(store, settings.generation)
+    manifest, folder = store.verify(old), store.folder(old)
+    table = FeatureTable.from_json((folder / "schema.json").read_text())
+    towers = Towers.load(folder, table)
+    vectors = VectorIndex.build(
+        np.array(Items.load(folder).embedding_ID),
+        towers=towers.fingerprint,
+        recall_target=settings.index.recall_target,
+        k=settings.index.k,
+        query_BD=_logged_queries(settings.log, towers, table),
+        kind=settings.index.kind,
+    )
+    if not vectors.recall >= settings.gates.index_recall:
+        raise GateFailed(f"index.recall is {vectors.recall:.4g}, must be >= {settings.gates.index_recall:.4g}")
+    metrics = {**manifest.metrics, "index.recall": vectors.recall}
+    with store.stage() as staged:
+        shutil.copytree(folder, staged, dirs_exist_ok=True)
+        vectors.save(staged)
+        published = store.publish(
+            staged,
+            fingerprints=manifest.fingerprints,
+            parent=old,
+            config={**manifest.config, "index": {"kind": vectors.kind, "recall_target": settings.index.recall_target}},
+            data_window=manifest.data_window,
+            metrics=metrics,
+            created_ms=_now_ms(),
+        )
+    return _activated(store, published, settings.activate) | {"kind": vectors.kind, "index.recall": vectors.recall}
+
+
+def replay(settings: ReplaySettings) -> dict[str, Any]:
+    """Run logged requests again, by who answered them or by another generation.
+
+    Raises:
+        ReplayMismatch: where `verify` found one that gave another answer.
+    """
+    store = GenerationStore(settings.generations)
+    impressions = list(read_impressions(settings.log))
+    impressions = impressions[-settings.limit :] if settings.limit else impressions
+    torch.set_num_threads(1)  # as in a server, for equal sums
+    started = time.perf_counter()
+    if settings.mode == "verify":
+        answered = sorted({each.generation for each in impressions})
+        verified = replays.verify(impressions, {each: Generation.load(store, each) for each in answered})
+        if verified.divergences:
+            first = verified.divergences[0]
+            raise ReplayMismatch(
+                f"{len(verified.divergences)} of {verified.requests} requests gave another answer; the first is "
+                f"{first.request_id}, which differs from stage {first.stage} on ({first.field})"
+            )
+        seconds = time.perf_counter() - started
+        return {
+            "requests": verified.requests,
+            "mismatches": 0,
+            "skipped": verified.skipped,
+            "requests_per_s": verified.requests / seconds,
+        }
+    compared = _compared(settings.log, store, _named(store, settings.generation), impressions)
+    if settings.output is not None:
+        columns = {
+            "request_id": compared.request_ids,
+            "target_item_id": [list(each) for each in compared.target_item_ids],
+            "logged_prefix_propensity": compared.logged_prefix_MK.tolist(),
+            "target_prefix_propensity": compared.target_prefix_MK.tolist(),
+            "reward": compared.reward_MK.tolist(),
+        }
+        _write_tables({settings.output.name: pl.DataFrame(columns)}, settings.output)
+    return {
+        "requests": len(compared.request_ids),
+        "requests_per_s": len(compared.request_ids) / (time.perf_counter() - started),
+        "reward as logged": float(compared.reward_MK.sum(1).mean()),
+        "share of its slates inside the log's support": float(compared.inside_M.mean()),
+    }
+
+
+def ope(settings: EstimateSettings) -> dict[str, Any]:
+    """Every estimator of one generation's reward from what another logged after its training data ended.
+
+    Raises:
+        ValueError: where nothing was logged after that.
+        InsufficientOverlap: with the figures.
+    """
+    store = GenerationStore(settings.generations)
+    target = _named(store, settings.generation)
+    impressions = list(read_impressions(settings.log))
+    answered = Counter(each.generation for each in impressions if each.generation != target)
+    if not settings.logged and not answered:
+        raise ValueError(f"{settings.log} holds no request that another generation than {target} answered")
+    logged = settings.logged or answered.most_common(1)[0][0]
+    torch.set_num_threads(1)
+    impressions = replays.unseen([each for each in impressions if each.generation == logged], store.manifest(target))
+    estimates = estimate(_compared(settings.log, store, target, impressions))
+    require_overlap(estimates.overlap)
+    rows = {f"{logged} as logged": estimates.logged, **{f"{target}, {n}": e for n, e in estimates.by_name.items()}}
+    return {
+        f"{name}, slots 1 to {estimates.depth}": {
+            "reward per request": each.value,
+            "low": each.low,
+            "high": each.high,
+            "effective sample size": each.effective_sample_size,
+        }
+        for name, each in rows.items()
+    }
+
+
+def read(source: Data, *, seed: int) -> Dataset:
+    """A data set with impressions to learn from: logged ones, the world's, or made-up ones where there are none."""
+    if source.func is World:
+        world = source()
+        assert isinstance(world, World)
+        requests = world.requests(world.start_ms, world.day_ms(_FIRST_DAYS), _FIRST_REQUESTS)
+        return world.dataset(*world.first_log(requests))
+    dataset = source(now_ms=_now_ms())
+    assert isinstance(dataset, Dataset)
+    return dataset if dataset.impressions.height else synthesise_impressions(dataset, seed=seed)
+
+
+def _prepared(settings: TrainSettings | PublishSettings) -> Prepared:
+    dataset = read(settings.data, seed=settings.seed)
+    served, as_of_ms = _served(settings.log, dataset)
+    store = GenerationStore(settings.generations)
+    current = store.current()
+    table = FeatureTable.from_json((store.folder(current) / "schema.json").read_text()) if current else None
+    return cycle.prepare(
+        dataset,
+        as_of_ms=as_of_ms,
+        tower_positives=settings.cycle.tower_positives,
+        served=served,
+        table=table,
+    )
+
+
+def _served(log: Path | None, dataset: Dataset) -> tuple[ServedLog | None, int]:
+    """The log, and the moment after the last thing known."""
+    seen_ms = max(dataset.events["visible_ms"].max(), dataset.impressions["time_ms"].max())  # type: ignore[type-var]
+    assert isinstance(seen_ms, int)
+    if log is None:
+        return None, seen_ms + 1
+    served = ServedLog.read(log, until_ms=np.iinfo(np.int64).max)
+    times = [seen_ms, served.impressions[-1].time_ms]
+    if served.events.height:
+        times.append(served.events["visible_ms"].to_list()[-1])
+    return served, max(times) + 1
+
+
+def _compared(log: Path, store: GenerationStore, target: str, impressions: list[Any]) -> replays.Counterfactual:
+    loaded = Generation.load(store, target)
+    events = ServedLog.read(log, until_ms=np.iinfo(np.int64).max).events
+    answered = Counter(each.generation for each in impressions).most_common(1)
+    curve = examination(store.manifest(answered[0][0]).metrics if answered else {})
+    rewards = outcome_rewards(events, loaded.settings.weights)
+    return replays.counterfactual(impressions, loaded, rewards=rewards, examination_K=curve)
+
+
+def _logged_queries(log: Path | None, towers: Towers, table: FeatureTable) -> NDArray[np.float32] | None:
+    """Vectors of the queries that were asked of these towers' feature table; None where there are none."""
+    if log is None or not log.exists():
+        return None
+    rows = [each.query_row for each in read_impressions(log) if each.schema == table.fingerprint]
+    return towers.encode_queries(np.frombuffer(b"".join(rows), table.dtype("query"))) if rows else None
+
+
+def _catalogue(prepared: Prepared) -> Items:
+    """The items, for what needs them by name and has no use for vectors."""
+    frame = prepared.items
+    return Items(
+        ids=IdMap.of(frame["item_id"].to_list()),
+        titles=StringColumn.of(frame["title"].to_list()),
+        row_I=prepared.item_row_I,
+        published_ms_I=frame["published_ms"].to_numpy(),
+        available_I=frame["available"].to_numpy(),
+        popularity_I=prepared.popularity_I,
+        embedding_ID=np.zeros((frame.height, 1), np.float32),
+    )
+
+
+def _named(store: GenerationStore, generation: str) -> str:
+    current = generation or store.current()
+    if current is None:
+        raise ValueError(f"no generation of {store.root} is current; name one: generation=...")
+    return current
+
+
+def _activated(store: GenerationStore, generation: str, activate: bool) -> dict[str, Any]:
+    if activate:
+        store.activate(generation, time_ms=_now_ms(), reason="published")
+    return {"generation": generation, "current": store.current()}
+
+
+def _leave(folder: Path, save: Any, metrics: Mapping[str, float]) -> None:
+    """A trained stage, whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    save(draft)
+    (draft / _METRICS).write_text(json.dumps(dict(metrics), indent=2))
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.rename(folder)
+
+
+def _write_tables(frames: Mapping[str, pl.DataFrame], folder: Path) -> None:
+    """Parquet files that appear whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, frame in frames.items():
+        draft = folder / f".{name}.{os.getpid()}"
+        frame.write_parquet(draft)
+        draft.replace(folder / f"{name}.parquet")
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _utc(time_ms: Any) -> str:
+    return "" if time_ms is None else str(np.datetime64(time_ms, "ms"))

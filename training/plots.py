@@ -1,0 +1,255 @@
+"""The report's figures as SVG that takes its colours and its font from the page, so that light and dark both read.
+
+Matplotlib cannot name a colour that is decided later. Each colour here is a placeholder that `_svg` replaces with a
+CSS variable of the page.
+"""
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from training.figures import Calibrated, Curve, Estimated
+
+INK, MUTED, GRID = "#010101", "#010102", "#010103"
+SERIES = ("#010111", "#010112", "#010113", "#010114")
+_REFERENCE = "#010104"
+_VARIABLES = {
+    INK: "--ink",
+    MUTED: "--muted",
+    GRID: "--grid",
+    _REFERENCE: "--reference",
+    **{colour: f"--series-{number}" for number, colour in enumerate(SERIES, start=1)},
+}
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": GRID,
+    "axes.linewidth": 1,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 1,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "legend.frameon": False,
+    "lines.linewidth": 2,
+    "lines.markersize": 5,
+    "figure.constrained_layout.use": True,
+}
+_ESTIMATORS = {
+    "sips": "IPS, whole slates",
+    "sn_sips": "SNIPS, whole slates",
+    "rips": "IPS, slot by slot",
+    "sn_rips": "SNIPS, slot by slot",
+    "cascade_dr": "doubly robust",
+    "sn_cascade_dr": "doubly robust, normalised",
+    "truncated_cascade_dr": "the same, weights cut",
+}
+_styled = mpl.rc_context(_STYLE)
+_WIDTH, _HEIGHT = 5.6, 3.3
+
+
+@_styled
+def rewards(reward: Mapping[str, float]) -> str:
+    """Bars of the reward of each policy; the references grey, the cycles coloured."""
+    shown = [(name, reward[name]) for name in reward if math.isfinite(reward[name])]
+    figure, (axes,) = _figure(height=0.7 + 0.45 * len(shown))
+    cycles = [name for name, _ in shown if name.startswith("cycle")]
+    colours = [SERIES[cycles.index(name) % len(SERIES)] if name in cycles else _REFERENCE for name, _ in shown]
+    _bars(axes, [(spaced(name), value) for name, value in shown], colours)
+    axes.set_xlabel("true reward per request")
+    return _svg(figure, "rewards")
+
+
+@_styled
+def reliability(curves: Sequence[Calibrated]) -> str:
+    """Observed share over predicted probability, one panel an action; the area of a point is its share of the rows."""
+    figure, panels = _figure(columns=len(curves), height=2.9)
+    for axes, curve in zip(panels, curves, strict=True):
+        most = 1.08 * max([*curve.predicted, *curve.observed, 1e-6])
+        axes.plot([0, most], [0, most], color=_REFERENCE, linestyle=(0, (4, 3)), linewidth=1.5)
+        axes.plot(curve.predicted, curve.observed, color=SERIES[0])
+        rows = max(sum(curve.count), 1)
+        areas = [max(12.0, 400 * count / rows) for count in curve.count]
+        axes.scatter(curve.predicted, curve.observed, s=areas, color=SERIES[0], linewidths=0, zorder=3)
+        axes.set(xlim=(0, most), ylim=(0, most), xlabel="predicted")
+        axes.set_title(f"{curve.action}\nECE {curve.ece:.3f}", loc="left")
+        axes.locator_params(axis="x", nbins=2)
+        axes.locator_params(axis="y", nbins=3)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda value, _: _short(value))
+    panels[0].set_ylabel("observed")
+    return _svg(figure, "reliability")
+
+
+@_styled
+def examination(curves: Sequence[Curve]) -> str:
+    """P(looked at) by slot."""
+    figure, (axes,) = _figure()
+    _lines(axes, curves)
+    axes.set(xlabel="slot", ylabel="looked at, first slot = 1", ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return _svg(figure, "examination")
+
+
+@_styled
+def estimates(estimated: Sequence[Estimated], truth: float | None, logged: float | None) -> str:
+    """Every estimator with its interval, beside what the world knows and what the logging policy earned."""
+    figure, (axes,) = _figure(height=1.35 + 0.42 * len(estimated))
+    for row, each in enumerate(estimated):
+        axes.plot([each.low, each.high], [row, row], color=SERIES[0], linewidth=2.5, solid_capstyle="round")
+        axes.plot([each.value], [row], "o", color=SERIES[0], markersize=8)
+    for value, label, colour, dashes in (
+        (truth, "truth", SERIES[1], "solid"),
+        (logged, "cycle 1", _REFERENCE, (0, (4, 3))),
+    ):
+        if value is not None:
+            axes.axvline(value, color=colour, linestyle=dashes, linewidth=2, label=f"{label} {_short(value)}", zorder=0)
+    axes.set_yticks(
+        range(len(estimated)), [_ESTIMATORS.get(each.estimator, each.estimator) for each in estimated], color=INK
+    )
+    axes.set(xlabel="reward per request", ylim=(len(estimated) - 0.4, -0.6))
+    axes.grid(visible=False, axis="y")
+    if truth is not None or logged is not None:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, borderaxespad=0)
+    return _svg(figure, "estimates")
+
+
+@_styled
+def latency(stages: Mapping[str, Mapping[str, float]]) -> str:
+    """Median and 99th percentile of each stage, in the order given."""
+    figure, (axes,) = _figure(height=1.2 + 0.31 * len(stages))
+    for row, times in enumerate(stages.values()):
+        p50, p99 = times["p50"], times["p99"]
+        axes.plot([p50, p99], [row, row], color=_REFERENCE, linewidth=3, solid_capstyle="round")
+        axes.plot([p50], [row], "o", color=SERIES[0], markersize=8, label="p50" if not row else "")
+        axes.plot([p99], [row], "o", color=SERIES[1], markersize=8, label="p99" if not row else "")
+        axes.annotate(
+            f"{_short(p50)} / {_short(p99)}", (1, row), xycoords=("axes fraction", "data"), color=INK,
+            xytext=(6, 0), textcoords="offset points", va="center",
+        )  # fmt: skip
+    axes.set_yticks(range(len(stages)), [spaced(stage) for stage in stages], color=INK)
+    axes.set(xlabel="milliseconds", ylim=(len(stages) - 0.4, -0.6))
+    seen = [value for times in stages.values() for value in (times["p50"], times["p99"]) if value > 0]
+    if seen and max(seen) > 30 * min(seen):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+    else:
+        axes.set_xlim(0, None)
+    axes.grid(visible=False, axis="y")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, borderaxespad=0)
+    return _svg(figure, "latency")
+
+
+@_styled
+def recall(curves: Sequence[Curve]) -> str:
+    """Recall of retrieval over how many are retrieved."""
+    figure, (axes,) = _figure()
+    _lines(axes, curves)
+    cutoffs = sorted({x for curve in curves for x in curve.x})
+    if len(cutoffs) > 1:
+        axes.set_xscale("log")
+    axes.set_xticks(cutoffs, [_short(x) for x in cutoffs])
+    axes.minorticks_off()
+    axes.set(xlabel="k, items retrieved", ylabel="recall@k", ylim=(0, None))
+    return _svg(figure, "recall")
+
+
+@_styled
+def training(curves: Sequence[Curve]) -> str:
+    """The ranker's loss by epoch."""
+    figure, (axes,) = _figure()
+    _lines(axes, curves)
+    axes.set(xlabel="epoch", ylabel="loss")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return _svg(figure, "training")
+
+
+@_styled
+def slate_metrics(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    """One panel a metric, each in its own scale, with a bar a cycle."""
+    bars = max(len(values) for values in metrics.values())
+    figure, panels = _figure(rows=len(metrics), height=len(metrics) * (0.35 + 0.28 * bars))
+    for axes, (metric, values) in zip(panels, metrics.items(), strict=True):
+        _bars(axes, list(values.items()), [SERIES[row % len(SERIES)] for row in range(len(values))])
+        axes.set_title(metric, loc="left", pad=3)
+        axes.set_xticks([])
+        axes.spines["bottom"].set_visible(False)
+    return _svg(figure, "slates")
+
+
+def _figure(*, rows: int = 1, columns: int = 1, height: float = _HEIGHT) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(_WIDTH, height), facecolor="none")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for axes in panels.flat:
+        axes.set_facecolor("none")
+    return figure, list(panels.flat)
+
+
+def _bars(axes: Axes, values: Sequence[tuple[str, float]], colours: Sequence[str]) -> None:
+    rows = range(len(values))
+    axes.barh(rows, [value for _, value in values], color=colours, height=0.62)
+    for row, (_, value) in zip(rows, values, strict=True):
+        axes.annotate(
+            _short(value), (max(value, 0), row), xytext=(5, 0), textcoords="offset points", va="center", color=INK
+        )
+    axes.set_yticks(rows, [name for name, _ in values], color=INK)
+    axes.set_ylim(len(values) - 0.5, -0.5)
+    axes.margins(x=0.14)
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False, axis="y")
+
+
+def _lines(axes: Axes, curves: Sequence[Curve]) -> None:
+    colours = cycle(SERIES)
+    for curve in curves:
+        if curve.label == "true":
+            axes.plot(curve.x, curve.y, color=_REFERENCE, linestyle=(0, (4, 3)), label=curve.label)
+        else:
+            axes.plot(curve.x, curve.y, color=next(colours), marker="o", label=curve.label)
+    figure = axes.figure
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4, borderaxespad=0)
+
+
+def spaced(name: str) -> str:
+    """ "cycle1" as a person writes it."""
+    return re.sub(r"(?<=[a-z])(?=\d)", " ", name).replace("_", " ")
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """Inline SVG: no prolog, no ids that two figures would share, colours and font of the page."""
+    written = io.StringIO()
+    nothing: dict[str, Any] = {"Creator": None, "Date": None, "Format": None, "Type": None}
+    with mpl.rc_context({"svg.hashsalt": name}):
+        figure.savefig(written, format="svg", metadata=nothing)
+    text = written.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
+    referred = set(re.findall(r'(?:url\(|href=")#([^)"]+)', text))
+    text = re.sub(r'\s+id="([^"]+)"', lambda found: found[0] if found[1] in referred else "", text)
+    text = re.sub(r'\s(?:width|height)="[\d.]+pt"', "", text, count=2)
+    text = re.sub(r"font: ([\d.]+px) [^;\"]+", r"font: \1 var(--sans)", text)
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    return text.strip()

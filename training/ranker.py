@@ -1,0 +1,410 @@
+"""Trains the ranker on exposures and their outcomes, and calibrates it on the last of them.
+
+Training explains a label as P(examined | position) * P(action | examined); the first factor is learned from the log
+beside the ranker and left behind, the second is what is calibrated, measured and served.
+
+Shape letters: R requests, N examples, B a batch, Q requests of a batch, A actions, P positions.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning.callbacks import Callback, EarlyStopping
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from candidate_gen.embedding import tensors
+from candidate_gen.features import FeatureTable, RowKind
+from ranking.calibration import Calibration
+from ranking.losses import action_loss, inverse_propensity_weights, listwise_loss
+from ranking.metrics import auc, ece, gauc, logloss, ndcg_at
+from ranking.model import Ranker, RankerShape
+from ranking.position import Examination
+from training.examples import Examples
+from training.lightning_run import cpu_trainer, deterministic, quiet, warmed_cosine
+
+_WATCHED = "held_out_loss"
+_EXAMINATION_PACE = 10.0
+"""How much faster the few examination logits learn than the ranker's weights."""
+_CUTOFF = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankerSettings:
+    """How to train. The defaults suit logs of tens of thousands to millions of exposures."""
+
+    shape: RankerShape = field(default_factory=RankerShape)
+    epochs: int = 3
+    """At most; the weights of the epoch with the least held-out loss are kept."""
+    patience: int = 1
+    """Epochs without a smaller held-out loss after which training stops."""
+    batch: int = 512
+    """Exposures; a batch is made of whole requests, so it is a little more."""
+    learning_rate: float = 5e-3
+    weight_decay: float = 1e-5
+    listwise: float = 0.1
+    """Weight of the softmax of the main action within a request, beside the cross-entropies."""
+    ips_clip: float = 1.0
+    """Largest weight that a small propensity can give an exposure; 1 weighs all alike."""
+    positions: int = 50
+    """Slots with an examination probability of their own."""
+    validation: float = 0.15
+    """Share of the requests, the last ones, that are held out and calibrated on."""
+    calibration: Literal["platt", "isotonic"] = "platt"
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("patience", 1), ("batch", 1), ("positions", 1), ("ips_clip", 1)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        for name in ("weight_decay", "listwise"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
+        if not 0 < self.validation < 1:
+            raise ValueError(f"validation is {self.validation}; it must be above 0 and below 1")
+        if self.calibration not in ("platt", "isotonic"):
+            raise ValueError(f"calibration is {self.calibration!r}; it must be 'platt' or 'isotonic'")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Exposures of whole requests, and of each request its query columns once."""
+
+    query: dict[str, Tensor]
+    item: dict[str, Tensor]
+    pair: dict[str, Tensor]
+    request_B: Tensor
+    """Position of the exposure's request among `query`; never falls."""
+    position_B: Tensor
+    label_BA: Tensor
+    weight_B: Tensor
+
+    def take(self, request_Q: Tensor, request_B: Tensor, row_B: Tensor) -> "Batch":
+        """Requests and their rows; `request_B` points into `request_Q`."""
+        return Batch(
+            {name: column.index_select(0, request_Q) for name, column in self.query.items()},
+            {name: column.index_select(0, row_B) for name, column in self.item.items()},
+            {name: column.index_select(0, row_B) for name, column in self.pair.items()},
+            request_B,
+            self.position_B[row_B],
+            self.label_BA[row_B],
+            self.weight_B[row_B],
+        )
+
+    def to(self, device: torch.device) -> "Batch":
+        def moved(columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: column.to(device) for name, column in columns.items()}
+
+        rest = (self.request_B, self.position_B, self.label_BA, self.weight_B)
+        return Batch(moved(self.query), moved(self.item), moved(self.pair), *(each.to(device) for each in rest))
+
+
+class Batches:
+    """Slices of tensors that are already in memory, cut between requests; with a seed, requests in a new order."""
+
+    def __init__(self, examples: Batch, *, size: int, seed: tuple[int, int] | None = None) -> None:
+        self._examples = examples
+        self._count_R = np.bincount(examples.request_B.numpy())
+        self._start_R = np.cumsum(self._count_R) - self._count_R
+        requests = len(self._count_R)
+        self._order_R = np.random.default_rng(seed).permutation(requests) if seed else np.arange(requests)
+        before_R = np.cumsum(self._count_R[self._order_R]) - self._count_R[self._order_R]
+        self._cut = [*np.flatnonzero(np.diff(before_R // size, prepend=-1)).tolist(), requests]
+
+    def __len__(self) -> int:
+        return len(self._cut) - 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        for first, last in pairwise(self._cut):
+            request_Q = self._order_R[first:last]
+            count_Q = self._count_R[request_Q]
+            request_B = np.repeat(np.arange(len(request_Q)), count_Q)
+            slot_B = np.arange(len(request_B)) - (np.cumsum(count_Q) - count_Q)[request_B]
+            row_B = self._start_R[request_Q][request_B] + slot_B
+            yield self._examples.take(*(torch.from_numpy(each) for each in (request_Q, request_B, row_B)))
+
+
+class RankerTraining(pl.LightningModule):
+    """One epoch is one pass over the training requests, in an order that follows from seed and epoch alone."""
+
+    def __init__(
+        self,
+        ranker: Ranker,
+        examination: Examination,
+        settings: RankerSettings,
+        *,
+        train: Batch,
+        held_out: Batch,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.ranker = ranker
+        self.examination = examination
+        self._settings = settings
+        self._train = train
+        self._held_out = held_out
+        self._seed = seed
+        self._least = math.inf
+        self._best: dict[str, Tensor] = {}
+
+    def train_dataloader(self) -> Batches:
+        return Batches(self._train, size=self._settings.batch, seed=(self._seed, self.current_epoch))
+
+    def val_dataloader(self) -> Batches:
+        return Batches(self._held_out, size=4096)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        settings = self._settings
+        groups = [
+            {"params": list(self.ranker.parameters()), "weight_decay": settings.weight_decay},
+            {
+                "params": list(self.examination.parameters()),
+                "lr": _EXAMINATION_PACE * settings.learning_rate,
+                "weight_decay": 0.0,
+            },
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+        steps = settings.epochs * len(self.train_dataloader())
+        return warmed_cosine(optimizer, steps=steps, warm=steps // 20)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:  # noqa: ARG002
+        return batch.to(device)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits of P(action | examined), (B, A)."""
+        logit_BA: Tensor = self.ranker(self.ranker.query_half(batch.query), batch.item, batch.pair, batch.request_B)
+        return logit_BA
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        logit_BA, examination_B = self(batch), self.examination(batch.position_B)
+        loss = action_loss(logit_BA, batch.label_BA, examination_B=examination_B, weight_B=batch.weight_B).sum()
+        if self._settings.listwise:
+            loss = loss + self._settings.listwise * listwise_loss(
+                logit_BA[:, 0], batch.label_BA[:, 0], batch.request_B, examination_B=examination_B
+            )
+        self.log("loss", loss, on_step=True, on_epoch=True, batch_size=len(logit_BA))
+        return loss
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        """Cross-entropy summed over actions; neither weights nor lists, so that it compares across settings."""
+        loss = action_loss(self(batch), batch.label_BA, examination_B=self.examination(batch.position_B)).sum()
+        self.log(_WATCHED, loss, on_step=False, on_epoch=True, batch_size=len(batch.position_B))
+
+    def on_validation_epoch_end(self) -> None:
+        loss = float(self.trainer.callback_metrics[_WATCHED])
+        if loss < self._least:
+            self._least = loss
+            self._best = {name: weight.clone() for name, weight in self.state_dict().items()}
+
+    def keep_best(self) -> None:
+        """Back to the weights of the epoch with the least held-out loss.
+
+        Raises:
+            ValueError: where the loss was never finite.
+        """
+        if not self._best:
+            raise ValueError("training diverged: the held-out loss was never finite; lower the learning rate")
+        self.load_state_dict(self._best)
+
+
+def train_ranker(
+    table: FeatureTable,
+    examples: Examples,
+    *,
+    settings: RankerSettings,
+    seed: int,
+    folder: Path,
+    warm_start: Ranker | None = None,
+) -> tuple[Ranker, Calibration, dict[str, float]]:
+    """Train on the first requests, stop by, calibrate and measure on the last.
+
+    The same arguments give the same weights, bit by bit, on the same machine with as many threads.
+
+    Args:
+        folder: gets the logs (CSV, TensorBoard).
+        warm_start: a ranker of the same table and shape to start from; ids it knew stay known.
+
+    Returns:
+        The ranker, ready to serve; its calibration of P(action | examined); and, of the held-out requests: for
+        each action `<action>.auc` and `.gauc` (within a request) of the score that serving orders by, `.logloss`
+        and `.ece` of P(examined | position) * calibrated P(action | examined), which is what a logged label
+        follows, with each half of the requests calibrated on the other, `.ece_raw` before calibration; `ndcg@10` of
+        the main action within requests that have one; `examination.<position>`; `examples`, `held_out`, `epochs`
+        and `examples_per_s`.
+
+    Raises:
+        ValueError: where there is too little to train on, a feature is not finite, or the warm start does not fit.
+    """
+    train, held_out = split_by_time(examples, settings.validation)
+    _check(table, examples)
+    folder.mkdir(parents=True, exist_ok=True)
+    with deterministic(seed):
+        ranker = Ranker(table, settings.shape)
+        examination = Examination(min(settings.positions, int(train.position_N.max()) + 1))
+        _start_from_rates(ranker, examination, train)
+        if warm_start is not None:
+            _start_from(ranker, warm_start)
+        rows = (train.query_row_R, train.item_row_N, train.pair_row_N)
+        ranker.embed.fit_numbers(*rows)
+        ranker.embed.fit_ids(*rows)
+        if warm_start is not None:
+            _stay_known(ranker, warm_start)
+        training = RankerTraining(
+            ranker,
+            examination,
+            settings,
+            train=_batch(table, train, clip=settings.ips_clip),
+            held_out=_batch(table, held_out, clip=1.0),
+            seed=seed,
+        )
+        callbacks: list[Callback] = [EarlyStopping(_WATCHED, patience=settings.patience)]
+        started = time.perf_counter()
+        with quiet():
+            trainer = cpu_trainer(folder, epochs=settings.epochs, callbacks=callbacks)
+            trainer.fit(training)
+        seconds = time.perf_counter() - started
+        training.keep_best()
+    training.eval()
+    with torch.inference_mode():
+        logit_NA = torch.cat([training(batch) for batch in training.val_dataloader()]).numpy()
+    curve_P = examination.curve_P
+    examination_N = curve_P[np.clip(held_out.position_N, 0, len(curve_P) - 1)]
+    calibration = Calibration.fit(
+        table.actions, logit_NA, held_out.label_NA, examination_N=examination_N, kind=settings.calibration
+    )
+    metrics = held_out_metrics(
+        table.actions, logit_NA, held_out, examination_N=examination_N, kind=settings.calibration
+    )
+    return (
+        ranker.eval(),
+        calibration,
+        metrics
+        | {f"examination.{p}": float(share) for p, share in enumerate(curve_P)}
+        | {
+            "examples": float(len(train)),
+            "held_out": float(len(held_out)),
+            "epochs": float(trainer.current_epoch),
+            "examples_per_s": len(train) * trainer.current_epoch / seconds,
+        },
+    )
+
+
+def split_by_time(examples: Examples, validation: float) -> tuple[Examples, Examples]:
+    """The first requests and the last `validation` share of them, each with all its exposures.
+
+    Raises:
+        ValueError: where one of the parts would be empty.
+    """
+    requests = len(examples.time_ms_R)
+    held = max(1, round(validation * requests))
+    if requests <= held:
+        raise ValueError(
+            f"{requests} requests with mature outcomes; the ranker needs at least {held + 1} to learn from"
+        )
+    last_R = np.zeros(requests, np.bool_)
+    last_R[np.argsort(examples.time_ms_R, kind="stable")[requests - held :]] = True
+    row_N = np.argsort(examples.request_N, kind="stable")
+    last_N = last_R[examples.request_N[row_N]]
+    return examples.take(row_N[~last_N]), examples.take(row_N[last_N])
+
+
+def held_out_metrics(
+    actions: Sequence[str],
+    logit_NA: NDArray[np.floating],
+    held_out: Examples,
+    *,
+    examination_N: NDArray[np.float64],
+    kind: Literal["platt", "isotonic"],
+) -> dict[str, float]:
+    """Metrics of logits of P(action | examined) against logged labels; see `train_ranker`."""
+    label_NA, request_N = held_out.label_NA, held_out.request_N
+    raw_NA = examination_N[:, None] * Calibration.identity(actions).apply(logit_NA)
+    probability_NA = np.empty_like(raw_NA)
+    for half in (0, 1):
+        fit_N = request_N % 2 != half
+        calibration = Calibration.fit(
+            actions, logit_NA[fit_N], label_NA[fit_N], examination_N=examination_N[fit_N], kind=kind
+        )
+        probability_NA[~fit_N] = examination_N[~fit_N, None] * calibration.apply(logit_NA[~fit_N])
+    metrics: dict[str, float] = {}
+    for a, action in enumerate(actions):
+        label_N, score_N = label_NA[:, a], logit_NA[:, a]
+        metrics |= {
+            f"{action}.auc": auc(label_N, score_N),
+            f"{action}.gauc": gauc(label_N, score_N, request_N).mean,
+            f"{action}.logloss": logloss(label_N, probability_NA[:, a]),
+            f"{action}.ece": ece(label_N, probability_NA[:, a]),
+            f"{action}.ece_raw": ece(label_N, raw_NA[:, a]),
+        }
+    ndcg = ndcg_at(_CUTOFF, label_NA[:, 0], logit_NA[:, 0], request_N)
+    return metrics | {f"ndcg@{_CUTOFF}": ndcg.mean, f"ndcg@{_CUTOFF}.requests": float(ndcg.groups)}
+
+
+def _batch(table: FeatureTable, examples: Examples, *, clip: float) -> Batch:
+    return Batch(
+        tensors(examples.query_row_R, table.of("query")),
+        tensors(examples.item_row_N, table.of("item")),
+        tensors(examples.pair_row_N, table.of("pair")),
+        torch.tensor(examples.request_N),
+        torch.tensor(examples.position_N, dtype=torch.int64),
+        torch.tensor(examples.label_NA),
+        torch.from_numpy(inverse_propensity_weights(examples.propensity_N, clip=clip)),
+    )
+
+
+def _check(table: FeatureTable, examples: Examples) -> None:
+    kinds: tuple[tuple[RowKind, np.ndarray], ...] = (
+        ("query", examples.query_row_R),
+        ("item", examples.item_row_N),
+        ("pair", examples.pair_row_N),
+    )
+    for kind, rows in kinds:
+        for feature in table.of(kind):
+            if feature.kind == "number" and not (finite := np.isfinite(rows[feature.name])).all():
+                raise ValueError(
+                    f"feature {feature.name!r} is not finite in {int((~finite).sum())} of {len(rows)} {kind} rows"
+                )
+
+
+def _start_from_rates(ranker: Ranker, examination: Examination, train: Examples) -> None:
+    """Begin at what the labels say without features: rates by position, as if every position held the same items."""
+    positions = len(examination.logit_P) + 1
+    position_N = np.minimum(train.position_N, positions - 1)
+    any_N = train.label_NA.max(1)
+    shown_P = np.bincount(position_N, minlength=positions)
+    # A few pseudo-exposures at the overall rate keep the ratio finite where a position is rare.
+    rate_P = (np.bincount(position_N, any_N, minlength=positions) + 10 * any_N.mean() + 1e-9) / (shown_P + 10)
+    with torch.no_grad():
+        examination.logit_P.copy_(torch.logit(torch.from_numpy(rate_P[1:] / rate_P[0]).clamp(0.02, 0.98)))
+        examined = float(examination.curve_P[position_N].mean())
+        rate_A = torch.from_numpy(train.label_NA.mean(0)) / examined
+        ranker.heads.bias.copy_(torch.logit(rate_A.clamp(1e-4, 0.9)))
+
+
+def _start_from(ranker: Ranker, earlier: Ranker) -> None:
+    if earlier.shape != ranker.shape:
+        raise ValueError(f"the ranker to start from has {earlier.shape}, not {ranker.shape}")
+    try:
+        ranker.load_state_dict(earlier.state_dict())
+    except RuntimeError as error:
+        raise ValueError(
+            f"the ranker to start from has another feature table: {' '.join(str(error).split())}"
+        ) from None
+
+
+def _stay_known(ranker: Ranker, earlier: Ranker) -> None:
+    """Ids that the earlier ranker was trained on count as known, though the new examples may not hold them."""
+    for name in ranker.embed.tables:
+        buffer = f"known_{name}"
+        before, now = getattr(earlier.embed, buffer), getattr(ranker.embed, buffer)
+        setattr(ranker.embed, buffer, torch.unique(torch.cat([before, now])) if len(before) else before.clone())
