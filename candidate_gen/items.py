@@ -4,6 +4,7 @@ Shape letters: I items, D embedding width.
 """
 
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,18 @@ class Items:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies every column: 16 hexadecimal digits."""
+        digest = sha256()
+        for name in _ARRAYS:
+            column = np.ascontiguousarray(getattr(self, name))
+            digest.update(f"{name} {column.dtype} {column.shape}".encode())
+            digest.update(column.tobytes())
+        for text in (*self.ids.ids, *self.titles):
+            digest.update(text.encode() + b"\0")
+        return digest.hexdigest()[:16]
 
     def save(self, folder: Path) -> None:
         self.ids.save(folder, "item_id")

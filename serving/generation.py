@@ -86,6 +86,7 @@ def write(
     (folder / "retrieval.json").write_text(json.dumps(asdict(retrieval), sort_keys=True))
     return {
         "schema": table.fingerprint,
+        "items": items.fingerprint,
         "towers": towers.fingerprint,
         "vectors": vectors.towers,
         "ranker": scorer.fingerprint,
@@ -121,6 +122,7 @@ class Generation:
         table = FeatureTable.from_json((folder / "schema.json").read_text())
         _agree("schema", table.fingerprint, "manifest", manifest.fingerprints["schema"])
         items = Items.load(folder)
+        _agree("items", items.fingerprint, "manifest", manifest.fingerprints["items"])
         _agree("item rows", str(items.row_I.dtype), "schema", str(table.dtype("item")))
         towers = Towers.load(folder, table)
         _agree("towers", towers.fingerprint, "manifest", manifest.fingerprints["towers"])

@@ -341,11 +341,11 @@ class EventsService:
         return statuses
 
     def _apply(self, outcomes: Sequence[Outcome]) -> int:
-        """Change the state of every user concerned; returns `Degraded` bits."""
+        """Change the state of every user concerned, in the order of training's histories; returns `Degraded` bits."""
         if self._state is None:
             return 0
         events_of: dict[str, list[tuple[int, int, int]]] = {}
-        for one in sorted(outcomes, key=lambda outcome: outcome.time_ms):
+        for one in sorted(outcomes, key=lambda each: (each.visible_ms, each.time_ms, each.event_id)):
             event = (key64(one.item_id), action_key(one.action), one.time_ms)
             events_of.setdefault(one.user_id, []).append(event)
         degraded = 0

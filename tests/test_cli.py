@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import polars as pl
 import pytest
 
 from index.generations import GenerationStore
@@ -296,7 +298,7 @@ class FakeClient:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def recommend(self, _: str, **__: object) -> ShownSlate:
+    def recommend(self, _: str, /, **__: object) -> ShownSlate:
         item = ShownItem("12", 0.25, "Paper Moons", "drama", 1.5, {}, ("ann",), ("SIMILAR_TO:7", "EXPLORED"))
         return ShownSlate("r1", "t", "000001-00000000", (item,), -1.4, (), (), {})
 
@@ -315,6 +317,41 @@ def test_a_call_prints_titles_with_propensities_sources_and_reasons(
     assert shown.split("  ")[0].strip() == "1"
     for part in ("Paper Moons", "drama", "1.500", "0.25", "ann", "similar to Night Ferry, explored"):
         assert part in shown
+
+
+def test_without_a_server_a_call_starts_one_that_answers_as_of_when_the_user_was_last_seen(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, object]] = []
+    started: list[list[str]] = []
+
+    class Recording(FakeClient):
+        def recommend(self, user_id: str, /, **named: object) -> ShownSlate:
+            asked.append((user_id, named["time_ms"]))
+            return super().recommend(user_id)
+
+    @contextmanager
+    def server_process(folder: Path, overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
+        assert (folder / "history.parquet").exists()
+        started.append(list(overrides))
+        yield "x:1", "x:2"
+
+    monkeypatch.setattr("serving.client.CascadeClient", Recording)
+    monkeypatch.setattr("training.server_process.server_process", server_process)
+    monkeypatch.chdir(tmp_path)
+    Path("outputs/latest/generations").mkdir(parents=True)
+    history = pl.DataFrame({"user_id": ["1", "1", "2"], "visible_ms": [5_000, 7_000, 9_000]})
+    history.write_parquet("outputs/latest/history.parquet")
+    for user, at_ms, seen in (("1", 67_000, "user 1"), ("2", 69_000, "user 2"), ("3", 69_000, "anybody")):
+        code, out, err = run_here(capsys, "call", "recommend", "--user", user)
+        assert code == 0
+        assert "Paper Moons" in out
+        assert err.count("\n") == 1
+        assert f"just after {seen} was last seen" in err
+        assert asked[-1] == (user, at_ms)
+    assert all(not any(f"log={tmp_path}" in each for each in overrides) for overrides in started)
+    assert run_here(capsys, "call", "event", "12")[0] == 2
+    assert len(started) == 3
 
 
 def test_a_server_that_died_is_not_called(

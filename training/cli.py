@@ -22,7 +22,8 @@ _JOBS = {
         "the whole loop on one machine: train, serve, log, train again, replay, estimate, report",
         "Makes a simulated world or reads a data set, trains and publishes a generation, starts a server, sends it "
         "users, trains the next generation on what was logged, swaps it in, replays the log, estimates the new policy "
-        "from the old one's log, and writes outputs/<run>/report.html.",
+        "from the old one's log, and writes outputs/<run>/report.html. A data set, which holds no truth, is "
+        "trained on, served and replayed.",
         "cascade demo\n"
         "cascade demo seed=7 policy.epsilon=0.1\n"
         "cascade demo data=ml-1m data.root=path/to/ml-1m",
@@ -192,7 +193,7 @@ def _add_job(commands: Any, name: str) -> None:
     job.add_argument("options", nargs="*", metavar="key=value", help=f"overrides of conf/{name}.yaml and its groups")
     if name == "train":
         job.add_argument("-m", "--multirun", action="store_true", help="sweep over lists of values")
-    job.add_argument("--show", action="store_true", help="print the resulting configuration, do nothing")
+    job.add_argument("--show", action="store_true", help="print every setting as it would be, do nothing")
 
 
 def _add_call(commands: Any) -> None:
@@ -200,9 +201,10 @@ def _add_call(commands: Any) -> None:
         commands,
         "call",
         run="call",
-        summary="ask a running server",
-        text="Sends one request and prints the answer: position, title, score, propensity, sources, reasons. Finds the "
-        "server of the last run by itself.",
+        summary="ask a server",
+        text="Sends one request and prints the answer: position, title, category, score, propensity, sources, reasons. "
+        "Finds the server of the last run by itself. Where none runs, recommend, search and rank start one for the "
+        "call, which answers as of when the run last saw the user and logs nothing; `cascade serve` keeps one.",
         examples='cascade call recommend --user 1\ncascade call search "space adventure" --user 1\n'
         "cascade call rank 12 7 99 --user 1\ncascade call event 12 --action click --user 1\ncascade call status",
     )
@@ -218,9 +220,9 @@ def _add_call(commands: Any) -> None:
         method.add_argument("--user", default="", help="default: anonymous")
         method.add_argument("--size", type=int, default=10, help="items to show; default: 10")
     event = methods.add_parser("event", help="tell what a user did")
-    event.add_argument("item")
-    event.add_argument("--action", default="click")
-    event.add_argument("--user", default="")
+    event.add_argument("item", metavar="ITEM")
+    event.add_argument("--action", default="click", help="default: click")
+    event.add_argument("--user", default="", help="default: anonymous")
     event.add_argument("--request", default="", help="id of the slate it happened in")
     methods.add_parser("status", help="what the server is doing")
     for method in methods.choices.values():
@@ -263,7 +265,8 @@ def _add_evaluate(commands: Any) -> None:
         "retrieval train=F test=F; sequence data=F; search judgments=F query=COL title=COL relevance=COL "
         "[description=COL] [id=COL].",
         examples="cascade evaluate retrieval train=train.parquet test=test.parquet\n"
-        "cascade evaluate sequence data=sequences.parquet seed=2",
+        "cascade evaluate sequence data=sequences.parquet seed=2\n"
+        "cascade evaluate search judgments=judged.parquet query=query title=title relevance=grade",
     )
     evaluate.add_argument("task")
     evaluate.add_argument("options", nargs="*", metavar="key=value")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from serving.client import CascadeClient, ShownSlate
     from serving.server import Address
 
+_DEADLINE_S = 10.0
 _OUT = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
@@ -86,12 +87,9 @@ def serve(given: Namespace) -> None:
 
 def call(given: Namespace) -> None:
     """One request to a server."""
-    from serving.client import CascadeClient, Event
+    from serving.client import Event
 
-    with (
-        _server(given) as (target, admin_target),
-        CascadeClient(target, admin_target=admin_target, deadline_s=10.0) as client,
-    ):
+    with _client(given) as (client, at_ms):
         if given.method == "status":
             from google.protobuf.json_format import MessageToDict
 
@@ -112,18 +110,17 @@ def call(given: Namespace) -> None:
             else:
                 _OUT.print(tabulated(asdict(answer)))
         else:
+            asked: dict[str, Any] = {"size": given.size, "include_scores": True, "time_ms": at_ms}
             if given.method == "recommend":
-                slate = client.recommend(given.user, size=given.size, seed_item_ids=given.near, include_scores=True)
+                slate = client.recommend(given.user, seed_item_ids=given.near, **asked)
             elif given.method == "search":
-                slate = client.search(given.query, user_id=given.user, size=given.size, include_scores=True)
+                slate = client.search(given.query, user_id=given.user, **asked)
             else:
-                slate = client.rank(
-                    given.items, user_id=given.user, query=given.query, size=given.size, include_scores=True
-                )
+                slate = client.rank(given.items, user_id=given.user, query=given.query, **asked)
             if given.json:
                 print(json.dumps(asdict(slate)))
             else:
-                _print_slate(slate, client)
+                _print_slate(slate, _titles(slate, client, at_ms))
 
 
 def generations(given: Namespace) -> None:
@@ -202,14 +199,31 @@ def _announce(address: "Address") -> None:
 
 
 @contextmanager
-def _server(given: Namespace) -> Iterator[tuple[str, str]]:
+def _client(given: Namespace) -> "Iterator[tuple[CascadeClient, int]]":
+    """Of the server that is meant, and the time to ask for: 0 for now."""
+    from serving.client import CallFailed, CascadeClient
+
+    with (
+        _server(given) as (target, admin_target, at_ms),
+        CascadeClient(target, admin_target=admin_target, deadline_s=_DEADLINE_S) as client,
+    ):
+        try:
+            yield client, at_ms
+        except CallFailed as error:
+            if error.code != "DEADLINE_EXCEEDED":
+                raise
+            raise ValueError(f"{target} gave no answer within {_DEADLINE_S:g} s; does a server listen there?") from None
+
+
+@contextmanager
+def _server(given: Namespace) -> Iterator[tuple[str, str, int]]:
     """Where a server and its admin port listen: the one named, the last run's, or one of our own for this call.
 
-    Our own logs into a folder that goes when it goes: what is asked to see the last run must not add to its log. Hence
-    it takes no events.
+    Our own is a look at the last run. Its log goes when it goes, so that the run's stays as it is; hence it takes no
+    events. It answers as of when the run last saw the user: the run's data may end years ago.
     """
     if given.target:
-        yield given.target, given.admin
+        yield given.target, given.admin, 0
         return
     try:
         address = json.loads((LATEST / "server.json").read_text())
@@ -217,23 +231,48 @@ def _server(given: Namespace) -> Iterator[tuple[str, str]]:
     except (FileNotFoundError, ProcessLookupError):
         address = None
     if address is not None:
-        yield address["target"], address["admin_target"]
+        yield address["target"], address["admin_target"], 0
         return
-    if given.method in ("event", "status") or not (LATEST / "generations").is_dir():
+    generations, history = LATEST / "generations", LATEST / "history.parquet"
+    if given.method in ("event", "status") or not (generations.is_dir() and history.exists()):
         raise ValueError("no server is running; start one: `cascade serve`, or name one: --target HOST:PORT")
     from training.server_process import server_process
 
-    print("cascade: no server is running; starting one for this call (to keep one: `cascade serve`)", file=sys.stderr)
+    at_ms, seen = _last_seen(history, given.user)
+    print(
+        f"cascade: no server is running; one is started for this call and answers as of {_date(at_ms)}, "
+        f"just after {seen} was last seen "
+        "(to keep one, which answers as of now: `cascade serve`)",
+        file=sys.stderr,
+    )
     with TemporaryDirectory(prefix="cascade-call-") as name:
         folder = Path(name)
-        (folder / "history.parquet").symlink_to((LATEST / "history.parquet").resolve())
-        overrides = (f"generations={(LATEST / 'generations').resolve()}", f"log={folder / 'log.db'}", "lame_duck_s=0")
-        with server_process(folder, overrides) as where:
-            yield where
+        (folder / history.name).symlink_to(history.resolve())
+        overrides = (
+            f"generations={generations.resolve()}",
+            f"log={folder / 'log.db'}",
+            *("service.clock=request", "lame_duck_s=0"),
+        )
+        with server_process(folder, overrides) as (target, admin_target):
+            yield target, admin_target, at_ms
 
 
-def _print_slate(slate: "ShownSlate", client: "CascadeClient") -> None:
-    titles = _titles(slate, client)
+def _last_seen(history: Path, user_id: str) -> tuple[int, str]:
+    """A minute after the last event of a user, or of anybody where the user has none; and who that is."""
+    import polars as pl
+
+    seen = pl.scan_parquet(history).select("user_id", "visible_ms")
+    times_ms = pl.col("visible_ms")
+    last = seen.select(of_user=times_ms.filter(pl.col("user_id") == user_id).max(), of_all=times_ms.max())
+    of_user, of_all = last.collect().row(0)
+    return int(of_user or of_all) + 60_000, f"user {user_id}" if of_user else "anybody"
+
+
+def _print_slate(slate: "ShownSlate", titles: Mapping[str, str]) -> None:
+    """
+    Args:
+        titles: of the items that reasons name.
+    """
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("#", "title", "category", "score", "propensity", "sources", "reasons"):
         numeric = name in ("#", "score", "propensity")
@@ -256,12 +295,12 @@ def _print_slate(slate: "ShownSlate", client: "CascadeClient") -> None:
     )
 
 
-def _titles(slate: "ShownSlate", client: "CascadeClient") -> dict[str, str]:
+def _titles(slate: "ShownSlate", client: "CascadeClient", at_ms: int) -> dict[str, str]:
     """Titles of the items that reasons name."""
     named = {reason.partition(":")[2] for item in slate.items for reason in item.reasons if ":" in reason}
     if not named:
         return {}
-    return {item.item_id: item.title for item in client.rank(sorted(named), no_log=True).items}
+    return {item.item_id: item.title for item in client.rank(sorted(named), time_ms=at_ms, no_log=True).items}
 
 
 def _listed(store: "GenerationStore") -> Table:

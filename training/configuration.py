@@ -211,7 +211,7 @@ def _checked(root: str, overrides: Sequence[str]) -> list[str]:
             spelt[at] = text.replace(group, at_root[group], 1)
             option = override.value()
             if isinstance(option, str) and option not in choices[group]:
-                raise ConfigurationError(_unknown(text, option, choices[group]))
+                raise ConfigurationError(f"{_unknown(text, option, choices[group])} of {', '.join(choices[group])}")
             chosen.append(f"{at_root[group]}={choices[group][0]}" if override.is_sweep_override() else spelt[at])
     parsed = [_parsed(text) for text in spelt]
     config = _compose(root, chosen) if chosen else config

@@ -22,8 +22,8 @@ def point_in_time_history(
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
     """What each user had done, and was known to have done, at a time: newest first, -1 and 0 pad on the right.
 
-    The order is that in which events became visible, ties by event id, which is the order in which a server takes
-    them. Items that `item_ids` does not hold are left out; so is everything of the anonymous user "".
+    The order is that in which events became visible, ties by their time and event id, which is the order in which a
+    server takes them. Items that `item_ids` does not hold are left out; so is everything of the anonymous user "".
 
     Args:
         item_ids: the catalogue, whose positions are the rows.
@@ -70,8 +70,9 @@ def point_in_time_history(
 
 
 def known_events(events: pl.DataFrame) -> pl.DataFrame:
-    """Events with the moment from which they were known, in that order, ties by event id."""
-    return events.with_columns(known_ms=pl.max_horizontal("time_ms", "visible_ms")).sort("known_ms", "event_id")
+    """Events with the moment from which they were known, in that order, ties by their own time, then by event id."""
+    known = events.with_columns(known_ms=pl.max_horizontal("time_ms", "visible_ms"))
+    return known.sort("known_ms", "time_ms", "event_id")
 
 
 def numbered(ids: pl.Series, name: str, number: str) -> pl.DataFrame:

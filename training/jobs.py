@@ -25,6 +25,7 @@ from index.generations import GenerationStore
 from index.strings import IdMap, StringColumn
 from index.vectors import VectorIndex
 from policy.ope import require_overlap
+from protos.impression_pb2 import Impression
 from ranking.scorer import RankerScorer
 from serving.generation import Generation
 from serving.log import read_impressions
@@ -95,13 +96,13 @@ def export(settings: PublishSettings) -> dict[str, Any]:
         ValueError: where a stage was not trained, or on other features.
         GateFailed: naming every red gate.
     """
-    prepared = _prepared(settings)
     metrics: dict[str, float] = {}
     for stage, word in (("towers", "tower"), ("ranker", "ranker")):
         path = settings.output / stage / _METRICS
         if not path.exists():
             raise ValueError(f"{path} is missing; first `cascade train {word} output={settings.output}`")
         metrics |= json.loads(path.read_text())
+    prepared = _prepared(settings)
     towers = Towers.load(settings.output / "towers", prepared.table)
     scorer = RankerScorer.load(settings.output / "ranker", prepared.table, _catalogue(prepared))
     store = GenerationStore(settings.generations)
@@ -184,7 +185,7 @@ def replay(settings: ReplaySettings) -> dict[str, Any]:
         ReplayMismatch: where `verify` found one that gave another answer.
     """
     store = GenerationStore(settings.generations)
-    impressions = list(read_impressions(settings.log))
+    impressions = _logged(settings.log)
     impressions = impressions[-settings.limit :] if settings.limit else impressions
     torch.set_num_threads(1)  # as in a server, for equal sums
     started = time.perf_counter()
@@ -231,7 +232,7 @@ def ope(settings: EstimateSettings) -> dict[str, Any]:
     """
     store = GenerationStore(settings.generations)
     target = _named(store, settings.generation)
-    impressions = list(read_impressions(settings.log))
+    impressions = _logged(settings.log)
     answered = Counter(each.generation for each in impressions if each.generation != target)
     if not settings.logged and not answered:
         raise ValueError(f"{settings.log} holds no request that another generation than {target} answered")
@@ -292,7 +293,15 @@ def _served(log: Path | None, dataset: Dataset) -> tuple[ServedLog | None, int]:
     return served, max(times) + 1
 
 
-def _compared(log: Path, store: GenerationStore, target: str, impressions: list[Any]) -> replays.Counterfactual:
+def _logged(log: Path) -> list[Impression]:
+    """Every impression of a log that is not empty."""
+    impressions = list(read_impressions(log))
+    if not impressions:
+        raise ValueError(f"{log}: 0 impressions; at least 1 is needed")
+    return impressions
+
+
+def _compared(log: Path, store: GenerationStore, target: str, impressions: list[Impression]) -> replays.Counterfactual:
     loaded = Generation.load(store, target)
     events = ServedLog.read(log, until_ms=np.iinfo(np.int64).max).events
     answered = Counter(each.generation for each in impressions).most_common(1)

@@ -15,7 +15,7 @@ def materialise(events: pl.DataFrame, state: UserState) -> int:
     """
     newest = (
         events.filter(pl.col("user_id") != "")
-        .sort("visible_ms", "event_id")
+        .sort("visible_ms", "time_ms", "event_id")
         .group_by("user_id", maintain_order=True)
         .tail(state.limit)
         .group_by("user_id", maintain_order=True)

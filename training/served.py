@@ -26,7 +26,7 @@ class ServedLog:
         """
         impressions = tuple(read_impressions(path, until_ms=until_ms))
         if not impressions:
-            raise ValueError(f"{path} holds no impression before {until_ms}")
+            raise ValueError(f"{path}: 0 impressions; at least 1 is needed")
         rows = [
             tuple(getattr(outcome, name) for name in EVENT_SCHEMA)
             for outcome in read_outcomes(path)

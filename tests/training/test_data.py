@@ -1,5 +1,7 @@
 """The canonical frames, and impressions made up for a data set that has none."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -64,7 +66,7 @@ def test_made_up_impressions_hold_one_taken_item_and_others_never_taken_and_alre
         assert outcomes["action"].to_list() == ["click", "like"]
         assert outcomes["position"].to_list() == at * 2
         assert outcomes["item_id"].to_list() == [item_ids[at[0]]] * 2
-        assert outcomes["time_ms"][0] == time_ms + 1
+        assert outcomes["visible_ms"].min() == time_ms + 1  # or the history would hold the outcome
         slots += at
     assert len(set(slots)) == 8
     assert made.events.drop("request_id", "position").equals(data.events.drop("request_id", "position"))
@@ -76,6 +78,28 @@ def test_made_up_impressions_depend_on_the_seed_alone() -> None:
     first, again, other = (synthesise_impressions(data, positives=20, seed=seed).impressions for seed in (1, 1, 2))
     assert first.equals(again)
     assert not first.equals(other)
+
+
+def test_a_made_up_search_is_for_words_of_its_item_and_half_of_its_negatives_match_too() -> None:
+    data = _history(users=40, items=300, taken=12)
+    first, second = ("red", "green", "blue", "white", "black"), ("fox", "owl", "eel", "ant")
+    titles = [f"The {first[i % 5]} {second[i % 4]} of {i}" for i in range(300)]
+    data = replace(data, items=data.items.with_columns(title=pl.Series(titles), description=pl.lit("swift of legs")))
+    made = synthesise_impressions(data, positives=400, negatives=6, searches=0.5, seed=2)
+    title_of = dict(zip(data.items["item_id"], titles, strict=True))
+    published = dict(data.items.select("item_id", "published_ms").iter_rows())
+    taken = set(data.events.select("user_id", "item_id").iter_rows())
+    asked = made.impressions.filter(pl.col("text") != "")
+    assert 150 < asked.height < 250
+    assert set(asked["surface"]) == {"search"}
+    assert set(made.impressions.filter(pl.col("text") == "")["surface"]) == {"home"}
+    assert {len(text.split()) for text in asked["text"]} == {1, 2, 3}
+    for user_id, time_ms, text, item_ids in asked.select("user_id", "time_ms", "text", "item_id").iter_rows():
+        matching = {i for i, title in title_of.items() if set(text.split()) & set(title.lower().split())}
+        (item_id,) = [each for each in item_ids if (user_id, each) in taken]
+        assert set(text.split()) <= set(title_of[item_id].lower().split()) - {"the"}
+        others = {i for i in matching if published[i] <= time_ms and (user_id, i) not in taken}
+        assert len(matching & set(item_ids)) - 1 >= min(3, len(others))
 
 
 def test_half_of_the_negatives_are_drawn_by_popularity() -> None:

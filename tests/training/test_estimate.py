@@ -69,6 +69,18 @@ def test_it_goes_only_as_deep_as_the_overlap_reaches(slot: int) -> None:
     require_overlap(estimates.overlap)
 
 
+def test_depth_ends_at_the_first_gap_even_where_the_overlap_comes_back() -> None:
+    compared = own_log(slots=3)
+    logged_MK, target_MK = np.full((1000, 3), 0.9), np.full((1000, 3), 0.9)
+    target_MK[50:, 1:] = 1e-4
+    logged_MK[50:, 2] = 1e-4
+    compared = replace(compared, logged_prefix_MK=logged_MK, target_prefix_MK=target_MK)
+    weight_MK = target_MK / logged_MK
+    assert (weight_MK[:, 0] == 1).all()
+    assert (weight_MK[:, 2] == 1).all()
+    assert estimate(compared).depth == 1
+
+
 def test_a_log_that_supports_enough_is_read_to_the_end() -> None:
     assert estimate(thin_from(own_log(), 2, kept=900)).depth == 4
 

@@ -1,6 +1,6 @@
 """Point-in-time joins against loops that follow the definitions, and the log's bytes against themselves."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import polars as pl
@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from candidate_gen.features import feature_table
+from index.types import Hits
 from protos.impression_pb2 import Impression
 from training.counters import item_counters
 from training.events import point_in_time_history
@@ -74,6 +75,29 @@ def test_a_history_holds_what_was_known_at_the_time_newest_first(
         numbers = {"click": 1, "like": 2, "stare": 0}
         assert action_BL[b].tolist() == [numbers[each["action"]] for each in newest] + [0] * pad
         assert time_ms_BL[b].tolist() == [each["time_ms"] for each in newest] + [0] * pad
+
+
+class Titles:
+    """A lexical index that finds the items whose number is typed."""
+
+    def search(self, text: str, k: int) -> Hits:
+        assert k == len(_small().items)
+        row_K = np.array([int(word) for word in text.split()], np.int64)
+        return Hits(row_K, (1.0 + row_K).astype(np.float32))
+
+
+def test_how_well_an_item_matches_what_was_typed_is_asked_again() -> None:
+    log = _small()
+    texts = ["3 7" if r % 2 else "" for r in range(log.impressions.height)]
+    log = replace(log, impressions=log.impressions.with_columns(text=pl.Series(texts)))
+    examples = _examples(log, lexical=Titles())
+    typed_N = examples.query_row_N["text"].any(axis=1)
+    position = {tuple(row): i for i, row in enumerate(log.table.encode("item_id", log.items["item_id"].to_list()))}
+    item_N = np.array([position[tuple(row)] for row in examples.item_row_N["item_id"]])
+    expected_N = np.where(typed_N & np.isin(item_N, [3, 7]), np.log1p(1.0 + item_N), 0)
+    assert expected_N.any()
+    np.testing.assert_allclose(examples.pair_row_N["bm25"], expected_N, rtol=1e-6)
+    assert not _examples(log).pair_row_N["bm25"].any()
 
 
 def _small() -> SimulatedLog:
