@@ -115,7 +115,7 @@ def prepare(
     """
     items = dataset.items.filter(pl.col("published_ms") <= as_of_ms)
     events = dataset.events.filter(pl.col("visible_ms") <= as_of_ms)
-    impressions = dataset.impressions.filter(pl.col("time_ms") <= as_of_ms)
+    unserved = impressions = dataset.impressions.filter(pl.col("time_ms") <= as_of_ms)
     if served is not None:
         events = pl.concat([events, served.events.select(events.columns)])
         impressions = pl.concat([impressions, served.frame.select(impressions.columns)])
@@ -141,7 +141,7 @@ def prepare(
                 table,
                 users=dataset.users,
                 items=items,
-                impressions=dataset.impressions.filter(pl.col("time_ms") <= as_of_ms),
+                impressions=unserved,
                 events=events,
                 watermark_ms=as_of_ms,
                 lexical=lexical,

@@ -65,7 +65,7 @@ class Verified:
     requests: int
     divergences: tuple[Divergence, ...]
     skipped: int
-    """Answered without the ranker or under another clock: what failed then does not fail again."""
+    """Answered without the ranker: what failed then does not fail again."""
 
 
 def verify(impressions: Iterable[Impression], generations: Mapping[str, Generation]) -> Verified:
