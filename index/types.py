@@ -15,6 +15,8 @@ class Hits:
 
     row_K: NDArray[np.int64]
     score_K: NDArray[np.float32]
+    partial: bool = False
+    """A part of the index did not answer: what it holds is missing."""
 
     def __post_init__(self) -> None:
         if self.row_K.shape != self.score_K.shape:

@@ -25,6 +25,7 @@ class Degraded(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DEGRADED_POLICY_RELAXED: _ClassVar[Degraded]
     DEGRADED_LOG_UNAVAILABLE: _ClassVar[Degraded]
     DEGRADED_EMPTY: _ClassVar[Degraded]
+    DEGRADED_PARTIAL_INDEX: _ClassVar[Degraded]
 KIND_UNSPECIFIED: Kind
 KIND_RECOMMEND: Kind
 KIND_SEARCH: Kind
@@ -38,6 +39,7 @@ DEGRADED_POPULAR_FALLBACK: Degraded
 DEGRADED_POLICY_RELAXED: Degraded
 DEGRADED_LOG_UNAVAILABLE: Degraded
 DEGRADED_EMPTY: Degraded
+DEGRADED_PARTIAL_INDEX: Degraded
 
 class FeatureValue(_message.Message):
     __slots__ = ("text", "number")
@@ -76,7 +78,7 @@ class Policy(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., epsilon: _Optional[float] = ..., diversity: _Optional[float] = ..., seed: _Optional[int] = ..., log_propensity: _Optional[float] = ..., relaxed: _Optional[_Iterable[str]] = ..., fingerprint: _Optional[str] = ...) -> None: ...
 
 class Impression(_message.Message):
-    __slots__ = ("request_id", "time_ms", "kind", "tenant", "surface", "user_id", "visitor_id", "session_id", "text", "size", "seed_item_ids", "exclude_item_ids", "rank_item_ids", "features", "history_item_key", "history_action_key", "history_time_ms", "generation", "schema", "policy", "degraded", "stages", "skipped_sources", "experiment_arms", "labels", "item_id", "propensity", "utility", "slot_flags", "action_names", "probability", "source_names", "source_bits", "query_row", "item_rows", "pair_rows", "eligible_item_key", "eligible_utility")
+    __slots__ = ("request_id", "time_ms", "kind", "tenant", "surface", "user_id", "visitor_id", "session_id", "text", "size", "seed_item_ids", "exclude_item_ids", "rank_item_ids", "features", "history_item_key", "history_action_key", "history_time_ms", "filter", "generation", "schema", "policy", "degraded", "stages", "skipped_sources", "experiment_arms", "labels", "catalog_seq", "item_id", "propensity", "utility", "slot_flags", "action_names", "probability", "source_names", "source_bits", "query_row", "item_rows", "pair_rows", "eligible_item_key", "eligible_utility")
     class FeaturesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -115,6 +117,7 @@ class Impression(_message.Message):
     HISTORY_ITEM_KEY_FIELD_NUMBER: _ClassVar[int]
     HISTORY_ACTION_KEY_FIELD_NUMBER: _ClassVar[int]
     HISTORY_TIME_MS_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     SCHEMA_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
@@ -123,6 +126,7 @@ class Impression(_message.Message):
     SKIPPED_SOURCES_FIELD_NUMBER: _ClassVar[int]
     EXPERIMENT_ARMS_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    CATALOG_SEQ_FIELD_NUMBER: _ClassVar[int]
     ITEM_ID_FIELD_NUMBER: _ClassVar[int]
     PROPENSITY_FIELD_NUMBER: _ClassVar[int]
     UTILITY_FIELD_NUMBER: _ClassVar[int]
@@ -153,6 +157,7 @@ class Impression(_message.Message):
     history_item_key: _containers.RepeatedScalarFieldContainer[int]
     history_action_key: _containers.RepeatedScalarFieldContainer[int]
     history_time_ms: _containers.RepeatedScalarFieldContainer[int]
+    filter: str
     generation: str
     schema: str
     policy: Policy
@@ -161,6 +166,7 @@ class Impression(_message.Message):
     skipped_sources: _containers.RepeatedScalarFieldContainer[str]
     experiment_arms: _containers.ScalarMap[str, str]
     labels: _containers.ScalarMap[str, str]
+    catalog_seq: int
     item_id: _containers.RepeatedScalarFieldContainer[str]
     propensity: _containers.RepeatedScalarFieldContainer[float]
     utility: _containers.RepeatedScalarFieldContainer[float]
@@ -174,7 +180,7 @@ class Impression(_message.Message):
     pair_rows: bytes
     eligible_item_key: _containers.RepeatedScalarFieldContainer[int]
     eligible_utility: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, request_id: _Optional[str] = ..., time_ms: _Optional[int] = ..., kind: _Optional[_Union[Kind, str]] = ..., tenant: _Optional[str] = ..., surface: _Optional[str] = ..., user_id: _Optional[str] = ..., visitor_id: _Optional[str] = ..., session_id: _Optional[str] = ..., text: _Optional[str] = ..., size: _Optional[int] = ..., seed_item_ids: _Optional[_Iterable[str]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., rank_item_ids: _Optional[_Iterable[str]] = ..., features: _Optional[_Mapping[str, FeatureValue]] = ..., history_item_key: _Optional[_Iterable[int]] = ..., history_action_key: _Optional[_Iterable[int]] = ..., history_time_ms: _Optional[_Iterable[int]] = ..., generation: _Optional[str] = ..., schema: _Optional[str] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., degraded: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., skipped_sources: _Optional[_Iterable[str]] = ..., experiment_arms: _Optional[_Mapping[str, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., item_id: _Optional[_Iterable[str]] = ..., propensity: _Optional[_Iterable[float]] = ..., utility: _Optional[_Iterable[float]] = ..., slot_flags: _Optional[_Iterable[int]] = ..., action_names: _Optional[_Iterable[str]] = ..., probability: _Optional[_Iterable[float]] = ..., source_names: _Optional[_Iterable[str]] = ..., source_bits: _Optional[_Iterable[int]] = ..., query_row: _Optional[bytes] = ..., item_rows: _Optional[bytes] = ..., pair_rows: _Optional[bytes] = ..., eligible_item_key: _Optional[_Iterable[int]] = ..., eligible_utility: _Optional[_Iterable[float]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., time_ms: _Optional[int] = ..., kind: _Optional[_Union[Kind, str]] = ..., tenant: _Optional[str] = ..., surface: _Optional[str] = ..., user_id: _Optional[str] = ..., visitor_id: _Optional[str] = ..., session_id: _Optional[str] = ..., text: _Optional[str] = ..., size: _Optional[int] = ..., seed_item_ids: _Optional[_Iterable[str]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., rank_item_ids: _Optional[_Iterable[str]] = ..., features: _Optional[_Mapping[str, FeatureValue]] = ..., history_item_key: _Optional[_Iterable[int]] = ..., history_action_key: _Optional[_Iterable[int]] = ..., history_time_ms: _Optional[_Iterable[int]] = ..., filter: _Optional[str] = ..., generation: _Optional[str] = ..., schema: _Optional[str] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., degraded: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., skipped_sources: _Optional[_Iterable[str]] = ..., experiment_arms: _Optional[_Mapping[str, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., catalog_seq: _Optional[int] = ..., item_id: _Optional[_Iterable[str]] = ..., propensity: _Optional[_Iterable[float]] = ..., utility: _Optional[_Iterable[float]] = ..., slot_flags: _Optional[_Iterable[int]] = ..., action_names: _Optional[_Iterable[str]] = ..., probability: _Optional[_Iterable[float]] = ..., source_names: _Optional[_Iterable[str]] = ..., source_bits: _Optional[_Iterable[int]] = ..., query_row: _Optional[bytes] = ..., item_rows: _Optional[bytes] = ..., pair_rows: _Optional[bytes] = ..., eligible_item_key: _Optional[_Iterable[int]] = ..., eligible_utility: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Outcome(_message.Message):
     __slots__ = ("event_id", "request_id", "item_id", "user_id", "session_id", "action", "value", "time_ms", "visible_ms", "position", "attribution_token", "tenant", "visitor_id")

@@ -133,7 +133,8 @@ class Pipeline:
                 hits.append(None)
             else:
                 try:
-                    hits.append(source.retrieve(hydrated, quota))
+                    hits.append(found := source.retrieve(hydrated, quota))
+                    trace.degraded |= Degraded.DEGRADED_PARTIAL_INDEX * found.partial
                 except Exception:
                     trace.skipped_sources[source.name] = "error"
                     trace.degraded |= Degraded.DEGRADED_SOURCE_ERROR
