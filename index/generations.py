@@ -5,6 +5,7 @@
         CURRENT                 the id in force, then those in force before it, newest first, one a line
         history.jsonl           what was activated when and why, append-only
         .lock                   held while the store changes
+        .job-*                  the lease of a job that changes it, see `index.leases`
         .staging-*              folders being written; one whose writer has died is removed by the next `stage`
 
 For a local POSIX file system: rename is atomic and flock excludes other processes.
@@ -18,17 +19,23 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
 from types import EllipsisType
 from typing import Any
 
+from index.leases import Lease, leased
+
 _ID = re.compile(r"[0-9]{6,}-[0-9a-f]{8}")
+_JOB = re.compile(r"[a-z]+")
 _MANIFEST = "manifest.json"
 _STAGING = ".staging-"
+_PART_BYTES = 1 << 23
+"""Read and hashed at once: between two parts the thread waits for its turn among those that serve."""
 _PICKLES = frozenset({".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
 
 
@@ -67,6 +74,8 @@ class Manifest:
     """None stands for a metric that was not finite."""
     files: Mapping[str, FileEntry]
     """By path inside the generation, with forward slashes; the manifest itself is not among them."""
+    catalog_seq: int = 0
+    """Entries of the catalogue log up to this one are folded in."""
 
     @property
     def bytes(self) -> int:
@@ -103,6 +112,19 @@ class GenerationStore:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    def job(
+        self, name: str, *, holder: str, ttl_s: float = 60.0, clock: Callable[[], float] = time.time
+    ) -> AbstractContextManager[Lease]:
+        """The right to do a job on this store, for a `with` block; see `index.leases.leased`.
+
+        Raises:
+            ValueError: a name that is not lower-case letters.
+            LeaseHeld, LeaseLost.
+        """
+        if not _JOB.fullmatch(name):
+            raise ValueError(f"a job's name is lower-case letters, not {name!r}")
+        return leased(self.root / f".job-{name}", holder=holder, ttl_s=ttl_s, clock=clock, locked=self._locked)
+
     @contextmanager
     def stage(self) -> Iterator[Path]:
         """A new empty folder on the store's file system, to write a generation into and `publish`.
@@ -134,6 +156,9 @@ class GenerationStore:
         data_window: tuple[int, int],
         metrics: Mapping[str, Any],
         created_ms: int,
+        catalog_seq: int = 0,
+        check: Callable[[Path, Manifest], object] | None = None,
+        job: Lease | None = None,
     ) -> str:
         """Seal a staged folder and give it an id, durably and in one step; it is not activated.
 
@@ -141,7 +166,13 @@ class GenerationStore:
         fingerprints and config: the same training in the same place gives the same id. A manifest.json that the
         folder already holds is replaced.
 
+        Args:
+            check: looks at the sealed folder before it gets its name; what it raises refuses the publish. The
+                sequence number in the manifest that it sees may yet change.
+            job: whose lease must still be good.
+
         Raises:
+            LeaseLost: see `job`.
             ValueError: a folder that is not staged here or empty, anything in it that is neither a plain file nor a
                 folder, a file that only unpickling could read, or values that JSON cannot hold.
             UnknownGeneration: the parent is not in the store.
@@ -166,17 +197,22 @@ class GenerationStore:
         files = {path: _entry(folder / path) for path in paths}
         for path in paths:
             _sync(folder / path)
+        manifest = Manifest(
+            id=self._next(hash8),
+            parent=parent,
+            created_ms=created_ms,
+            data_window=data_window,
+            files=files,
+            catalog_seq=catalog_seq,
+            **stored,
+        )
+        if check is not None:
+            (folder / _MANIFEST).write_text(_sealed(manifest))
+            check(folder, manifest)
         with self._locked():
-            ids = self.ids()
-            sequence = 1 + (_sequence(ids[-1]) if ids else 0)
-            manifest = Manifest(
-                id=f"{sequence:06d}-{hash8}",
-                parent=parent,
-                created_ms=created_ms,
-                data_window=data_window,
-                files=files,
-                **stored,
-            )
+            if job is not None:
+                job.check()
+            manifest = replace(manifest, id=self._next(hash8))
             (folder / _MANIFEST).write_text(_sealed(manifest))
             _sync(folder / _MANIFEST)
             for inside, _, _ in os.walk(folder, topdown=False):
@@ -273,19 +309,29 @@ class GenerationStore:
         return next((each for each in self._lines()[1:] if self._holds(each)), None)
 
     def activate(
-        self, generation: str, *, time_ms: int, reason: str = "", expected: str | EllipsisType | None = ...
+        self,
+        generation: str,
+        *,
+        time_ms: int,
+        reason: str = "",
+        expected: str | EllipsisType | None = ...,
+        job: Lease | None = None,
     ) -> str | None:
         """Put a generation in force, after reading all of it again, and return the one it replaces.
 
         Args:
             expected: what the caller believes is current (None: nothing is); the ellipsis goes ahead whatever is.
+            job: whose lease must still be good.
 
         Raises:
+            LeaseLost: see `job`.
             UnknownGeneration, CorruptGeneration: and what was current stays so.
             StaleExpected: another process was first.
         """
         self.verify(generation)
         with self._locked():
+            if job is not None:
+                job.check()
             self.folder(generation)
             lines = self._lines()
             previous = lines[0] if lines else None
@@ -358,6 +404,11 @@ class GenerationStore:
             metrics=_differing(_flat(first.metrics), _flat(second.metrics)),
         )
 
+    def _next(self, hash8: str) -> str:
+        """The id of the next generation."""
+        ids = self.ids()
+        return f"{1 + (_sequence(ids[-1]) if ids else 0):06d}-{hash8}"
+
     def _holds(self, generation: str) -> bool:
         return _ID.fullmatch(generation) is not None and (self.root / generation).is_dir()
 
@@ -424,8 +475,11 @@ def _plain_files(folder: Path) -> list[str]:
 
 
 def _entry(path: Path) -> FileEntry:
-    with path.open("rb") as file:
-        return FileEntry(hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size)
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while part := file.read(_PART_BYTES):
+            digest.update(part)
+        return FileEntry(digest.hexdigest(), os.fstat(file.fileno()).st_size)
 
 
 def _sync(path: Path) -> None:

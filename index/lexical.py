@@ -1,18 +1,23 @@
 """Titles that match words, by BM25, through tantivy.
 
-Shape letters: I items, K results.
+Shape letters: I items, K results, S segments.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Self
+from shutil import rmtree
+from tempfile import mkdtemp
+from threading import Lock
+from typing import Any, Self
+from weakref import finalize
 
 import numpy as np
 import tantivy
-from numpy.typing import NDArray
 
+from index.masks import Mask
 from index.types import Hits
 
 LANGUAGES = {
@@ -40,9 +45,12 @@ MOST_WORDS = 64
 """Distinct words of a query that are looked up; what follows them is not read."""
 
 _FACTS = "lexical.json"
+_META = "meta.json"
 _LOCKS = (".tantivy-meta.lock", ".tantivy-writer.lock")
 _HEAP_BYTES = 4_000_000_000
 """The most tantivy grants a writer thread. Taken as it fills; below it all titles make one segment."""
+_FULL = 1 << 17
+"""Characters from which on a segment of added titles is never written again."""
 
 
 class LexicalIndex:
@@ -54,15 +62,25 @@ class LexicalIndex:
 
     where I_w of I titles hold w: BM25 as in Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009,
     with k1 = 1.2 and b = 0.75; tantivy rounds lengths above 40 words. Words are runs of letters and digits,
-    lower-case, without accents, stemmed. Equal scores come in the order of rows (up to some twenty million
-    titles, which one segment holds).
+    lower-case, without accents, stemmed. Equal scores come in the order of rows, unless a build fills eight segments
+    of 4 GB in memory each: tantivy merges those in an order of its own. An index that has grown answers to the last
+    bit as one that is built of all its titles.
+
+    Args:
+        folder: what `build` wrote. It must stay there for as long as the index is to grow.
+        shelf: where it grows, and what was added there; none so far where it is missing.
     """
 
-    def __init__(self, index: tantivy.Index, language: str) -> None:
+    def __init__(
+        self, folder: Path, language: str, *, shelf: "_Shelf | None" = None, added: Sequence["_Added"] = ()
+    ) -> None:
         self.language = language
+        self._folder = folder
+        self._shelf = shelf
+        self._added = tuple(added)
         self._words = _analyzer(language)
-        self._schema = index.schema
-        self._searcher = index.searcher()
+        self._schema = _schema()
+        self._searcher = (shelf or _Shelf(folder)).searcher(self._added)
 
     @classmethod
     def build(cls, folder: Path, titles: Sequence[str], *, language: str = "en") -> Self:
@@ -78,25 +96,10 @@ class LexicalIndex:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty, a lexical index needs a folder of its own")
-        builder = tantivy.SchemaBuilder()
-        builder.add_text_field("title", tokenizer_name="title", index_option="freq")
-        builder.add_unsigned_field("row", fast=True)
-        index = tantivy.Index(builder.build(), path=str(folder), reuse=False)
-        index.register_tokenizer("title", _analyzer(language))
-        writer = index.writer(heap_size=_HEAP_BYTES, num_threads=1)
-        for row, title in enumerate(titles):
-            document = tantivy.Document()
-            document.add_text("title", _utf8(title))
-            document.add_unsigned("row", row)
-            writer.add_document(document)
-        writer.commit()
-        writer.wait_merging_threads()
+        _write(folder, titles, language=language)
         (folder / _FACTS).write_text(json.dumps({"language": language, "count": len(titles)}) + "\n")
-        for path in list(folder.iterdir()):
-            if path.name in _LOCKS:
-                path.unlink()
-            else:
-                path.chmod(0o644)  # tantivy makes some of them its user's own; a server may be another user
+        for path in folder.iterdir():
+            path.chmod(0o644)  # tantivy makes some of them its user's own; a server may be another user
         return cls.load(folder)
 
     @classmethod
@@ -114,19 +117,7 @@ class LexicalIndex:
             raise ValueError(f"{facts} does not describe a lexical index: {error!r}") from error
         if language not in LANGUAGES:
             raise ValueError(f"{facts} says language {language!r}, it must be one of {', '.join(LANGUAGES)}")
-        # tantivy takes a lock in the folder it opens. Links in a folder of our own leave a generation untouched;
-        # all files are mapped on opening, so the links may go; a thread of tantivy's may still be putting its lock
-        # there.
-        with TemporaryDirectory(prefix="lexical-", ignore_cleanup_errors=True) as links:
-            for path in folder.iterdir():
-                if path.name not in _LOCKS:
-                    (Path(links) / path.name).symlink_to(path.resolve())
-            try:
-                index = tantivy.Index.open(links)
-                index.config_reader(reload_policy="Manual")
-                opened = cls(index, language)
-            except ValueError as error:
-                raise ValueError(f"{folder} is not a tantivy index: {str(error).splitlines()[0]}") from error
+        opened = cls(folder, language)
         if len(opened) != count:
             raise ValueError(f"{folder} holds {len(opened)} titles, {_FACTS} says {count}")
         return opened
@@ -134,37 +125,164 @@ class LexicalIndex:
     def __len__(self) -> int:
         return int(self._searcher.num_docs)
 
-    def search(self, text: str, k: int, allowed_I: NDArray[np.bool_] | None = None) -> Hits:
+    def grown(self, titles: Sequence[str]) -> Self:
+        """An index of these titles too, as its next rows; this one keeps answering as before.
+
+        They become a segment together with the segments before it that are no larger, so that of N titles added one
+        by one each is written at most log2(N) times, and log2(N) segments are searched besides the full ones. Their
+        files lie in a temporary folder until the last index that reads them is gone.
+
+        Raises:
+            ValueError: the folder that was built is gone.
+        """
+        if not titles:
+            return self
+        kept, texts = list(self._added), list(titles)
+        while kept and kept[-1].size <= _size(texts) < _FULL:
+            texts = [*kept.pop().texts, *texts]
+        shelf = self._shelf or _Shelf(self._folder)
+        kept.append(shelf.added(texts, first=len(self) + len(titles) - len(texts), language=self.language))
+        return type(self)(self._folder, self.language, shelf=shelf, added=kept)
+
+    def search(self, text: str, k: int, allowed: Mask | None = None) -> Hits:
         """The k titles that match the text best; any text has an answer, if only an empty one.
 
         Nothing in the text is an operator. Of more than `MOST_WORDS` distinct words the first are used.
 
         Args:
-            allowed_I: rows that may be returned.
+            allowed: rows that may be returned.
 
         Raises:
             ValueError: a mask of another length, or a negative k.
         """
         if k < 0:
             raise ValueError(f"k is {k}, it must not be negative")
-        if allowed_I is not None and (allowed_I.shape != (len(self),) or allowed_I.dtype != np.bool_):
-            raise ValueError(f"a mask of {allowed_I.dtype} {allowed_I.shape} for {len(self)} rows")
+        if allowed is not None and len(allowed) != len(self):
+            raise ValueError(f"a mask of {len(allowed)} rows for an index of {len(self)}")
         words = list(dict.fromkeys(self._words.analyze(_utf8(text))))[:MOST_WORDS]
-        if not words or k == 0 or not len(self):
+        count = len(self) if allowed is None else allowed.count
+        k = min(k, count)
+        if not words or not k:
             return Hits(np.empty(0, np.int64), np.empty(0, np.float32))
         terms = [tantivy.Query.term_query(self._schema, "title", word, "freq") for word in words]
         query = tantivy.Query.boolean_query([(tantivy.Occur.Should, term) for term in terms])
-        limit = k = min(k, len(self))
+        # Were the allowed rows strewn evenly, this many would nearly always hold k of them.
+        limit = k if count == len(self) else min(len(self), ceil(1.1 * k * len(self) / count) + 16)
         while True:
             found = self._searcher.search(query, limit=limit, count=False).hits
             row_K = np.array(self._searcher.fast_field_values("row", [at for _, at in found]), np.int64)
             score_K = np.array([score for score, _ in found], np.float32)
-            if allowed_I is not None:
-                allowed_K = allowed_I[row_K]
+            if allowed is not None:
+                allowed_K = allowed.allowed_I[row_K]
                 row_K, score_K = row_K[allowed_K], score_K[allowed_K]
             if len(row_K) >= k or len(found) < limit or limit == len(self):
                 return Hits(row_K[:k], score_K[:k])
             limit = min(8 * limit, len(self))
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
+class _Added:
+    """A segment of added titles."""
+
+    texts: Sequence[str]
+    size: int
+    entry: Mapping[str, Any]
+    """What tantivy's list of segments says of it."""
+
+
+class _Shelf:
+    """A temporary folder where tantivy opens a base, by links to its files, and what was added to it.
+
+    tantivy takes a lock in the folder it opens, and of equal scores it prefers the segment that is listed first.
+    Links in a folder of our own, beside a list of our own, leave a generation untouched. All files are mapped on
+    opening, so that a searcher needs the folder no more.
+
+    Raises:
+        ValueError: a folder that is no tantivy index.
+    """
+
+    def __init__(self, base: Path) -> None:
+        self._path = Path(mkdtemp(prefix="lexical-"))
+        finalize(self, _remove, self._path)
+        self._lock = Lock()
+        try:
+            for path in base.iterdir():
+                if path.name not in (_META, *_LOCKS):
+                    (self._path / path.name).symlink_to(path.resolve())
+            self._meta = json.loads((base / _META).read_text())
+            self._list(self._meta["segments"])
+            self._index = tantivy.Index.open(str(self._path))
+            self._index.config_reader(reload_policy="Manual")
+            self._sort()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{base} is not a tantivy index: {str(error).splitlines()[0]}") from error
+
+    def searcher(self, added: Sequence[_Added]) -> tantivy.Searcher:
+        """Of the base and of what was added to it, in this order."""
+        with self._lock:
+            self._list([*self._meta["segments"], *(segment.entry for segment in added)])
+            self._index.reload()
+            return self._index.searcher()
+
+    def added(self, texts: Sequence[str], *, first: int, language: str) -> _Added:
+        """The texts, whose rows count from the first, as a segment; its files go when nothing holds it."""
+        folder = Path(mkdtemp(dir=self._path))
+        _write(folder, texts, first=first, language=language)
+        (entry,) = json.loads((folder / _META).read_text())["segments"]
+        stem = entry["segment_id"].replace("-", "")
+        paths = [path.rename(self._path / path.name) for path in folder.glob(f"{stem}.*")]
+        _remove(folder)
+        segment = _Added(texts, _size(texts), entry)
+        finalize(segment, _unlink, paths)
+        return segment
+
+    def _list(self, segments: Sequence[Mapping[str, Any]]) -> None:
+        (self._path / _META).write_text(json.dumps({**self._meta, "segments": segments}))
+
+    def _sort(self) -> None:
+        """List the base's segments in the order of their rows; tantivy shuffles them where there are several."""
+        segments, searcher = self._meta["segments"], self._index.searcher()
+        first_S = searcher.fast_field_values("row", [tantivy.DocAddress(s, 0) for s in range(len(segments))])
+        self._meta["segments"] = [segments[s] for s in np.argsort(np.array(first_S, np.int64))]
+
+
+def _unlink(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _remove(folder: Path) -> None:
+    for _ in range(2):  # on opening, a thread of tantivy's puts a lock there; it may do so during the first time
+        rmtree(folder, ignore_errors=True)
+
+
+def _write(folder: Path, texts: Sequence[str], *, language: str, first: int = 0) -> None:
+    """A tantivy index of the texts, whose rows count from the first."""
+    index = tantivy.Index(_schema(), path=str(folder), reuse=False)
+    index.config_reader(reload_policy="Manual")  # no thread that locks the folder when what it holds has changed
+    index.register_tokenizer("title", _analyzer(language))
+    writer = index.writer(heap_size=_HEAP_BYTES, num_threads=1)
+    for row, text in enumerate(texts, start=first):
+        document = tantivy.Document()
+        document.add_text("title", _utf8(text))
+        document.add_unsigned("row", row)
+        writer.add_document(document)
+    writer.commit()
+    writer.wait_merging_threads()
+    for name in _LOCKS:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _schema() -> tantivy.Schema:
+    builder = tantivy.SchemaBuilder()
+    builder.add_text_field("title", tokenizer_name="title", index_option="freq")
+    builder.add_unsigned_field("row", fast=True)
+    return builder.build()
+
+
+def _size(texts: Sequence[str]) -> int:
+    """Characters, an empty text counting as one."""
+    return len(texts) + sum(map(len, texts))
 
 
 def _analyzer(language: str) -> tantivy.TextAnalyzer:

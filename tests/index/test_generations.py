@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from index.generations import CorruptGeneration, GenerationStore, StaleExpected, UnknownGeneration
+from index.generations import CorruptGeneration, GenerationStore, Manifest, StaleExpected, UnknownGeneration
 
 FILES = {"schema.json": b"{}", "vectors.faiss": bytes(range(256)) * 8, "lexical/meta.json": b"[]", "empty": b""}
 
@@ -32,6 +32,8 @@ def _publish(
     config: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
     created_ms: int = 1,
+    catalog_seq: int = 0,
+    check: Callable[[Path, Manifest], object] | None = None,
 ) -> str:
     with store.stage() as folder:
         for name, contents in files.items():
@@ -45,6 +47,8 @@ def _publish(
             data_window=(10, 20),
             metrics=metrics or {},
             created_ms=created_ms,
+            catalog_seq=catalog_seq,
+            check=check,
         )
 
 
@@ -158,6 +162,36 @@ def test_what_cannot_be_trusted_is_not_published(store: GenerationStore, tmp_pat
     with pytest.raises(ValueError, match="was not staged in"):
         store.publish(elsewhere, **facts)
     assert store.ids() == []
+
+
+def test_a_check_sees_the_sealed_folder_before_it_has_a_name_and_may_refuse_it(store: GenerationStore) -> None:
+    seen: list[Manifest] = []
+
+    def check(folder: Path, manifest: Manifest) -> None:
+        assert {name: (folder / name).read_bytes() for name in FILES} == FILES
+        assert f'"id": "{manifest.id}"' in (folder / "manifest.json").read_text()
+        assert store.ids() == []
+        seen.append(manifest)
+
+    def refuse(folder: Path, manifest: Manifest) -> None:
+        raise ValueError("a canary died")
+
+    with pytest.raises(ValueError, match="a canary died"):
+        _publish(store, check=refuse, catalog_seq=7)
+    assert store.ids() == []
+    assert not list(store.root.glob(".staging-*"))
+    generation = _publish(store, check=check, catalog_seq=7)
+    assert store.verify(generation) == seen[0]
+    assert seen[0].catalog_seq == 7
+    assert store.manifest(_publish(store)).catalog_seq == 0
+
+
+def test_what_was_published_during_a_check_keeps_its_number(store: GenerationStore) -> None:
+    between: list[str] = []
+    generation = _publish(store, check=lambda *_: between.append(_publish(store, seed=1)))
+    assert between[0].startswith("000001-")
+    assert generation.startswith("000002-")
+    assert [store.verify(each).id for each in store.ids()] == [between[0], generation]
 
 
 def test_a_manifest_reads_back_as_it_was_sealed_whatever_json_makes_of_the_values(store: GenerationStore) -> None:

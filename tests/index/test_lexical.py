@@ -5,16 +5,25 @@ Shape letters: K results.
 
 import json
 import math
+import shutil
 import stat
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from index import lexical
 from index.lexical import LANGUAGES, MOST_WORDS, LexicalIndex
+from index.masks import Mask
 
 TITLES = [
     "Space Adventure",
@@ -139,18 +148,164 @@ def test_a_repeated_word_counts_once(index: LexicalIndex) -> None:
 def test_a_mask_holds_and_leaves_k_where_k_exist(tmp_path: Path) -> None:
     index = LexicalIndex.build(tmp_path, [f"common title {n}" for n in range(500)])
     for share in (0.0, 0.01, 0.5, 1.0):
-        allowed = np.random.default_rng(1).random(500) < share
+        allowed = Mask(np.random.default_rng(1).random(500) < share)
         for k in (0, 1, 7, 600):
             hits = index.search("common", k, allowed)
-            assert len(hits) == min(k, int(allowed.sum()))
-            assert hits.row_K.tolist() == np.flatnonzero(allowed)[:k].tolist()
+            assert hits.row_K.tolist() == allowed.row_A[:k].tolist()
+    last = Mask(np.arange(500) >= 490)
+    assert index.search("common", 4, last).row_K.tolist() == [490, 491, 492, 493]
+
+
+sentences = st.lists(st.lists(words_of, max_size=5).map(" ".join), max_size=7)
+
+
+def _assert_alike(index: LexicalIndex, expected: LexicalIndex, text: str, k: int, allowed: Mask | None = None) -> None:
+    found, wanted = index.search(text, k, allowed), expected.search(text, k, allowed)
+    np.testing.assert_array_equal(found.row_K, wanted.row_K)
+    np.testing.assert_array_equal(found.score_K, wanted.score_K)
+
+
+@given(sentences, st.lists(sentences, max_size=5), words_of, words_of, st.sampled_from([1, 40, lexical._FULL]))
+@settings(max_examples=20, deadline=None)
+def test_an_index_that_grew_answers_as_one_built_of_all_and_its_older_values_as_before(
+    base: list[str], parts: list[list[str]], one: str, other: str, full: int
+) -> None:
+    with TemporaryDirectory() as folder, patch.object(lexical, "_FULL", full):
+        values = [(LexicalIndex.build(Path(folder) / "base", base), base)]
+        for part in parts:
+            values.append((values[-1][0].grown(part), values[-1][1] + part))
+        for number, (index, titles) in enumerate(values):
+            built = LexicalIndex.build(Path(folder) / f"{number}", titles)
+            assert len(index) == len(titles)
+            for k in (1, 3, 99):
+                _assert_alike(index, built, one, k)
+                _assert_alike(index, built, f"{one} {other}", k)
+
+
+@pytest.mark.parametrize("full", [1, 5000, lexical._FULL])
+def test_ties_are_cut_by_row_whatever_the_segments_and_the_mask(
+    full: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lexical, "_FULL", full)
+    titles = [f"{a} {b}" for a in ("red", "blue", "old") for b in ("fox", "dog", "map")] * 200
+    built = LexicalIndex.build(tmp_path / "all", titles)
+    index = LexicalIndex.build(tmp_path / "base", titles[:500])
+    edges = [500, 501, 502, 503, 1000, 1001, 1500, 1799, len(titles)]
+    for start, end in pairwise(edges):
+        index = index.grown(titles[start:end])
+    segments = index._searcher.num_segments
+    assert segments == 9 if full == 1 else 2 <= segments < 9
+    for share in (None, 0.5, 0.02):
+        allowed = None if share is None else Mask(np.random.default_rng(2).random(len(titles)) < share)
+        for text in ("fox", "red fox", "map blue old"):
+            for k in (1, 10, 170, 599, len(titles)):
+                _assert_alike(index, built, text, k, allowed)
+
+
+def test_titles_added_one_by_one_make_few_segments_and_are_written_few_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+    write = lexical._write
+
+    def counted(folder: Path, texts: Sequence[str], *, language: str, first: int = 0) -> None:
+        written.append(len(texts))
+        write(folder, texts, language=language, first=first)
+
+    index = LexicalIndex.build(tmp_path, TITLES)
+    monkeypatch.setattr(lexical, "_write", counted)
+    for _ in range(63):
+        index = index.grown(["red"])
+    assert index._searcher.num_segments == 1 + 6
+    assert sum(written) <= 63 * 6
+    monkeypatch.setattr(lexical, "_FULL", 64)
+    before = len(written)
+    for _ in range(64):
+        index = index.grown(["red"])
+    assert max(written[before:]) <= 32  # of four characters each
+    assert index.search("red", 999).row_K.tolist() == list(range(8, 8 + 127))
+
+
+def test_values_that_grow_from_one_value_do_not_meet(index: LexicalIndex) -> None:
+    first = index.grown(["a lighthouse"])
+    second, third = first.grown(["one windmill"]), first.grown(["two castles", "another windmill"])
+    fourth = index.grown(["the windmill"])
+    assert [len(each) for each in (index, first, second, third, fourth)] == [8, 9, 10, 11, 9]
+    found = [each.search("windmill", 9).row_K.tolist() for each in (index, first, second, third, fourth)]
+    assert found == [[], [], [9], [10], [8]]
+    assert [len(each.search("castle", 9)) for each in (second, third)] == [0, 1]
+    assert first.grown([]) is first
+
+
+def test_growing_touches_no_folder_but_its_own_and_removes_that_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    LexicalIndex.build(tmp_path / "lexical", TITLES)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "lexical").iterdir()}
+    loaded = LexicalIndex.load(tmp_path / "lexical")
+    assert not any((tmp_path / "temporary").iterdir())
+    values = [loaded]
+    for _ in range(5):
+        values.append(values[-1].grown(["one windmill"]))
+    (folder,) = (tmp_path / "temporary").iterdir()
+    newest = values[-1]
+    del values
+    files = {path.suffix for path in folder.iterdir()}
+    assert sum(path.suffix == ".term" for path in folder.iterdir()) == newest._searcher.num_segments == 3, files
+    searcher = newest._searcher
+    del newest
+    assert not any((tmp_path / "temporary").iterdir())
+    assert searcher.num_docs == len(TITLES) + 5
+    assert {path.name: path.read_bytes() for path in (tmp_path / "lexical").iterdir()} == before
+
+
+def test_threads_search_while_the_index_grows(index: LexicalIndex) -> None:
+    values, done = [index], Event()
+
+    def search() -> int:
+        searched = 0
+        while not done.is_set() or not searched:
+            newest = values[-1]
+            hits = newest.search("windmill", 99)
+            assert hits.row_K.tolist() == list(range(len(TITLES), len(newest)))
+            searched += 1
+        return searched
+
+    with ThreadPoolExecutor(3) as threads:
+        searches = [threads.submit(search) for _ in range(3)]
+        for _ in range(20):
+            values.append(values[-1].grown(["one windmill"]))
+        done.set()
+        assert all(each.result() for each in searches)
+
+
+def test_segments_of_a_large_build_are_read_in_the_order_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lexical, "_HEAP_BYTES", 15_000_000)
+    titles = [f"common {n} {n * n}x{n}" for n in range(60_000)]
+    for attempt in range(3):  # tantivy orders them by chance
+        index = LexicalIndex.build(tmp_path / f"{attempt}", titles)
+        assert 2 <= index._searcher.num_segments < 8
+        assert index.search("common", 100).row_K.tolist() == list(range(100))
+        assert index.search("common", 60_000).row_K.tolist() == list(range(60_000))
+    assert len(index.grown(["common words here"]).search("words", 5)) == 1
+
+
+def test_an_index_whose_folder_is_gone_cannot_grow(tmp_path: Path) -> None:
+    index = LexicalIndex.build(tmp_path / "lexical", TITLES)
+    shutil.rmtree(tmp_path / "lexical")
+    with pytest.raises(ValueError, match=r"lexical is not a tantivy index: .*No such file"):
+        index.grown(["one"])
 
 
 def test_no_titles_make_an_index(tmp_path: Path) -> None:
     index = LexicalIndex.build(tmp_path, [])
     assert len(index) == 0
     assert len(index.search("space", 5)) == 0
-    assert len(index.search("space", 5, np.empty(0, np.bool_))) == 0
+    assert len(index.search("space", 5, Mask(np.empty(0, np.bool_)))) == 0
 
 
 def test_loading_gives_the_same_answers_and_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
@@ -192,8 +347,8 @@ def test_misuse_names_what_is_wrong(index: LexicalIndex, tmp_path: Path) -> None
         LexicalIndex.build(tmp_path, [], language="xx")
     with pytest.raises(ValueError, match="k is -2"):
         index.search("space", -2)
-    with pytest.raises(ValueError, match=r"a mask of bool \(3,\) for 8 rows"):
-        index.search("space", 2, np.ones(3, np.bool_))
+    with pytest.raises(ValueError, match="a mask of 3 rows for an index of 8"):
+        index.search("space", 2, Mask(np.ones(3, np.bool_)))
     (tmp_path / "stray").touch()
     with pytest.raises(ValueError, match="is not empty"):
         LexicalIndex.build(tmp_path, [])

@@ -1,0 +1,136 @@
+"""Columns that grow at the end without touching what is there.
+
+Shape letters: I items, J rows after the base, N rows asked for, * further axes of a row.
+"""
+
+from threading import Lock
+from typing import Any, TypeAlias, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class GrownColumn:
+    """A column (maybe memory-mapped, structured or of several axes) and the rows after it, read as one.
+
+    Immutable: `append` makes a new value. Successive values share one buffer that doubles, so a row is copied a few
+    times in all; only appending to a value that is not the newest copies its tail. Any threads may read and append.
+
+    Args:
+        base: rows 0 and up. Kept as it is.
+        tail: the rows that follow it. Neither may be written to afterwards.
+
+    Raises:
+        ValueError: rows of the two differ in type or shape.
+    """
+
+    __slots__ = ("_room", "base", "tail")
+
+    def __init__(self, base: NDArray[Any], tail: NDArray[Any]) -> None:
+        if tail.dtype != base.dtype or tail.shape[1:] != base.shape[1:]:
+            raise ValueError(
+                f"rows of {tail.dtype} {tail.shape[1:]} cannot follow a column of {base.dtype} {base.shape[1:]}"
+            )
+        self.base = np.asarray(base)  # a plain view: indexing a memmap runs Python
+        self.tail = np.asarray(tail)
+        self._room = _Room(self.tail, len(self.tail))
+
+    def __len__(self) -> int:
+        return len(self.base) + len(self.tail)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.base.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self), *self.base.shape[1:])
+
+    @overload
+    def __getitem__(self, at: str) -> "GrownColumn": ...
+    @overload
+    def __getitem__(self, at: int) -> Any: ...
+    @overload
+    def __getitem__(self, at: NDArray[np.integer[Any]]) -> NDArray[Any]: ...
+    def __getitem__(self, at: str | int | NDArray[np.integer[Any]]) -> Any:
+        """A field, a row, or rows by their numbers in an array of any shape.
+
+        -1 reads some row (as padding does), so long as there is one.
+
+        Raises:
+            IndexError: a row beyond the column.
+        """
+        if isinstance(at, str):
+            return GrownColumn(self.base[at], self.tail[at])
+        split = len(self.base)
+        if not split:
+            return self.tail[at]
+        if not len(self.tail):
+            return self.base[at]
+        if isinstance(at, int | np.integer):
+            return self.base[at] if at < split else self.tail[at - split]
+        row_N = np.asarray(at)
+        late_N = row_N >= split
+        if not late_N.any():
+            return self.base[row_N]
+        found_N = self.base[np.where(late_N, 0, row_N)]
+        found_N[late_N] = self.tail[row_N[late_N] - split]
+        return found_N
+
+    def __array__(self, dtype: np.dtype[Any] | None = None, copy: bool | None = None) -> NDArray[Any]:
+        whole = np.concatenate((self.base, self.tail)) if len(self.tail) else self.base
+        return np.array(whole, dtype, copy=copy)
+
+    def append(self, rows: NDArray[Any]) -> "GrownColumn":
+        """This column and the rows after it.
+
+        Raises:
+            ValueError: rows of another type or shape.
+        """
+        count, end = len(self.tail), len(self.tail) + len(rows)
+        grown = GrownColumn(self.base, rows)
+        if not len(rows):
+            return self
+        room = self._room
+        if not room.written(count, rows):
+            room = _Room(np.empty((2 * end, *self.base.shape[1:]), self.dtype), end)
+            room.buffer_J[:count] = self.tail
+            room.buffer_J[count:end] = rows
+        grown.tail = room.buffer_J[:end]
+        grown.tail.flags.writeable = False
+        grown._room = room
+        return grown
+
+
+Column: TypeAlias = NDArray[Any] | GrownColumn
+
+
+def growing(column: Column) -> GrownColumn:
+    """The same column, with `append`."""
+    return column if isinstance(column, GrownColumn) else GrownColumn(column, column[:0])
+
+
+def appended(column: Column, rows: NDArray[Any]) -> GrownColumn:
+    """The column and the rows after it."""
+    return growing(column).append(rows)
+
+
+class _Room:
+    """A buffer whose first rows are taken for ever."""
+
+    __slots__ = ("_lock", "_taken", "buffer_J")
+
+    def __init__(self, buffer_J: NDArray[Any], taken: int) -> None:
+        self.buffer_J = buffer_J
+        self._taken = taken
+        self._lock = Lock()
+
+    def written(self, at: int, rows: NDArray[Any]) -> bool:
+        """Write the rows there; False where others have been, or where they do not fit."""
+        end = at + len(rows)
+        with self._lock:
+            if at != self._taken or end > len(self.buffer_J):
+                return False
+            self._taken = end
+        self.buffer_J[at:end] = rows
+        return True
