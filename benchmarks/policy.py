@@ -16,7 +16,6 @@ import numpy as np
 from benchmarks.harness import Bench, Side, main
 from candidate_gen.items import Items
 from candidate_gen.types import Candidates, Query
-from index.strings import IdMap, StringColumn
 from policy.selector import SlatePolicy
 from policy.settings import PolicySettings
 from policy.value import DAY_MS
@@ -123,13 +122,11 @@ def case(candidates: int) -> tuple[SlatePolicy, Scored]:
     item_row_N["category"] = random.integers(0, 12, candidates)
     item_row_N["creator"] = random.integers(0, candidates // 5, candidates)
     embedding_ND = random.standard_normal((candidates, _D))
-    items = Items(
-        ids=IdMap.of(ids),
-        titles=StringColumn.of(ids),
+    items = Items.of(
+        ids=ids,
+        titles=ids,
         row_I=item_row_N,
-        published_ms_I=(_NOW_MS - random.exponential(10, candidates) * DAY_MS).astype(np.int64),
-        available_I=np.ones(candidates, np.bool_),
-        popularity_I=np.zeros(candidates, np.float32),
+        published_ms=_NOW_MS - random.exponential(10, candidates) * DAY_MS,
         embedding_ID=(embedding_ND / np.linalg.norm(embedding_ND, axis=1, keepdims=True)).astype(np.float32),
     )
     nothing = np.zeros((candidates, 0), np.int16), np.zeros((candidates, 0), np.float32)

@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from candidate_gen.text import token_ids
-from index.strings import keys64
+from index.columns import Column
+from index.strings import key64, keys64
 
 Owner = Literal["user", "context", "history", "item", "pair"]
 RowKind = Literal["query", "item", "pair"]
@@ -104,6 +105,12 @@ class FeatureTable:
     def profile_dtype(self) -> np.dtype[np.void]:
         return np.dtype([feature.field for feature in self.profile])
 
+    @property
+    def item_columns(self) -> tuple[Feature, ...]:
+        """Declared item columns, beyond those that every data set has."""
+        known = {"item_id", "category", "creator", "title", "log_shown", *(f"{action}_rate" for action in self.actions)}
+        return tuple(feature for feature in self.of("item") if feature.name not in known)
+
     @cached_property
     def fingerprint(self) -> str:
         """Identifies the bytes of the rows: equal fingerprints, equal meaning of every byte."""
@@ -135,16 +142,12 @@ class FeatureTable:
             ValueError: where a number is given as text that is none.
         """
         feature = self[name]
-        known_B = np.array([not _missing(v) for v in values], np.bool_)
         if feature.kind == "number":
-            try:
-                wide = np.array([float(v) if k else np.nan for v, k in zip(values, known_B, strict=True)])  # type: ignore[arg-type]
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"feature {name!r} is a number: {error}") from None
             with np.errstate(over="ignore"):
-                column = wide.astype(np.float32)
+                column = _numbers(name, values).astype(np.float32)
             column[~np.isfinite(column)] = feature.default
             return column
+        known_B = np.array([not _missing(v) for v in values], np.bool_)
         texts = [str(v) if k else "" for v, k in zip(values, known_B, strict=True)]
         if name in ("title", "text"):
             return token_ids(texts, length=feature.shape[0], size=feature.size)
@@ -160,6 +163,14 @@ class FeatureTable:
 
 def _missing(value: object) -> bool:
     return value is None or value == "" or (isinstance(value, float | np.floating) and bool(np.isnan(value)))
+
+
+def _numbers(name: str, values: Sequence[object]) -> NDArray[np.float64]:
+    """As numbers; NaN where missing."""
+    try:
+        return np.array([np.nan if _missing(v) else float(v) for v in values], np.float64)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"feature {name!r} is a number: {error}") from None
 
 
 def hashed_ids(key_B: NDArray[np.uint64], feature: Feature) -> NDArray[np.int32]:
@@ -239,9 +250,64 @@ def feature_table(
     return FeatureTable(tuple(features), tuple(actions), tuple(sources))
 
 
+def item_rows(
+    table: FeatureTable,
+    *,
+    ids: Sequence[str],
+    categories: Sequence[str | None],
+    creators: Sequence[str | None],
+    titles: Sequence[str | None],
+    columns: Mapping[str, Sequence[object]],
+) -> np.ndarray:
+    """Item records, offline and online: the same code. Counters are at their defaults.
+
+    Args:
+        columns: raw values of every one of `table.item_columns`, by name.
+
+    Raises:
+        ValueError: a declared column is not there, or a number is given as text that is none.
+    """
+    row_I = table.empty("item", len(ids))
+    known = {"item_id": ids, "category": categories, "creator": creators, "title": titles}
+    for name, values in (*known.items(), *_declared(table, columns)):
+        row_I[name] = table.encode(name, values)
+    return row_I
+
+
+def item_attributes(
+    table: FeatureTable,
+    *,
+    categories: Sequence[str | None],
+    creators: Sequence[str | None],
+    columns: Mapping[str, Sequence[object]],
+) -> dict[str, NDArray[Any]]:
+    """What requests can filter items by: `Items.attributes`. Values and errors are those of `item_rows`."""
+    attributes: dict[str, NDArray[Any]] = {"category": _keys(categories), "creator": _keys(creators)}
+    for name, values in _declared(table, columns):
+        if table[name].kind == "number":
+            attributes[name] = np.where(np.isfinite(number_I := _numbers(name, values)), number_I, np.nan)
+        else:
+            attributes[name] = _keys(values)
+    return attributes
+
+
+def _declared(table: FeatureTable, columns: Mapping[str, Sequence[object]]) -> list[tuple[str, Sequence[object]]]:
+    names = [feature.name for feature in table.item_columns]
+    if missing := [name for name in names if name not in columns]:
+        raise ValueError(f"item columns {', '.join(missing)} are missing; declared are {', '.join(names)}")
+    return [(name, columns[name]) for name in names]
+
+
+def _keys(values: Sequence[object]) -> NDArray[np.uint64]:
+    """`key64` of each; 0 where missing."""
+    texts = ["" if _missing(value) else str(value) for value in values]
+    key_of = {text: key64(text) if text else 0 for text in set(texts)}
+    return np.fromiter((key_of[text] for text in texts), np.uint64, len(texts))
+
+
 def query_rows(
     table: FeatureTable,
-    item_row_I: np.ndarray,
+    item_row_I: Column,
     *,
     user_ids: Sequence[str],
     profile_B: np.ndarray,

@@ -14,14 +14,15 @@ from candidate_gen.types import Candidates, HydratedQuery
 
 
 @dataclass(frozen=True, slots=True)
-class Unavailable:
-    """Removes items that the catalogue marks as not available."""
+class Disallowed:
+    """Removes items that are not available or do not satisfy the query's filter, from the caller's own list too."""
 
-    items: Items
-    name: ClassVar[str] = "unavailable"
+    name: ClassVar[str] = "disallowed"
 
-    def keep(self, hydrated: HydratedQuery, candidates: Candidates) -> NDArray[np.bool_]:  # noqa: ARG002
-        return np.asarray(self.items.available_I[candidates.row_N], np.bool_)
+    def keep(self, hydrated: HydratedQuery, candidates: Candidates) -> NDArray[np.bool_]:
+        if hydrated.allowed is None:
+            return np.ones(len(candidates), np.bool_)
+        return hydrated.allowed.allowed_I[candidates.row_N]
 
 
 @dataclass(frozen=True, slots=True)

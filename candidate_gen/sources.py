@@ -1,8 +1,12 @@
 """Where candidates come from. Each source answers one question about the catalogue and knows nothing of the others.
+What may be shown at all, the query says (`HydratedQuery.allowed`): a source returns nothing else, and k items where
+there are k.
 
-Shape letters: I items, D embedding width, K results, S seeds, X excluded.
+Shape letters: I items (rows), N some of them, D embedding width, K results, S seeds, X excluded.
 """
 
+from collections.abc import Callable
+from copy import copy
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +14,8 @@ from numpy.typing import NDArray
 
 from candidate_gen.items import Items
 from candidate_gen.types import NO_ROWS, HydratedQuery, Query
+from index.columns import Column
+from index.masks import Mask
 from index.types import Hits
 
 SOURCES = ("ann", "lexical", "similar", "fresh", "popular")
@@ -20,32 +26,31 @@ _DAY_MS = 86_400_000
 
 
 class VectorSearch(Protocol):
-    """What `index.vectors.VectorIndex` does for a source."""
+    """What a vector index does for a source."""
 
-    def search(self, query_D: NDArray[np.float32], k: int, allowed_I: NDArray[np.bool_] | None = None) -> Hits: ...
+    def search(self, query_D: NDArray[np.float32], k: int, allowed: Mask | None = None) -> Hits: ...
 
 
 class TextSearch(Protocol):
     """What `index.lexical.LexicalIndex` does for a source."""
 
-    def search(self, text: str, k: int) -> Hits: ...
+    def search(self, text: str, k: int, allowed: Mask | None = None) -> Hits: ...
 
 
 class Ann:
-    """Available items whose vectors have the largest inner product with the query's."""
+    """Items whose vectors have the largest inner product with the query's."""
 
     name = "ann"
 
-    def __init__(self, index: VectorSearch, items: Items) -> None:
+    def __init__(self, index: VectorSearch) -> None:
         self._index = index
-        self._allowed_I = _unless_all(items.available_I)
 
     def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
-        return self._index.search(hydrated.vector_D, k, self._allowed_I)
+        return self._index.search(hydrated.vector_D, k, hydrated.allowed)
 
 
 class Lexical:
-    """Items whose titles match the typed text (BM25); nothing where no text was typed."""
+    """Items whose text matches what was typed (BM25); nothing where no text was typed."""
 
     name = "lexical"
 
@@ -53,7 +58,8 @@ class Lexical:
         self._index = index
 
     def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
-        return self._index.search(hydrated.query.text, k) if hydrated.query.text.strip() else NO_HITS
+        text = hydrated.query.text
+        return self._index.search(text, k, hydrated.allowed) if text.strip() else NO_HITS
 
 
 class SimilarToRecent:
@@ -73,7 +79,6 @@ class SimilarToRecent:
             raise ValueError(f"recent is {recent}; at least 1 item must be asked")
         self._index = index
         self._embedding_ID = items.embedding_ID
-        self._allowed_I = _unless_all(items.available_I)
         self._recent = recent
 
     def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
@@ -82,7 +87,8 @@ class SimilarToRecent:
         if not len(asked_S) or k < 1:
             return NO_HITS
         left_out_X = _known_to(query)
-        hits = [self._index.search(self._embedding_ID[row], k + len(left_out_X), self._allowed_I) for row in asked_S]
+        wanted = k + len(left_out_X)
+        hits = [self._index.search(self._embedding_ID[row], wanted, hydrated.allowed) for row in asked_S.tolist()]
         row = np.concatenate([each.row_K for each in hits])
         score = np.concatenate([each.score_K for each in hits])
         turn = np.concatenate([np.arange(len(each)) for each in hits])
@@ -92,11 +98,12 @@ class SimilarToRecent:
         once = best_first[first]
         chosen = once[np.lexsort((-score[once], turn[once]))[:k]]
         chosen = chosen[np.argsort(-score[chosen], kind="stable")]
-        return Hits(row[chosen].astype(np.int64), score[chosen].astype(np.float32))
+        partial = any(each.partial for each in hits)
+        return Hits(row[chosen].astype(np.int64), score[chosen].astype(np.float32), partial)
 
 
 class Fresh:
-    """Available items published within the horizon before the query, newest first.
+    """Items published within the horizon before the query, newest first.
 
     The score is the share of the horizon that is left: 1 for an item of this moment.
     """
@@ -106,25 +113,27 @@ class Fresh:
     def __init__(self, items: Items, *, horizon_days: float = 7.0) -> None:
         if not horizon_days > 0:
             raise ValueError(f"horizon_days is {horizon_days}; it must be above 0")
-        available = np.flatnonzero(items.available_I)
-        order = np.argsort(items.published_ms_I[available], kind="stable")
-        self._row_I = available[order].astype(np.int64)
-        self._published_ms_I = np.asarray(items.published_ms_I[self._row_I])
+        self._published_ms_I = items.published_ms_I
+        self._order = _Order(items.published_ms_I)
         self._horizon_ms = int(horizon_days * _DAY_MS)
+
+    def on(self, items: Items) -> "Fresh":
+        """Of the items that these have become."""
+        grown = copy(self)
+        grown._published_ms_I, grown._order = items.published_ms_I, self._order.on(items.published_ms_I)
+        return grown
 
     def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
         now_ms = hydrated.query.time_ms
-        first = int(np.searchsorted(self._published_ms_I, now_ms - self._horizon_ms, side="right"))
-        end = int(np.searchsorted(self._published_ms_I, now_ms, side="right"))
-        newest_K = slice(max(first, end - max(k, 0)), end)
-        age_ms_K = now_ms - self._published_ms_I[newest_K][::-1]
-        return Hits(self._row_I[newest_K][::-1].copy(), (1 - age_ms_K / self._horizon_ms).astype(np.float32))
+        row_K = self._order.best(k, hydrated.allowed, above=now_ms - self._horizon_ms, up_to=now_ms)
+        age_ms_K = now_ms - self._published_ms_I[row_K]
+        return Hits(row_K, (1 - age_ms_K / self._horizon_ms).astype(np.float32))
 
 
 class Popular:
-    """Available items with the most positive outcomes, for a text query too: the floor that cannot fail.
+    """Items with the most positive outcomes, for a text query too: the floor that cannot fail.
 
-    Answers with k items wherever that many are available and published. Those that the query already knows (seeds,
+    Answers with k items wherever that many are allowed and published. Those that the query already knows (seeds,
     excluded, history) are passed over while there are k others, and come last otherwise, so that the filters that
     follow do not take away the floor.
     """
@@ -132,24 +141,84 @@ class Popular:
     name = "popular"
 
     def __init__(self, items: Items) -> None:
-        available = np.flatnonzero(items.available_I)
-        order = np.argsort(-items.popularity_I[available], kind="stable")
-        self._row_I = available[order].astype(np.int64)
-        self._popularity_I = np.asarray(items.popularity_I[self._row_I], np.float32)
-        self._published_ms_I = np.asarray(items.published_ms_I[self._row_I])
-        self._newest_ms = int(self._published_ms_I.max(initial=np.iinfo(np.int64).min))
+        self._items = items
+        self._order = _Order(items.popularity_I)
+
+    def on(self, items: Items) -> "Popular":
+        """Of the items that these have become."""
+        grown = copy(self)
+        grown._items, grown._order = items, self._order.on(items.popularity_I)
+        return grown
 
     def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
         query = hydrated.query
         known_X = _known_to(query)
-        wanted = max(k, 0) + len(known_X)
-        if query.time_ms >= self._newest_ms:
-            at = np.arange(min(wanted, len(self._row_I)))
+
+        def published(row_N: NDArray[np.int64]) -> NDArray[np.bool_]:
+            return np.asarray(self._items.published_ms_I[row_N] <= query.time_ms)
+
+        row_K = self._order.best(max(k, 0) + len(known_X), hydrated.allowed, keep=published)
+        known_K = np.isin(row_K, known_X)
+        row_K = np.concatenate([row_K[~known_K], row_K[known_K]])[: max(k, 0)]
+        return Hits(row_K, self._items.popularity_I[row_K])
+
+
+class _Sorted:
+    """Rows from some row on, by ascending worth."""
+
+    __slots__ = ("row_I", "worth_I")
+
+    def __init__(self, worth_I: Column, first: int) -> None:
+        row_I = np.arange(first, len(worth_I))
+        worth_S = worth_I[row_I]
+        ascending = np.argsort(worth_S, kind="stable")
+        self.row_I, self.worth_I = row_I[ascending], worth_S[ascending]
+
+
+class _Order:
+    """All rows by worth, of equals the later one first.
+
+    A generation's own rows are sorted once; of its snapshots only the rows that follow them.
+    """
+
+    def __init__(self, worth_I: Column, base: _Sorted | None = None) -> None:
+        self._worth_I = worth_I
+        self._base = base or _Sorted(worth_I, 0)
+        self._tail = _Sorted(worth_I, len(self._base.row_I))
+
+    def on(self, worth_I: Column) -> "_Order":
+        return _Order(worth_I, self._base)
+
+    def best(
+        self,
+        k: int,
+        allowed: Mask | None,
+        *,
+        keep: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None,
+        above: float = -np.inf,
+        up_to: float = np.inf,
+    ) -> NDArray[np.int64]:
+        """The k best that are allowed and kept, or as many as there are, with above < worth <= up_to."""
+
+        def shown(row_N: NDArray[np.int64]) -> NDArray[np.int64]:
+            row_N = row_N if allowed is None else row_N[allowed.allowed_I[row_N]]
+            return row_N if keep is None else row_N[keep(row_N)]
+
+        if allowed is not None and allowed.count**2 <= k * len(allowed):  # fewer than would be walked past
+            row_N = shown(allowed.row_A)
+            row_N = row_N[(self._worth_I[row_N] > above) & (self._worth_I[row_N] <= up_to)]
         else:
-            at = np.flatnonzero(self._published_ms_I <= query.time_ms)[:wanted]
-        known = np.isin(self._row_I[at], known_X)
-        at = np.concatenate([at[~known], at[known]])[: max(k, 0)]
-        return Hits(self._row_I[at], self._popularity_I[at])
+            found = [NO_ROWS]
+            for part in (self._base, self._tail):
+                bounds = np.array([above, up_to], part.worth_I.dtype)  # of another type they would be compared slowly
+                start, end = np.searchsorted(part.worth_I, bounds, side="right").tolist()
+                left, step = k, 2 * k
+                while left > 0 and end > start:
+                    row_N = shown(part.row_I[max(start, end - step) : end][::-1])[:left]
+                    found.append(row_N)
+                    left, end, step = left - len(row_N), end - step, 4 * step
+            row_N = np.concatenate(found)
+        return row_N[np.lexsort((row_N, self._worth_I[row_N]))[::-1][: max(k, 0)]]
 
 
 def _known_to(query: Query) -> NDArray[np.int64]:
@@ -159,8 +228,3 @@ def _known_to(query: Query) -> NDArray[np.int64]:
 def _first_of_each(row_L: NDArray[np.int64]) -> NDArray[np.int64]:
     _, first = np.unique(row_L, return_index=True)
     return row_L[np.sort(first)]
-
-
-def _unless_all(available_I: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
-    """A search without a mask is cheaper."""
-    return None if available_I.all() else np.asarray(available_I, np.bool_)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from index.masks import Mask
+
 NO_ROWS = np.empty(0, np.int64)
 
 
@@ -46,6 +48,8 @@ class Query:
     exclude_row_X: NDArray[np.int64] = field(default_factory=lambda: NO_ROWS)
     only_row_N: NDArray[np.int64] | None = None
     """The caller's own list to rank; then no source is asked."""
+    filter: str = ""
+    """A condition on attributes that every item shown satisfies, see `candidate_gen.predicates`; empty for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +87,5 @@ class HydratedQuery:
     """One record of the feature table's query dtype, shape (1,)."""
     vector_D: NDArray[np.float32]
     """The query tower's output, of length 1."""
+    allowed: Mask | None = None
+    """Items that are available and satisfy the query's filter; None for all."""

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from candidate_gen.features import FeatureTable, feature_table, query_rows
+from candidate_gen.features import FeatureTable, feature_table, item_rows, query_rows
 from candidate_gen.items import Items
 from candidate_gen.types import History, HydratedQuery, Query
-from index.strings import IdMap, StringColumn
+from index.masks import Mask
 from index.types import Hits
 
 NOW_MS = 1_700_000_000_000
@@ -32,14 +32,15 @@ def small_table(*, items: int = 60, users: int = 20) -> FeatureTable:
 
 def small_item_rows(table: FeatureTable, count: int, *, first: int = 0) -> np.ndarray:
     """Item n has category n mod 3, a creator for each seven items, and a title of its category and number."""
-    rows = table.empty("item", count)
     numbers = range(first, first + count)
-    rows["item_id"] = table.encode("item_id", [f"i{n}" for n in numbers])
-    rows["category"] = table.encode("category", [CATEGORIES[n % 3] for n in numbers])
-    rows["creator"] = table.encode("creator", [f"c{n // 7}" for n in numbers])
-    rows["title"] = table.encode("title", [f"{CATEGORIES[n % 3]} volume {n}" for n in numbers])
-    rows["minutes"] = table.encode("minutes", [float(n % 11) for n in numbers])
-    return rows
+    return item_rows(
+        table,
+        ids=[f"i{n}" for n in numbers],
+        categories=[CATEGORIES[n % 3] for n in numbers],
+        creators=[f"c{n // 7}" for n in numbers],
+        titles=[f"{CATEGORIES[n % 3]} volume {n}" for n in numbers],
+        columns={"minutes": [float(n % 11) for n in numbers]},
+    )
 
 
 def random_query_rows(table: FeatureTable, item_row_I: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:
@@ -77,13 +78,13 @@ def catalogue(
     count = len(embedding_ID)
     ids = [f"i{row}" for row in range(count)]
     ages = np.zeros(count) if age_days is None else np.array(age_days)
-    return Items(
-        ids=IdMap.of(ids),
-        titles=StringColumn.of(ids),
+    return Items.of(
+        ids=ids,
+        titles=ids,
         row_I=np.zeros(count, [("item_id", "<i4")]),
-        published_ms_I=(NOW_MS - ages * DAY_MS).astype(np.int64),
-        available_I=np.ones(count, np.bool_) if available is None else np.array(available),
-        popularity_I=np.zeros(count, np.float32) if popularity is None else np.array(popularity, np.float32),
+        published_ms=NOW_MS - ages * DAY_MS,
+        available=available,
+        popularity=popularity,
         embedding_ID=embedding_ID.astype(np.float32),
     )
 
@@ -101,6 +102,7 @@ def hydrated(
     text: str = "",
     time_ms: int = NOW_MS,
     vector_D: NDArray[np.float32] | None = None,
+    allowed: Mask | None = None,
 ) -> HydratedQuery:
     row_L = rows() if history is None else history
     action_L = np.array([1] * len(row_L) if actions is None else actions, np.int32)
@@ -114,20 +116,21 @@ def hydrated(
         seed_row_S=rows() if seeds is None else seeds,
         exclude_row_X=rows() if excluded is None else excluded,
     )
-    return HydratedQuery(query, np.zeros(1), np.zeros(0, np.float32) if vector_D is None else vector_D)
+    return HydratedQuery(query, np.zeros(1), np.zeros(0, np.float32) if vector_D is None else vector_D, allowed)
 
 
 class ExhaustiveSearch:
     """What a vector index must answer, by sorting everything."""
 
-    def __init__(self, embedding_ID: NDArray[np.float32]) -> None:
+    def __init__(self, embedding_ID: NDArray[np.float32], *, partial: bool = False) -> None:
         self._embedding_ID = embedding_ID
+        self._partial = partial
 
-    def search(self, query_D: NDArray[np.float32], k: int, allowed_I: NDArray[np.bool_] | None = None) -> Hits:
+    def search(self, query_D: NDArray[np.float32], k: int, allowed: Mask | None = None) -> Hits:
         score_I = (self._embedding_ID @ query_D).astype(np.float32)
         order_I = np.argsort(-score_I, kind="stable")
-        order_I = order_I if allowed_I is None else order_I[allowed_I[order_I]]
-        return Hits(order_I[:k], score_I[order_I[:k]])
+        order_I = order_I if allowed is None else order_I[allowed.allowed_I[order_I]]
+        return Hits(order_I[:k], score_I[order_I[:k]], self._partial)
 
 
 def unit_vectors(count: int, width: int = 4, *, seed: int = 0) -> NDArray[np.float32]:

@@ -7,8 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from retrieval_cases import CATEGORIES, NOW_MS, random_query_rows, small_item_rows, small_table
 
-from candidate_gen.features import Feature, FeatureTable, hashed_ids, pair_rows, query_rows
-from index.strings import keys64
+from candidate_gen.features import (
+    Feature,
+    FeatureTable,
+    feature_table,
+    hashed_ids,
+    item_attributes,
+    item_rows,
+    pair_rows,
+    query_rows,
+)
+from index.strings import key64, keys64
 
 TABLE = small_table()
 ITEM_ROWS = small_item_rows(TABLE, 60)
@@ -227,3 +236,67 @@ def test_ranks_become_reciprocal_and_absence_zero() -> None:
 
 def test_categories_of_items_and_histories_are_the_same_numbers() -> None:
     assert one_query([1])["history_category"][0, 0] == 1 + CATEGORIES.index("jazz")
+
+
+COLUMNS = feature_table(
+    users=5,
+    items=5,
+    actions=("click",),
+    categories=CATEGORIES,
+    sources=(),
+    user_columns={},
+    item_columns={"price": None, "format": ("book", "film")},
+)
+VALUES: dict[str, Any] = {
+    "categories": ["jazz", None, "never seen", "art"],
+    "creators": ["", "c1", None, "c1"],
+    "columns": {"price": [3, None, float("inf"), -0.1], "format": ["film", "tape", None, ""], "extra": [1, 2, 3, 4]},
+}
+
+
+def test_declared_item_columns_are_those_that_not_every_data_set_has() -> None:
+    assert [feature.name for feature in TABLE.item_columns] == ["minutes"]
+    assert [feature.name for feature in COLUMNS.item_columns] == ["price", "format"]
+
+
+def test_an_item_record_is_its_encoded_values_and_no_counters() -> None:
+    ids, titles = ["i0", "i1", "i2", "i3"], ["one two", None, "", "three"]
+    row_I = item_rows(COLUMNS, ids=ids, titles=titles, **VALUES)
+    raw = {
+        "item_id": ids,
+        "title": titles,
+        "category": VALUES["categories"],
+        "creator": VALUES["creators"],
+        **VALUES["columns"],
+    }
+    assert row_I.dtype == COLUMNS.dtype("item")
+    for name in row_I.dtype.names or ():
+        expected = COLUMNS.encode(name, raw[name]) if name in raw else np.zeros(4)
+        np.testing.assert_array_equal(row_I[name], expected, err_msg=name)
+    assert row_I["category"].tolist() == [2, 0, 0, 1]
+    np.testing.assert_array_equal(row_I["price"], np.array([3, 0, 0, -0.1], np.float32))
+
+
+def test_attributes_are_keys_of_texts_known_or_not_and_plain_numbers_with_what_is_missing_told_apart() -> None:
+    attributes = item_attributes(COLUMNS, **VALUES)
+    assert list(attributes) == ["category", "creator", "price", "format"]
+    assert attributes["category"].tolist() == [key64("jazz"), 0, key64("never seen"), key64("art")]
+    assert attributes["creator"].tolist() == [0, key64("c1"), 0, key64("c1")]
+    assert attributes["format"].tolist() == [key64("film"), key64("tape"), 0, 0]
+    np.testing.assert_array_equal(attributes["price"], [3, np.nan, np.nan, -0.1])
+    assert [column.dtype for column in attributes.values()] == [np.uint64, np.uint64, np.float64, np.uint64]
+    nothing = item_attributes(COLUMNS, categories=[], creators=[], columns={"price": [], "format": []})
+    assert {name: column.dtype for name, column in nothing.items()} == {
+        name: column.dtype for name, column in attributes.items()
+    }
+
+
+@pytest.mark.parametrize("made", [item_attributes, item_rows])
+def test_an_item_column_that_is_missing_or_not_a_number_is_refused_by_name(made: Any) -> None:
+    known: dict[str, Any] = {"categories": ["art"], "creators": ["c"]}
+    if made is item_rows:
+        known |= {"ids": ["i"], "titles": ["t"]}
+    with pytest.raises(ValueError, match="item columns format are missing; declared are price, format"):
+        made(COLUMNS, **known, columns={"price": [1]})
+    with pytest.raises(ValueError, match=r"feature 'price' is a number: .*'cheap'"):
+        made(COLUMNS, **known, columns={"price": ["cheap"], "format": [""]})

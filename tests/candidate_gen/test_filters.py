@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from retrieval_cases import NOW_MS, catalogue, hydrated, rows, unit_vectors
 
-from candidate_gen.filters import Excluded, Seen, Unavailable, Unpublished
+from candidate_gen.filters import Disallowed, Excluded, Seen, Unpublished
 from candidate_gen.types import Candidates
 from serving.pipeline import Filter
 
@@ -21,16 +21,20 @@ def candidates(*row: int) -> Candidates:
 
 
 def test_every_filter_is_a_filter() -> None:
-    filters: list[Filter] = [Unavailable(ITEMS), Unpublished(ITEMS), Seen(), Excluded()]
-    assert [each.name for each in filters] == ["unavailable", "unpublished", "seen", "excluded"]
+    filters: list[Filter] = [Disallowed(), Unpublished(ITEMS), Seen(), Excluded()]
+    assert [each.name for each in filters] == ["disallowed", "unpublished", "seen", "excluded"]
     for each in filters:
         mask = each.keep(hydrated(), candidates())
         assert mask.shape == (0,)
         assert mask.dtype == np.bool_
 
 
-def test_unavailable_items_are_removed() -> None:
-    assert Unavailable(ITEMS).keep(hydrated(), candidates(5, 4, 1, 0)).tolist() == [True, False, False, True]
+def test_what_is_not_allowed_is_removed_from_the_callers_own_list_too() -> None:
+    query = hydrated(allowed=ITEMS.allowed)
+    assert Disallowed().keep(query, candidates(5, 4, 1, 0)).tolist() == [True, False, False, True]
+    chosen = replace(query, query=replace(query.query, only_row_N=rows(5, 4)))
+    assert Disallowed().keep(chosen, candidates(5, 4)).tolist() == [True, False]
+    assert Disallowed().keep(hydrated(), candidates(5, 4, 1, 0)).all()
 
 
 def test_items_of_the_future_are_removed_and_those_of_this_moment_kept() -> None:

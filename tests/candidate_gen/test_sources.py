@@ -6,6 +6,7 @@ from retrieval_cases import NOW_MS, ExhaustiveSearch, catalogue, hydrated, rows,
 
 from candidate_gen.sources import SOURCES, Ann, Fresh, Lexical, Popular, SimilarToRecent
 from index.lexical import LexicalIndex
+from index.masks import Mask
 from index.types import Hits
 from index.vectors import VectorIndex
 from serving.pipeline import Source
@@ -18,19 +19,21 @@ ITEMS = catalogue(
     available=[row % 5 != 0 for row in range(40)],
 )
 AVAILABLE = [row for row in range(40) if row % 5]
+MASKS = [Mask(np.random.default_rng(seed).random(40) < share) for seed, share in enumerate([0.0, 0.05, 0.5])]
 
 
 class Echo:
     """Finds the rows that are typed."""
 
-    def search(self, text: str, k: int) -> Hits:
-        found = rows(*map(int, text.split()))[:k]
+    def search(self, text: str, k: int, allowed: Mask | None = None) -> Hits:
+        found = rows(*map(int, text.split()))
+        found = (found if allowed is None else found[allowed.allowed_I[found]])[:k]
         return Hits(found, np.ones(len(found), np.float32))
 
 
 def all_sources() -> list[Source]:
     search = ExhaustiveSearch(VECTORS)
-    return [Ann(search, ITEMS), Lexical(Echo()), SimilarToRecent(search, ITEMS), Fresh(ITEMS), Popular(ITEMS)]
+    return [Ann(search), Lexical(Echo()), SimilarToRecent(search, ITEMS), Fresh(ITEMS), Popular(ITEMS)]
 
 
 def test_every_source_is_a_source_and_they_are_named_in_the_order_asked() -> None:
@@ -39,10 +42,10 @@ def test_every_source_is_a_source_and_they_are_named_in_the_order_asked() -> Non
 
 def test_the_real_indexes_fit() -> None:
     def made(vectors: VectorIndex, lexical: LexicalIndex) -> list[Source]:
-        return [Ann(vectors, ITEMS), SimilarToRecent(vectors, ITEMS), Lexical(lexical)]
+        return [Ann(vectors), SimilarToRecent(vectors, ITEMS), Lexical(lexical)]
 
     index = VectorIndex.build(VECTORS, towers="t", k=5)
-    assert Ann(index, ITEMS).retrieve(hydrated(vector_D=VECTORS[1]), 1).row_K.tolist() == [1]
+    assert Ann(index).retrieve(hydrated(vector_D=VECTORS[1]), 1).row_K.tolist() == [1]
 
 
 @given(
@@ -51,9 +54,10 @@ def test_the_real_indexes_fit() -> None:
     st.lists(st.integers(0, 39), max_size=3),
     st.lists(st.integers(0, 39), max_size=8),
     st.integers(-5, 50),
+    st.sampled_from([None, ITEMS.allowed, *MASKS]),
 )
-def test_hits_are_at_most_k_distinct_finite_and_available(
-    k: int, history: list[int], seeds: list[int], excluded: list[int], days_ago: int
+def test_hits_are_at_most_k_distinct_finite_and_allowed(  # noqa: PLR0917  # one argument for each strategy
+    k: int, history: list[int], seeds: list[int], excluded: list[int], days_ago: int, allowed: Mask | None
 ) -> None:
     query = hydrated(
         history=rows(*[row for row in history if row >= 0]),
@@ -61,6 +65,8 @@ def test_hits_are_at_most_k_distinct_finite_and_available(
         excluded=rows(*excluded),
         time_ms=NOW_MS - days_ago * 86_400_000,
         vector_D=VECTORS[0],
+        text="1 2 3 4 5",
+        allowed=allowed,
     )
     for source in all_sources():
         hits = source.retrieve(query, k)
@@ -69,19 +75,20 @@ def test_hits_are_at_most_k_distinct_finite_and_available(
         assert hits.score_K.dtype == np.float32
         assert len(set(hits.row_K.tolist())) == len(hits)
         assert np.isfinite(hits.score_K).all()
-        assert set(hits.row_K.tolist()) <= set(AVAILABLE)
+        assert allowed is None or allowed.allowed_I[hits.row_K].all()
         if source.name != "popular":
             assert (np.diff(hits.score_K) <= 0).all()
 
 
-def test_ann_is_the_nearest_available() -> None:
-    hits = Ann(ExhaustiveSearch(VECTORS), ITEMS).retrieve(hydrated(vector_D=VECTORS[0]), 3)
+def test_ann_is_the_nearest_of_what_is_allowed() -> None:
+    hits = Ann(ExhaustiveSearch(VECTORS)).retrieve(hydrated(vector_D=VECTORS[0], allowed=ITEMS.allowed), 3)
     expected = sorted(AVAILABLE, key=lambda row: -float(VECTORS[row] @ VECTORS[0]))[:3]
     assert hits.row_K.tolist() == expected
 
 
 def test_lexical_searches_what_was_typed_and_nothing_without_text() -> None:
     assert Lexical(Echo()).retrieve(hydrated(text="7 3 9"), 2).row_K.tolist() == [7, 3]
+    assert Lexical(Echo()).retrieve(hydrated(text="5 3 9", allowed=ITEMS.allowed), 2).row_K.tolist() == [3, 9]
     assert len(Lexical(Echo()).retrieve(hydrated(text="  "), 2)) == 0
 
 
@@ -90,7 +97,9 @@ def test_similar_is_nothing_without_history_and_seeds() -> None:
 
 
 def test_similar_to_one_item_is_its_nearest_others() -> None:
-    hits = SimilarToRecent(ExhaustiveSearch(VECTORS), ITEMS).retrieve(hydrated(history=rows(7)), 4)
+    hits = SimilarToRecent(ExhaustiveSearch(VECTORS), ITEMS).retrieve(
+        hydrated(history=rows(7), allowed=ITEMS.allowed), 4
+    )
     expected = sorted(set(AVAILABLE) - {7}, key=lambda row: -float(VECTORS[row] @ VECTORS[7]))[:4]
     assert hits.row_K.tolist() == expected
     assert hits.score_K == pytest.approx(VECTORS[expected] @ VECTORS[7])
@@ -104,7 +113,7 @@ def test_seeds_go_before_the_history() -> None:
 
 
 def test_what_is_known_is_left_out_of_what_is_similar() -> None:
-    query = hydrated(history=rows(7, 8), seeds=rows(11), excluded=rows(1, 2, 3))
+    query = hydrated(history=rows(7, 8), seeds=rows(11), excluded=rows(1, 2, 3), allowed=ITEMS.allowed)
     found = SimilarToRecent(ExhaustiveSearch(VECTORS), ITEMS).retrieve(query, 40).row_K.tolist()
     assert set(found) == set(AVAILABLE) - {7, 8, 11, 1, 2, 3}
 
@@ -128,10 +137,10 @@ def test_an_older_history_is_not_asked() -> None:
 
 def test_fresh_is_what_was_published_within_the_horizon_newest_first() -> None:
     # Item n is n - 2.5 days old and every fifth is not available.
-    hits = Fresh(ITEMS, horizon_days=5).retrieve(hydrated(), 10)
+    hits = Fresh(ITEMS, horizon_days=5).retrieve(hydrated(allowed=ITEMS.allowed), 10)
     assert hits.row_K.tolist() == [3, 4, 6, 7]
     assert hits.score_K == pytest.approx([0.9, 0.7, 0.3, 0.1])
-    assert Fresh(ITEMS, horizon_days=5).retrieve(hydrated(), 2).row_K.tolist() == [3, 4]
+    assert Fresh(ITEMS, horizon_days=5).retrieve(hydrated(allowed=ITEMS.allowed), 2).row_K.tolist() == [3, 4]
 
 
 def test_the_horizon_is_open_at_its_far_end_and_closed_at_the_moment_of_the_query() -> None:
@@ -141,9 +150,10 @@ def test_the_horizon_is_open_at_its_far_end_and_closed_at_the_moment_of_the_quer
 
 def test_popular_is_in_order_of_popularity() -> None:
     items = catalogue(embedding_ID=unit_vectors(5), popularity=[3, 9, 1, 7, 7], available=[True] * 4 + [False])
-    hits = Popular(items).retrieve(hydrated(text="jazz"), 10)
+    hits = Popular(items).retrieve(hydrated(text="jazz", allowed=items.allowed), 10)
     assert hits.row_K.tolist() == [1, 3, 0, 2]
     assert hits.score_K.tolist() == [9, 7, 3, 1]
+    assert Popular(items).retrieve(hydrated(), 10).row_K.tolist() == [1, 4, 3, 0, 2]
 
 
 def test_popular_passes_over_what_the_query_knows_while_there_is_enough_else() -> None:
@@ -153,13 +163,67 @@ def test_popular_passes_over_what_the_query_knows_while_there_is_enough_else() -
     assert Popular(items).retrieve(query, 5).row_K.tolist() == [2, 4, 0, 1, 3]
 
 
-@given(st.integers(0, 45), st.lists(st.integers(0, 39), max_size=40), st.integers(-1, 45))
-def test_popular_never_fails_while_the_catalogue_has_enough(k: int, history: list[int], days_ago: int) -> None:
-    query = hydrated(history=rows(*history), time_ms=NOW_MS - days_ago * 86_400_000)
-    published = [row for row in AVAILABLE if ITEMS.published_ms_I[row] <= query.query.time_ms]
+@given(
+    st.integers(0, 45),
+    st.lists(st.integers(0, 39), max_size=40),
+    st.integers(-1, 45),
+    st.sampled_from([None, ITEMS.allowed, *MASKS]),
+)
+def test_popular_never_fails_while_enough_is_allowed(
+    k: int, history: list[int], days_ago: int, allowed: Mask | None
+) -> None:
+    query = hydrated(history=rows(*history), time_ms=NOW_MS - days_ago * 86_400_000, allowed=allowed)
+    published_I = ITEMS.published_ms_I[np.arange(40)] <= query.query.time_ms
+    shown = set(np.flatnonzero(published_I if allowed is None else published_I & allowed.allowed_I).tolist())
     hits = Popular(ITEMS).retrieve(query, k)
-    assert len(hits) == min(k, len(published))
-    assert set(hits.row_K.tolist()) <= set(published)
+    assert len(hits) == min(k, len(shown))
+    assert set(hits.row_K.tolist()) <= shown
+
+
+@given(
+    st.integers(0, 30),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 9), st.booleans()), max_size=30),
+    st.integers(0, 30),
+    st.lists(st.integers(0, 29), max_size=5),
+)
+def test_what_is_fresh_and_popular_is_in_order_with_the_later_row_first_among_equals(
+    k: int, made: list[tuple[int, int, bool]], first: int, history: list[int]
+) -> None:
+    items = catalogue(
+        embedding_ID=np.ones((len(made), 2), np.float32),
+        popularity=[popularity for popularity, _, _ in made],
+        age_days=[age for _, age, _ in made],
+        available=[available for _, _, available in made],
+    )
+    known = rows(*[row for row in history if row < len(made)])
+    query = hydrated(history=known, allowed=items.allowed)
+    shown = [row for row, (_, age, available) in enumerate(made) if available and age >= 0]
+    popular = sorted(shown, key=lambda row: (row in known, -made[row][0], -row))
+    fresh = sorted((row for row in shown if made[row][1] < 7), key=lambda row: (made[row][1], -row))
+    base = items.take(np.arange(min(first, len(made))))
+    for now in (items, base.appended(items.take(np.arange(len(base), len(made))))):
+        for source, expected in (
+            (Popular(now), popular),
+            (Popular(base).on(now), popular),
+            (Fresh(now), fresh),
+            (Fresh(base).on(now), fresh),
+        ):
+            assert source.retrieve(query, k).row_K.tolist() == expected[:k]
+
+
+def test_a_source_still_answers_of_the_items_it_had_after_they_have_grown() -> None:
+    base = ITEMS.take(np.arange(20))
+    grown = base.appended(ITEMS.take(np.arange(20, 40)))
+    for source in (Popular(base), Fresh(base, horizon_days=50)):
+        before = source.retrieve(hydrated(), 40).row_K.tolist()
+        assert max(source.on(grown).retrieve(hydrated(), 40).row_K.tolist()) > 20
+        assert source.retrieve(hydrated(), 40).row_K.tolist() == before
+
+
+def test_what_is_similar_is_partial_where_a_search_was() -> None:
+    for partial in (True, False):
+        source = SimilarToRecent(ExhaustiveSearch(VECTORS, partial=partial), ITEMS)
+        assert source.retrieve(hydrated(history=rows(7, 8)), 3).partial == partial
 
 
 def test_an_empty_catalogue_has_nothing_and_no_error() -> None:

@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from candidate_gen.items import Items
 from candidate_gen.types import Candidates, Query
-from index.strings import IdMap, StringColumn
 from policy.selector import SlatePolicy
 from policy.settings import PolicySettings
 from policy.value import DAY_MS
@@ -39,13 +38,11 @@ def case(
     item_row_N = np.zeros(count, [("category", "<i4"), ("creator", "<i4")])
     item_row_N["category"] = 0 if category_N is None else category_N
     item_row_N["creator"] = 0 if creator_N is None else creator_N
-    items = Items(
-        ids=IdMap.of(ids),
-        titles=StringColumn.of(ids),
+    items = Items.of(
+        ids=ids,
+        titles=ids,
         row_I=item_row_N[row_N],
-        published_ms_I=(NOW_MS - age_days * DAY_MS).astype(np.int64)[row_N],
-        available_I=np.ones(count, np.bool_),
-        popularity_I=np.zeros(count, np.float32),
+        published_ms=(NOW_MS - age_days * DAY_MS)[row_N],
         embedding_ID=embedding_ND.astype(np.float32)[row_N],
     )
     scored = Scored(

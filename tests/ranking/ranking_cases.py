@@ -9,7 +9,6 @@ import torch
 from candidate_gen.features import FeatureTable, feature_table, query_rows
 from candidate_gen.items import Items
 from candidate_gen.types import Candidates, HydratedQuery, Query
-from index.strings import IdMap, StringColumn
 from ranking.model import Ranker, RankerShape
 
 NOW_MS = 1_700_000_000_000
@@ -42,14 +41,13 @@ def small_items(table: FeatureTable) -> Items:
     for name in ("log_shown", "click_rate", "like_rate"):
         row_I[name] = random.random(COUNT)
     embedding_ID = random.normal(size=(COUNT, 8)).astype(np.float32)
-    return Items(
-        IdMap.of([f"i{n}" for n in range(COUNT)]),
-        StringColumn.of(titles),
-        row_I,
-        NOW_MS - random.integers(1, 10**9, COUNT),
-        np.ones(COUNT, np.bool_),
-        random.random(COUNT).astype(np.float32),
-        embedding_ID / np.linalg.norm(embedding_ID, axis=1, keepdims=True),
+    return Items.of(
+        ids=[f"i{n}" for n in range(COUNT)],
+        titles=titles,
+        row_I=row_I,
+        published_ms=NOW_MS - random.integers(1, 10**9, COUNT),
+        popularity=random.random(COUNT),
+        embedding_ID=embedding_ID / np.linalg.norm(embedding_ID, axis=1, keepdims=True),
     )
 
 
