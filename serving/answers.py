@@ -5,13 +5,14 @@ A response is only ever made from an impression, so an answer found in the log i
 Shape letters: K slots, N candidates, A actions, S sources, L recent items.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from candidate_gen.items import Items
 from candidate_gen.types import Query
 from index.strings import keys64
 from policy.selector import SlatePolicy
@@ -19,6 +20,7 @@ from policy.types import SlotFlag
 from protos import impression_pb2, recommender_pb2
 from protos.impression_pb2 import Impression
 from protos.recommender_pb2 import Item, Reason, ReasonKind
+from serving.changes import held
 from serving.codec import Request, attribution_token, missing_ids
 from serving.generation import Generation
 from serving.pipeline import Answer, Trace
@@ -40,6 +42,18 @@ _REASON_OF_FLAG: Mapping[SlotFlag, int] = {
 }
 _SIMILAR_TO = int(ReasonKind.REASON_SIMILAR_TO)
 _REASONS = tuple((int(kind), Reason(kind=name)) for name, kind in ReasonKind.items())
+_OF_SLOTS = (
+    "item_id",
+    "propensity",
+    "source_bits",
+    "reason_bits",
+    "score",
+    "probability",
+    "title",
+    "category",
+    "published_ms",
+)
+"""Columns with as many entries as slots, or a multiple."""
 _ANCHORS = 10
 """How many of the latest items of a history a SIMILAR_TO reason may name."""
 
@@ -64,6 +78,7 @@ def record(asked: Impression, *, query: Query, answer: Answer, generation: Gener
     row_K = candidates.row_N[slate.index_K]
     settings = generation.settings
     asked.generation = generation.id
+    asked.catalog_seq = generation.catalog_seq
     asked.schema = generation.table.fingerprint
     asked.policy.temperature = settings.temperature
     asked.policy.epsilon = settings.epsilon
@@ -114,6 +129,34 @@ def respond(response: Response, request: Request, *, logged: Impression, query: 
         _fill_columns(response.columns, request, slots)
     else:
         _fill_items(response, request, slots)
+
+
+def withdraw(response: Response, items: Items) -> bool:
+    """Take out of a repeated answer what the catalogue no longer shows; whether that was anything.
+
+    What stays keeps the position and the propensity that the impression gives it.
+    """
+    columnar = response.HasField("columns")
+    item_ids = list(response.columns.item_id) if columnar else [item.item_id for item in response.items]
+    row_K = held(items, item_ids)
+    shown_K = (row_K >= 0) & items.available_I[row_K]
+    if columnar and not shown_K.all():
+        _keep_columns(response.columns, np.flatnonzero(shown_K).tolist(), len(item_ids))
+    elif not columnar:
+        for k in np.flatnonzero(~shown_K)[::-1].tolist():
+            del response.items[k]
+    named = [reason for item in response.items for reason in item.reasons if reason.item_id]
+    gone = [reason for reason, row in zip(named, held(items, [each.item_id for each in named]), strict=True) if row < 0]
+    for reason in gone:
+        reason.ClearField("item_id")
+    return bool(gone) or not shown_K.all()
+
+
+def _keep_columns(columns: recommender_pb2.Columns, kept: Sequence[int], slots: int) -> None:
+    for name in _OF_SLOTS:
+        column = getattr(columns, name)
+        width = len(column) // slots
+        column[:] = [column[k * width + n] for k in kept for n in range(width)]
 
 
 def trace_of(answer: Answer, query: Query) -> recommender_pb2.Trace:
@@ -184,6 +227,7 @@ class _Slots:
         """Id of the seed, or else of the recent item, that a slot with the reason SIMILAR_TO is nearest to."""
         seeds, recent = self.query.seed_row_S, self.query.history.row_L[:_ANCHORS]
         anchor_row_L = seeds if len(seeds) else recent
+        anchor_row_L = anchor_row_L[~self.generation.items.gone_I[anchor_row_L]]
         similar_K = (self.reason_bits_K >> np.uint32(_SIMILAR_TO) & np.uint32(1)) > 0
         id_K = [""] * len(self.row_K)
         at_K = np.flatnonzero(similar_K & (self.row_K >= 0))

@@ -8,16 +8,39 @@ than a tenth of all calls (`retryThrottling`).
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
-from protos import admin_pb2, events_pb2, recommender_pb2
+from protos import admin_pb2, catalog_pb2, events_pb2, recommender_pb2
+from protos.catalog_pb2 import CatalogStatus
 from protos.events_pb2 import EventStatus
-from protos.impression_pb2 import Degraded, FeatureValue, Outcome
-from protos.recommender_pb2 import Context, ReasonKind
+from protos.recommender_pb2 import Context
+from serving.records import (
+    CatalogAnswer,
+    Event,
+    EventAnswer,
+    ItemChange,
+    ItemEntry,
+    ShownItem,
+    ShownSlate,
+    slate_of,
+    values,
+)
+
+__all__ = [
+    "CallFailed",
+    "CascadeClient",
+    "CatalogAnswer",
+    "Event",
+    "EventAnswer",
+    "ItemChange",
+    "ItemEntry",
+    "ShownItem",
+    "ShownSlate",
+    "slate_of",
+]
 
 SERVICE_CONFIG = json.dumps(
     {
@@ -57,63 +80,6 @@ class CallFailed(RuntimeError):
         self.message = message
 
 
-@dataclass(frozen=True, slots=True)
-class ShownItem:
-    """One slot of a slate. `score` and `actions` are 0 and empty unless scores were asked for."""
-
-    item_id: str
-    propensity: float
-    title: str = ""
-    category: str = ""
-    score: float = 0.0
-    actions: Mapping[str, float] = field(default_factory=dict)
-    sources: tuple[str, ...] = ()
-    reasons: tuple[str, ...] = ()
-    """Such as POPULAR, or SIMILAR_TO:<item id>."""
-
-
-@dataclass(frozen=True, slots=True)
-class ShownSlate:
-    """What to show, in this order."""
-
-    request_id: str
-    attribution_token: str
-    generation: str
-    items: tuple[ShownItem, ...]
-    log_propensity: float
-    degraded: tuple[str, ...]
-    """Empty for a complete answer; otherwise such as RANKER_SKIPPED."""
-    missing_ids: tuple[str, ...]
-    stage_ms: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something a user did."""
-
-    item_id: str
-    action: str
-    time_ms: int
-    user_id: str = ""
-    request_id: str = ""
-    event_id: str = ""
-    """Empty: the client makes one, and sends the same where it has to send again."""
-    value: float = 1.0
-    position: int = -1
-    session_id: str = ""
-    visible_ms: int = 0
-    """Only read by a server that trusts the caller's clock."""
-
-
-@dataclass(frozen=True, slots=True)
-class EventAnswer:
-    """`status` is STORED, DUPLICATE, REJECTED or LATE."""
-
-    event_id: str
-    status: str
-    reason: str
-
-
 class CascadeClient:
     """
     Args:
@@ -148,6 +114,7 @@ class CascadeClient:
         session_id: str = "",
         recent_item_ids: Sequence[str] = (),
         exclude_item_ids: Sequence[str] = (),
+        filter: str = "",  # noqa: A002  # one word for it everywhere
         features: Mapping[str, str | float] | None = None,
         request_id: str = "",
         time_ms: int = 0,
@@ -159,6 +126,7 @@ class CascadeClient:
         """A slate for a user and/or seed items.
 
         Args:
+            filter: a condition on attributes, such as `category = "News" AND price < 20`.
             time_ms: as of when, for a server that trusts the caller's clock.
             columns: ask for the cheap form: no titles, no categories, reasons without item ids.
 
@@ -178,6 +146,7 @@ class CascadeClient:
             page_size=size,
             seed_item_ids=seed_item_ids,
             exclude_item_ids=exclude_item_ids,
+            filter=filter,
             include_scores=include_scores,
             columns=columns,
             no_log=no_log,
@@ -196,6 +165,7 @@ class CascadeClient:
         session_id: str = "",
         recent_item_ids: Sequence[str] = (),
         exclude_item_ids: Sequence[str] = (),
+        filter: str = "",  # noqa: A002  # one word for it everywhere
         features: Mapping[str, str | float] | None = None,
         request_id: str = "",
         time_ms: int = 0,
@@ -218,6 +188,7 @@ class CascadeClient:
             request_id=request_id or uuid.uuid4().hex,
             page_size=size,
             exclude_item_ids=exclude_item_ids,
+            filter=filter,
             include_scores=include_scores,
             columns=columns,
             no_log=no_log,
@@ -236,6 +207,7 @@ class CascadeClient:
         surface: str = "home",
         session_id: str = "",
         recent_item_ids: Sequence[str] = (),
+        filter: str = "",  # noqa: A002  # one word for it everywhere
         features: Mapping[str, str | float] | None = None,
         request_id: str = "",
         time_ms: int = 0,
@@ -258,6 +230,7 @@ class CascadeClient:
             query=query,
             request_id=request_id or uuid.uuid4().hex,
             page_size=size,
+            filter=filter,
             include_scores=include_scores,
             columns=columns,
             no_log=no_log,
@@ -268,29 +241,28 @@ class CascadeClient:
 
     def write_events(self, events: Sequence[Event], *, deadline_s: float | None = None) -> list[EventAnswer]:
         """At most 1000 events; one answer each, in order."""
-        request = events_pb2.WriteEventsRequest(
-            events=[
-                Outcome(
-                    event_id=event.event_id or uuid.uuid4().hex,
-                    request_id=event.request_id,
-                    item_id=event.item_id,
-                    user_id=event.user_id,
-                    session_id=event.session_id,
-                    action=event.action,
-                    value=event.value,
-                    time_ms=event.time_ms,
-                    visible_ms=event.visible_ms,
-                    position=event.position,
-                )
-                for event in events
-            ]
-        )
+        request = events_pb2.WriteEventsRequest(events=[each.on_the_wire() for each in events])
         response = events_pb2.WriteEventsResponse()
         self._call("Events/Write", request, response, deadline_s)
         return [
             EventAnswer(each.event_id, EventStatus.Name(each.status).removeprefix("EVENT_STATUS_"), each.reason)
             for each in response.results
         ]
+
+    def upsert_items(self, items: Sequence[ItemEntry], *, deadline_s: float | None = None) -> list[CatalogAnswer]:
+        """Add or replace at most 1000 items; one answer each, in order. The next request can show them."""
+        request = catalog_pb2.UpsertItemsRequest(items=[each.on_the_wire() for each in items])
+        return self._change("UpsertItems", request, deadline_s)
+
+    def delete_items(self, item_ids: Sequence[str], *, deadline_s: float | None = None) -> list[CatalogAnswer]:
+        """Take out at most 1000 items; no answer to a later request shows them."""
+        return self._change("DeleteItems", catalog_pb2.DeleteItemsRequest(item_ids=item_ids), deadline_s)
+
+    def patch_items(self, changes: Sequence[ItemChange], *, deadline_s: float | None = None) -> list[CatalogAnswer]:
+        """Change at most 1000 items, which are not embedded again: ranker and filters know a new value at once, the
+        vectors when the next generation is built."""
+        request = catalog_pb2.PatchItemsRequest(patches=[each.on_the_wire() for each in changes])
+        return self._change("PatchItems", request, deadline_s)
 
     def ready(self, *, deadline_s: float = 1.0) -> bool:
         """Whether a server answers with a generation within the deadline."""
@@ -338,6 +310,14 @@ class CascadeClient:
         self._manage("Rollback", admin_pb2.RollbackRequest(), response)
         return response.generation
 
+    def _change(self, method: str, request: Message, deadline_s: float | None) -> list[CatalogAnswer]:
+        response = catalog_pb2.CatalogResponse()
+        self._call(f"Catalog/{method}", request, response, deadline_s)
+        return [
+            CatalogAnswer(each.id, CatalogStatus.Name(each.status).removeprefix("CATALOG_STATUS_"), each.reason)
+            for each in response.results
+        ]
+
     def _call(self, method: str, request: Message, response: Message, deadline_s: float | None) -> None:
         self._send(self._channel, f"/cascade.v1.{method}", request, response, deadline_s or self._deadline_s)
 
@@ -370,63 +350,6 @@ def _context(
         surface=surface,
         session_id=session_id,
         recent_item_ids=recent_item_ids,
-        features={
-            name: FeatureValue(text=value) if isinstance(value, str) else FeatureValue(number=value)
-            for name, value in (features or {}).items()
-        },
+        features=values(features or {}),
         client_time_ms=time_ms,
     )
-
-
-def slate_of(
-    response: recommender_pb2.RecommendResponse | recommender_pb2.SearchResponse | recommender_pb2.RankResponse,
-) -> ShownSlate:
-    return ShownSlate(
-        request_id=response.request_id,
-        attribution_token=response.attribution_token,
-        generation=response.generation,
-        items=_from_columns(response.columns) if response.HasField("columns") else _from_items(response.items),
-        log_propensity=response.policy.log_propensity,
-        degraded=tuple(
-            name.removeprefix("DEGRADED_") for name, bit in Degraded.items() if response.degradation.bits & bit
-        ),
-        missing_ids=tuple(response.missing_ids),
-        stage_ms={stage.stage: stage.milliseconds for stage in response.degradation.stages},
-    )
-
-
-def _from_items(items: Sequence[recommender_pb2.Item]) -> tuple[ShownItem, ...]:
-    return tuple(
-        ShownItem(
-            item_id=item.item_id,
-            propensity=item.propensity,
-            title=item.title,
-            category=item.category,
-            score=item.score,
-            actions=dict(item.actions),
-            sources=tuple(item.sources),
-            reasons=tuple(_reason(each.kind) + (f":{each.item_id}" if each.item_id else "") for each in item.reasons),
-        )
-        for item in items
-    )
-
-
-def _from_columns(columns: recommender_pb2.Columns) -> tuple[ShownItem, ...]:
-    actions = len(columns.action_names)
-    return tuple(
-        ShownItem(
-            item_id=item_id,
-            propensity=columns.propensity[k],
-            title=columns.title[k] if columns.title else "",
-            category=columns.category[k] if columns.category else "",
-            score=columns.score[k] if columns.score else 0.0,
-            actions=dict(zip(columns.action_names, columns.probability[k * actions : (k + 1) * actions], strict=True)),
-            sources=tuple(name for s, name in enumerate(columns.source_names) if columns.source_bits[k] >> s & 1),
-            reasons=tuple(_reason(kind) for kind in ReasonKind.values() if columns.reason_bits[k] >> kind & 1),
-        )
-        for k, item_id in enumerate(columns.item_id)
-    )
-
-
-def _reason(kind: int) -> str:
-    return ReasonKind.Name(kind).removeprefix("REASON_")

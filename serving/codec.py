@@ -12,12 +12,16 @@ import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
-from candidate_gen.features import FeatureTable
+from candidate_gen.features import Feature
+from candidate_gen.items import Items
+from candidate_gen.predicates import FilterError
+from candidate_gen.predicates import parse as parse_filter
 from candidate_gen.types import NO_ROWS, Query
-from index.strings import IdMap, keys64
+from index.strings import keys64
 from protos import events_pb2, recommender_pb2
 from protos.impression_pb2 import FeatureValue, Impression, Kind, Outcome
-from protos.recommender_pb2 import DebugLevel
+from protos.recommender_pb2 import DebugLevel, FilterMode
+from serving.changes import held
 from serving.generation import Generation
 
 Request = recommender_pb2.RecommendRequest | recommender_pb2.SearchRequest | recommender_pb2.RankRequest
@@ -44,8 +48,6 @@ _UNSIGNED = "u1."
 
 _UNSUPPORTED: Mapping[str, str] = {
     "page_token": "ask for a larger page_size, or exclude what was shown with exclude_item_ids",
-    "filter": "leave it empty and drop items from a larger page",
-    "filter_mode": "leave it unset",
     "policy": "the generation's own policy applies",
     "boosts": "the generation's own policy applies",
     "facets": "leave it empty",
@@ -63,6 +65,7 @@ _QUESTION = (
     "seed_item_ids",
     "exclude_item_ids",
     "rank_item_ids",
+    "filter",
 )
 """What two impressions of one request id must agree on."""
 
@@ -73,6 +76,13 @@ class InvalidRequest(ValueError):
     def __init__(self, field: str, value: object, allowed: str) -> None:
         shown = repr(value)
         super().__init__(f"{field}: {shown if len(shown) <= 80 else shown[:77] + '...'} given, allowed: {allowed}")
+
+
+class InvalidFilter(InvalidRequest):
+    """A filter that cannot be read, or that these items cannot be judged by; the parser says why."""
+
+    def __init__(self, why: FilterError) -> None:
+        ValueError.__init__(self, f"filter: {why}")
 
 
 class Unsupported(ValueError):
@@ -105,6 +115,7 @@ def asked(request: Request, *, server_time_ms: int | None, new_request_id: Calla
         visitor_id=context.visitor_id,
         session_id=context.session_id,
         exclude_item_ids=dict.fromkeys(request.exclude_item_ids),
+        filter=request.filter.strip(),
         features=context.features,
         labels=request.labels,
     )
@@ -118,12 +129,12 @@ def asked(request: Request, *, server_time_ms: int | None, new_request_id: Calla
         made.surface = context.surface or "search"
         if not request.query.strip():
             raise InvalidRequest("query", request.query, f"1 to {MAX_TEXT_CHARS} characters, not only blanks")
-        _string("query", request.query, MAX_TEXT_CHARS)
+        check_string("query", request.query, MAX_TEXT_CHARS)
         made.text = request.query
         made.size = _page(request, default=_DEFAULT_PAGE, most=MAX_PAGE)
     else:
         made.kind = Kind.KIND_RANK
-        _string("query", request.query, MAX_TEXT_CHARS)
+        check_string("query", request.query, MAX_TEXT_CHARS)
         made.text = request.query
         if not request.item_ids:
             raise InvalidRequest("item_ids", [], f"1 to {MAX_ITEM_IDS} item ids")
@@ -156,18 +167,33 @@ def remember(
     asked.history_time_ms.extend(time_ms_L.tolist())
 
 
-def check_features(asked: Impression, table: FeatureTable) -> None:
+def check_against(asked: Impression, generation: Generation) -> None:
+    """What only the generation can tell of a request: the features that the caller sent, and the filter.
+
+    Raises:
+        InvalidRequest: for a feature that is no stored user column, or whose value has the wrong type; for a filter
+            that names what is no attribute, or compares it with what it is not.
+    """
+    check_columns("context.features", asked.features, generation.table.profile)
+    if asked.filter:
+        try:
+            generation.attributes.mask(parse_filter(asked.filter))
+        except FilterError as error:
+            raise InvalidFilter(error) from None
+
+
+def check_columns(field: str, values: Mapping[str, FeatureValue], columns: Iterable[Feature]) -> None:
     """
     Raises:
-        InvalidRequest: for a feature that is no stored user column, or whose value has the wrong type.
+        InvalidRequest: for a name that is none of the columns, or a value of the wrong type.
     """
-    kinds = {feature.name: feature.kind for feature in table.profile}
-    for name, value in asked.features.items():
+    kinds = {column.name: column.kind for column in columns}
+    for name, value in values.items():
         if name not in kinds:
-            raise InvalidRequest("context.features", name, ", ".join(sorted(kinds)) or "none in this generation")
+            raise InvalidRequest(field, name, ", ".join(sorted(kinds)) or "none in this generation")
         wanted = "number" if kinds[name] == "number" else "text"
         if value.WhichOneof("kind") != wanted:
-            raise InvalidRequest(f"context.features[{name!r}]", _plain(value), f"a {wanted}")
+            raise InvalidRequest(f"{field}[{name!r}]", _plain(value), f"a {wanted}")
 
 
 def query_of(asked: Impression, generation: Generation) -> Query:
@@ -175,7 +201,7 @@ def query_of(asked: Impression, generation: Generation) -> Query:
 
     Items that the generation does not hold are left out.
     """
-    ids = generation.items.ids
+    items = generation.items
     return Query(
         request_id=asked.request_id,
         time_ms=asked.time_ms,
@@ -189,9 +215,10 @@ def query_of(asked: Impression, generation: Generation) -> Query:
             np.fromiter(asked.history_time_ms, np.int64),
         ),
         features={name: _plain(value) for name, value in asked.features.items()},
-        seed_row_S=_known_rows(ids, asked.seed_item_ids),
-        exclude_row_X=_known_rows(ids, asked.exclude_item_ids),
-        only_row_N=_known_rows(ids, asked.rank_item_ids) if asked.kind == Kind.KIND_RANK else None,
+        seed_row_S=_known_rows(items, asked.seed_item_ids),
+        exclude_row_X=_known_rows(items, asked.exclude_item_ids),
+        only_row_N=_known_rows(items, asked.rank_item_ids) if asked.kind == Kind.KIND_RANK else None,
+        filter=asked.filter,
     )
 
 
@@ -201,7 +228,7 @@ def missing_ids(asked: Impression, query: Query, generation: Generation) -> list
     found = len(query.seed_row_S) + (0 if query.only_row_N is None else len(query.only_row_N))
     if found == len(named):
         return []
-    return [each for each, row in zip(named, generation.items.ids.rows_of(named), strict=True) if row < 0]
+    return [each for each, row in zip(named, held(generation.items, named), strict=True) if row < 0]
 
 
 def same_question(asked: Impression, logged: Impression) -> bool:
@@ -223,18 +250,18 @@ def outcome(event: Outcome, *, server_time_ms: int | None) -> Outcome:
         value = getattr(event, name)
         if not value:
             raise InvalidRequest(name, value, f"1 to {most} characters")
-        _string(name, value, most)
+        check_string(name, value, most)
     for name in ("request_id", "user_id", "session_id", "visitor_id"):
-        _string(name, getattr(event, name), MAX_ID_CHARS)
-    _string("tenant", event.tenant, MAX_NAME_CHARS)
-    _string("attribution_token", event.attribution_token, MAX_ID_CHARS + len(_UNSIGNED))
+        check_string(name, getattr(event, name), MAX_ID_CHARS)
+    check_string("tenant", event.tenant, MAX_NAME_CHARS)
+    check_string("attribution_token", event.attribution_token, MAX_ID_CHARS + len(_UNSIGNED))
     if not abs(event.value) <= MAX_VALUE:
         raise InvalidRequest("value", event.value, f"-{MAX_VALUE:g} to {MAX_VALUE:g}")
     visible_ms = (event.visible_ms or event.time_ms) if server_time_ms is None else server_time_ms
-    _whole("visible_ms", visible_ms, 1, MAX_TIME_MS)
-    _whole("time_ms", event.time_ms, 1, visible_ms + FUTURE_MS)
+    check_whole("visible_ms", visible_ms, 1, MAX_TIME_MS)
+    check_whole("time_ms", event.time_ms, 1, visible_ms + FUTURE_MS)
     position = event.position if event.HasField("position") else -1
-    _whole("position", position, -1, MAX_ITEM_IDS - 1)
+    check_whole("position", position, -1, MAX_ITEM_IDS - 1)
     kept = Outcome()
     kept.CopyFrom(event)
     kept.visible_ms = max(visible_ms, event.time_ms)
@@ -251,7 +278,7 @@ def check_events(request: events_pb2.WriteEventsRequest) -> None:
     Raises:
         InvalidRequest: for an empty or an oversized batch.
     """
-    _whole("the number of events", len(request.events), 1, MAX_EVENTS)
+    check_whole("the number of events", len(request.events), 1, MAX_EVENTS)
 
 
 def attribution_token(request_id: str) -> str:
@@ -282,17 +309,21 @@ def parse(message: Message, wire: bytes) -> None:
 
 def _check_context(context: recommender_pb2.Context, *, trusted: bool) -> None:
     for name in ("tenant", "surface"):
-        _string(f"context.{name}", getattr(context, name), MAX_NAME_CHARS)
+        check_string(f"context.{name}", getattr(context, name), MAX_NAME_CHARS)
     for name in ("user_id", "visitor_id", "session_id"):
-        _string(f"context.{name}", getattr(context, name), MAX_ID_CHARS)
+        check_string(f"context.{name}", getattr(context, name), MAX_ID_CHARS)
     _ids("context.recent_item_ids", context.recent_item_ids, MAX_RECENT)
-    _features(context.features)
-    _whole("context.client_time_ms", context.client_time_ms, 1 if trusted else 0, MAX_TIME_MS)
+    check_values("context.features", context.features)
+    check_whole("context.client_time_ms", context.client_time_ms, 1 if trusted else 0, MAX_TIME_MS)
 
 
 def _check_options(request: Request) -> None:
-    _string("request_id", request.request_id, MAX_ID_CHARS)
+    check_string("request_id", request.request_id, MAX_ID_CHARS)
     _ids("exclude_item_ids", request.exclude_item_ids, MAX_ITEM_IDS)
+    if request.filter_mode == FilterMode.FILTER_MODE_RELAX:
+        raise Unsupported("filter_mode RELAX is not supported yet; STRICT gives a short page where little matches")
+    if request.filter_mode not in FilterMode.values():
+        raise InvalidRequest("filter_mode", request.filter_mode, "STRICT")
     _labels(request.labels)
     for name in request.return_fields:
         if name not in _RETURN_FIELDS:
@@ -305,14 +336,14 @@ def _check_options(request: Request) -> None:
 
 def _page(request: Request, *, default: int, most: int) -> int:
     size = request.page_size if request.HasField("page_size") else default
-    _whole("page_size", size, 1, most)
+    check_whole("page_size", size, 1, most)
     return size
 
 
-def _known_rows(ids: IdMap, item_ids: Sequence[str]) -> NDArray[np.int64]:
+def _known_rows(items: Items, item_ids: Sequence[str]) -> NDArray[np.int64]:
     if not item_ids:
         return NO_ROWS
-    row_N = ids.rows_of(item_ids)
+    row_N = held(items, item_ids)
     return row_N[row_N >= 0]
 
 
@@ -320,12 +351,20 @@ def _plain(value: FeatureValue) -> str | float:
     return value.text if value.WhichOneof("kind") == "text" else value.number
 
 
-def _whole(field: str, value: int, low: int, high: int) -> None:
+def check_whole(field: str, value: int, low: int, high: int) -> None:
+    """
+    Raises:
+        InvalidRequest: for a value that is not between the two.
+    """
     if not low <= value <= high:
         raise InvalidRequest(field, value, f"{low} to {high}")
 
 
-def _string(field: str, value: str, most: int) -> None:
+def check_string(field: str, value: str, most: int) -> None:
+    """
+    Raises:
+        InvalidRequest: for a text of more characters.
+    """
     if len(value) > most:
         raise InvalidRequest(field, f"{len(value)} characters", f"at most {most}")
 
@@ -339,23 +378,27 @@ def _ids(field: str, ids: Iterable[str], most: int) -> None:
             raise InvalidRequest(field, f"an id of {len(each)} characters", f"1 to {MAX_ID_CHARS}")
 
 
-def _features(features: Mapping[str, FeatureValue]) -> None:
-    if len(features) > MAX_FEATURES:
-        raise InvalidRequest("context.features", f"{len(features)} features", f"at most {MAX_FEATURES}")
-    for name, value in features.items():
-        _string("context.features", name, MAX_NAME_CHARS)
-        field = f"context.features[{name!r}]"
+def check_values(field: str, values: Mapping[str, FeatureValue]) -> None:
+    """
+    Raises:
+        InvalidRequest: for too many, for a name or text that is too long, for a number that no feature can hold.
+    """
+    if len(values) > MAX_FEATURES:
+        raise InvalidRequest(field, f"{len(values)} values", f"at most {MAX_FEATURES}")
+    for name, value in values.items():
+        check_string(field, name, MAX_NAME_CHARS)
+        named = f"{field}[{name!r}]"
         kind = value.WhichOneof("kind")
         if kind is None:
-            raise InvalidRequest(field, None, "a text or a number")
+            raise InvalidRequest(named, None, "a text or a number")
         if kind == "number" and not abs(value.number) <= _MAX_FEATURE:
-            raise InvalidRequest(field, value.number, f"-{_MAX_FEATURE:g} to {_MAX_FEATURE:g}")
-        _string(field, value.text, MAX_TEXT_CHARS)
+            raise InvalidRequest(named, value.number, f"-{_MAX_FEATURE:g} to {_MAX_FEATURE:g}")
+        check_string(named, value.text, MAX_TEXT_CHARS)
 
 
 def _labels(labels: Mapping[str, str]) -> None:
     if len(labels) > MAX_LABELS:
         raise InvalidRequest("labels", f"{len(labels)} labels", f"at most {MAX_LABELS}")
     for name, value in labels.items():
-        _string("labels", name, MAX_NAME_CHARS)
-        _string(f"labels[{name!r}]", value, MAX_ID_CHARS)
+        check_string("labels", name, MAX_NAME_CHARS)
+        check_string(f"labels[{name!r}]", value, MAX_ID_CHARS)

@@ -1,6 +1,8 @@
 """A generation: everything one request needs, bound together, loaded, checked and swapped as one thing.
 
-What `write` puts into a folder, `Generation.load` reads; both are here so that they cannot drift apart.
+What `write` puts into a folder, `Generation.read` reads; both are here so that they cannot drift apart. Between two
+generations the catalogue changes: each change makes a new value that shares all but the items with the one before,
+and a request keeps the value that it began with.
 
 Shape letters: L history, U users, I items.
 """
@@ -9,8 +11,8 @@ import json
 import threading
 import time
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,18 +20,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from candidate_gen.features import FeatureTable, query_rows
-from candidate_gen.filters import Excluded, Seen, Unavailable, Unpublished
+from candidate_gen.filters import Disallowed, Excluded, Seen, Unpublished
 from candidate_gen.items import Items
+from candidate_gen.predicates import Attributes, parse
 from candidate_gen.sources import Ann, Fresh, Lexical, Popular, SimilarToRecent
 from candidate_gen.towers import Towers
 from candidate_gen.types import History, HydratedQuery, Query
+from index.columns import growing
+from index.delta import Base, GrownIndex
 from index.generations import GenerationStore, Manifest
 from index.lexical import LexicalIndex
+from index.placement import Placement, opened
+from index.shards import ShardedIndex
 from index.strings import IdMap
 from index.vectors import VectorIndex
 from policy.selector import SlatePolicy
 from policy.settings import PolicySettings
 from ranking.scorer import RankerScorer, RetrievalOrder
+from serving.catalog_log import FILE, CatalogLog, Change, Entry, StaleHead
+from serving.changes import changed
+from serving.log import CorruptLog
 from serving.pipeline import Filter, Pipeline, Source
 
 
@@ -63,24 +73,19 @@ def write(
     users: IdMap,
     profile_U: np.ndarray,
     towers: Towers,
-    vectors: VectorIndex,
+    vectors: VectorIndex | ShardedIndex,
     scorer: RankerScorer,
     policy: PolicySettings,
     retrieval: RetrievalSettings,
-    searchable: Sequence[str],
 ) -> dict[str, str]:
-    """Fill a staged folder; returns the fingerprints that `GenerationStore.publish` binds into the manifest.
-
-    Args:
-        searchable: what the lexical index reads of every item.
-    """
+    """Fill a staged folder; returns the fingerprints that `GenerationStore.publish` binds into the manifest."""
     (folder / "schema.json").write_text(table.to_json())
     items.save(folder)
     users.save(folder, "user_id")
     np.save(folder / "profile_U.npy", profile_U, allow_pickle=False)
     towers.save(folder)
     vectors.save(folder)
-    LexicalIndex.build(folder / "lexical", searchable)
+    LexicalIndex.build(folder / "lexical", items.searchable)
     scorer.save(folder)
     (folder / "policy.json").write_text(policy.to_json())
     (folder / "retrieval.json").write_text(json.dumps(asdict(retrieval), sort_keys=True))
@@ -96,7 +101,8 @@ def write(
 
 @dataclass(frozen=True)
 class Generation:
-    """One loaded generation. Immutable: a request pins it for its whole life."""
+    """One loaded generation with the changes of the catalogue up to one of them. Immutable: a request pins it for its
+    whole life."""
 
     id: str
     manifest: Manifest
@@ -105,29 +111,53 @@ class Generation:
     users: IdMap
     profile_U: np.ndarray
     towers: Towers
-    vectors: VectorIndex
+    vectors: Base
+    lexical: LexicalIndex
+    attributes: Attributes
+    scorer: RankerScorer
+    retrieval: RetrievalSettings
     settings: PolicySettings
+    catalog_seq: int
+    """Number of the last change that it knows of."""
     pipeline: Pipeline
 
     @classmethod
-    def load(cls, store: GenerationStore, generation: str) -> "Generation":
-        """Verify every file against the manifest, refuse parts that do not belong together, warm up.
+    def load(cls, store: GenerationStore, generation: str, *, placement: Placement | None = None) -> "Generation":
+        """Verify every file against the manifest, then `read`.
 
         Raises:
             UnknownGeneration, CorruptGeneration: see `GenerationStore`.
             GenerationMismatch: both fingerprints are in the message.
         """
         manifest = store.verify(generation)
-        folder = store.folder(generation)
+        return cls.read(store.folder(generation), manifest, placement=placement)
+
+    @classmethod
+    def read(cls, folder: Path, manifest: Manifest, *, placement: Placement | None = None) -> "Generation":
+        """Load what `write` wrote, refuse parts that do not belong together, warm up. Checksums are not looked at.
+
+        Raises:
+            GenerationMismatch: both fingerprints are in the message; or what else is wrong with the first bad part.
+        """
+        try:
+            return cls._read(folder, manifest, placement or Placement())
+        except GenerationMismatch:
+            raise
+        except (ValueError, OSError, KeyError) as error:
+            raise GenerationMismatch(f"generation {manifest.id} cannot be read: {error}") from error
+
+    @classmethod
+    def _read(cls, folder: Path, manifest: Manifest, placement: Placement) -> "Generation":
         table = FeatureTable.from_json((folder / "schema.json").read_text())
         _agree("schema", table.fingerprint, "manifest", manifest.fingerprints["schema"])
         items = Items.load(folder)
         _agree("items", items.fingerprint, "manifest", manifest.fingerprints["items"])
         _agree("item rows", str(items.row_I.dtype), "schema", str(table.dtype("item")))
         towers = Towers.load(folder, table)
-        _agree("towers", towers.fingerprint, "manifest", manifest.fingerprints["towers"])
-        vectors = VectorIndex.load(folder)
-        _agree("index built from towers", vectors.towers, "towers", towers.fingerprint)
+        fingerprint = towers.fingerprint  # reads every weight
+        _agree("towers", fingerprint, "manifest", manifest.fingerprints["towers"])
+        vectors = opened(folder, np.asarray(items.embedding_ID), placement)
+        _agree("index built from towers", vectors.towers, "towers", fingerprint)
         if len(vectors) != len(items):
             raise GenerationMismatch(f"the index holds {len(vectors)} items, the catalogue {len(items)}")
         scorer = RankerScorer.load(folder, table, items)
@@ -138,32 +168,108 @@ class Generation:
         users = IdMap.load(folder, "user_id")
         profile_U = np.load(folder / "profile_U.npy", mmap_mode="r", allow_pickle=False)
         _agree("user profiles", str(profile_U.dtype), "schema", str(table.profile_dtype))
-
-        def hydrate(query: Query) -> HydratedQuery:
-            row = _query_row(table, items, users, profile_U, query)
-            return HydratedQuery(query, row, towers.encode_queries(row)[0])
-
-        sources: dict[str, Source] = {
-            "ann": Ann(vectors, items),
-            "lexical": Lexical(LexicalIndex.load(folder / "lexical")),
-            "similar": SimilarToRecent(vectors, items),
-            "fresh": Fresh(items, horizon_days=retrieval.fresh_days),
-            "popular": Popular(items),
-        }
-        filters: list[Filter] = [Unavailable(items), Unpublished(items), Excluded()]
-        if retrieval.hide_seen:
-            filters.append(Seen())
-        pipeline = Pipeline(
-            hydrate=hydrate,
-            sources=[(sources[name], retrieval.quotas[name]) for name in sources if retrieval.quotas.get(name)],
-            filters=filters,
-            scorer=scorer,
-            retrieval_order=RetrievalOrder(table, items),
-            selector=SlatePolicy(settings, items, generation),
+        lexical = LexicalIndex.load(folder / "lexical")
+        attributes = Attributes(items)
+        sources = (
+            Ann(vectors),
+            Lexical(lexical),
+            SimilarToRecent(vectors, items),
+            Fresh(items, horizon_days=retrieval.fresh_days),
+            Popular(items),
         )
-        loaded = cls(generation, manifest, table, items, users, profile_U, towers, vectors, settings, pipeline)
-        loaded.warm_up()
-        return loaded
+        made = cls(
+            id=manifest.id,
+            manifest=manifest,
+            table=table,
+            items=items,
+            users=users,
+            profile_U=profile_U,
+            towers=towers,
+            vectors=vectors,
+            lexical=lexical,
+            attributes=attributes,
+            scorer=scorer,
+            retrieval=retrieval,
+            settings=settings,
+            catalog_seq=manifest.catalog_seq,
+            pipeline=Pipeline(
+                hydrate=_hydration(
+                    table, items, attributes=attributes, users=users, profile_U=profile_U, towers=towers
+                ),
+                sources=[(each, quota) for each in sources if (quota := retrieval.quotas.get(each.name))],
+                filters=_filters(retrieval, items),
+                scorer=scorer,
+                retrieval_order=RetrievalOrder(table, items),
+                selector=SlatePolicy(settings, items, manifest.id),
+            ),
+        )
+        made.warm_up()
+        return made
+
+    def changed(self, entries: Iterable[Entry]) -> "Generation":
+        """The generation after the next entries of the catalogue log.
+
+        It depends on the entries alone, not on how many are given at once.
+
+        Raises:
+            ValueError: where an entry is not the next one.
+        """
+        items, seq = self.items, self.catalog_seq
+        for entry in entries:
+            if entry.seq != seq + 1:
+                raise ValueError(f"entry {entry.seq} was given, change {seq + 1} of the catalogue is next")
+            items, seq = changed(items, entry, table=self.table, towers=self.towers), entry.seq
+        return self if seq == self.catalog_seq else self._with(items, seq)
+
+    def _with(self, items: Items, catalog_seq: int) -> "Generation":
+        """The same with other items, of which the first rows are those that it has."""
+        base = self.vectors.base if isinstance(self.vectors, GrownIndex) else self.vectors
+        vectors = GrownIndex(base, growing(items.embedding_ID).tail)
+        lexical = self.lexical.grown(items.searchable.take(np.arange(len(self.items), len(items))))
+        attributes = self.attributes.on(items)
+        scorer = RankerScorer(self.scorer.ranker, self.scorer.calibration, self.table, items)
+
+        def grown(source: Source) -> Source:
+            match source:
+                case Ann():
+                    return Ann(vectors)
+                case Lexical():
+                    return Lexical(lexical)
+                case SimilarToRecent():
+                    return SimilarToRecent(vectors, items)
+                case Fresh() | Popular():
+                    return source.on(items)
+            return source
+
+        return replace(
+            self,
+            items=items,
+            vectors=vectors,
+            lexical=lexical,
+            attributes=attributes,
+            scorer=scorer,
+            catalog_seq=catalog_seq,
+            pipeline=Pipeline(
+                hydrate=_hydration(
+                    self.table,
+                    items,
+                    attributes=attributes,
+                    users=self.users,
+                    profile_U=self.profile_U,
+                    towers=self.towers,
+                ),
+                sources=[(grown(source), quota) for source, quota in self.pipeline.sources],
+                filters=_filters(self.retrieval, items),
+                scorer=scorer,
+                retrieval_order=RetrievalOrder(self.table, items),
+                selector=SlatePolicy(self.settings, items, self.id),
+            ),
+        )
+
+    @property
+    def tail(self) -> int:
+        """Rows added by changes of the catalogue since the build."""
+        return len(growing(self.items.row_I).tail)
 
     def warm_up(self) -> None:
         """Answer canary queries, so that the first caller does not pay and a broken generation never serves.
@@ -202,6 +308,27 @@ def action_key(name: str) -> int:
     return zlib.crc32(name.encode())
 
 
+def _hydration(
+    table: FeatureTable,
+    items: Items,
+    *,
+    attributes: Attributes,
+    users: IdMap,
+    profile_U: np.ndarray,
+    towers: Towers,
+) -> Callable[[Query], HydratedQuery]:
+    def hydrate(query: Query) -> HydratedQuery:
+        row = _query_row(table, items, users, profile_U, query)
+        allowed = attributes.mask(parse(query.filter)) if query.filter else items.allowed
+        return HydratedQuery(query, row, towers.encode_queries(row)[0], allowed)
+
+    return hydrate
+
+
+def _filters(retrieval: RetrievalSettings, items: Items) -> list[Filter]:
+    return [Disallowed(), Unpublished(items), Excluded(), *([Seen()] if retrieval.hide_seen else [])]
+
+
 def _query_row(table: FeatureTable, items: Items, users: IdMap, profile_U: np.ndarray, query: Query) -> np.ndarray:
     profile = np.zeros(1, table.profile_dtype)
     user_row = users.rows_of([query.user_id])[0] if query.user_id else -1
@@ -234,18 +361,69 @@ def _agree(what: str, found: str, other: str, expected: str) -> None:
 
 
 class Generations:
-    """The generation that serves, and how it changes. Reading `active` is one atomic load, never a lock."""
+    """The generation that serves, and how it changes. Reading `active` is one atomic load, never a lock.
 
-    def __init__(self, store: GenerationStore) -> None:
+    Two locks: `_changing` for what may take long (loading), `_advancing` for what may not (the next change of the
+    catalogue, the swap). Whatever becomes active knows every change that was acknowledged by then.
+    """
+
+    def __init__(self, store: GenerationStore, *, placement: Placement | None = None) -> None:
         self.store = store
+        self.catalog = CatalogLog(store.root / FILE)
+        self._placement = placement
         self._active: Generation | None = None
         self._ready: dict[str, Generation] = {}
         """Loaded and warm, but not active: what was prepared last, and what was active before."""
         self._changing = threading.Lock()
+        self._advancing = threading.Lock()
+
+    def close(self) -> None:
+        self.catalog.close()
 
     @property
     def active(self) -> Generation | None:
         return self._active
+
+    def catch_up(self) -> Generation | None:
+        """The active generation with every change of the catalogue that was acknowledged before this call, by any
+        server of the store; for every request. It never waits for a generation to load.
+
+        Raises:
+            CorruptLog, LogUnavailable, UnknownChange: and what is active stays.
+        """
+        active = self._active
+        if active is None or self.catalog.head() <= active.catalog_seq:
+            return active
+        with self._advancing:
+            return self._advance(self._active)
+
+    def change(self, plan: Callable[[Generation], Change | None], *, time_ms: int) -> None:
+        """Log a change of the catalogue and serve it: on disk and in `active` when this returns.
+
+        Args:
+            plan: from the generation as it is, what to log, or None for nothing; called again where another server
+                was first.
+
+        Raises:
+            CorruptLog, LogUnavailable, UnknownChange: it is not acknowledged.
+            ValueError: while no generation is active.
+        """
+        with self._advancing:
+            while True:
+                active = self._advance(self._active)
+                if active is None:
+                    raise ValueError("no generation is active, so there is nothing to change")
+                request = plan(active)
+                if request is None:
+                    return
+                # Made before it is logged: what cannot be applied must never get there, for all servers would fail.
+                following = active.changed([Entry(active.catalog_seq + 1, time_ms, request)])
+                try:
+                    self.catalog.append(request, time_ms=time_ms, after=active.catalog_seq)
+                except StaleHead:
+                    continue
+                self._active = following
+                return
 
     def prepare(self, generation: str) -> Generation:
         """Load, check and warm a generation beside the one that serves."""
@@ -259,9 +437,9 @@ class Generations:
             StaleExpected: somebody else was first.
         """
         with self._changing:
-            loaded = self._prepare(generation)
+            prepared = self._prepare(generation)
             self.store.activate(generation, time_ms=_now_ms(), expected=expected)
-            return self._swap(loaded)
+            return self._swap(prepared)
 
     def roll_back(self) -> Generation:
         """Back to the one before.
@@ -280,20 +458,46 @@ class Generations:
         with self._changing:
             current = self.store.current()
             if current is None or (self._active is not None and self._active.id == current):
-                return self._active
+                return self.catch_up()
             return self._swap(self._prepare(current))
 
     def _prepare(self, generation: str) -> Generation:
         if self._active is not None and self._active.id == generation:
             return self._active
-        if generation not in self._ready:
-            self._ready = {generation: Generation.load(self.store, generation)}
+        loaded = self._ready.get(generation)
+        if loaded is None:
+            loaded = Generation.load(self.store, generation, placement=self._placement)
+        self._ready = {generation: self._current(loaded)}
         return self._ready[generation]
 
-    def _swap(self, loaded: Generation) -> Generation:
-        self._ready = {self._active.id: self._active} if self._active is not None else {}
-        self._active = loaded
-        return loaded
+    def _swap(self, prepared: Generation) -> Generation:
+        with self._advancing:
+            before = self._active
+            if before is None or before.id != prepared.id:
+                self._active = self._current(prepared)
+                self._ready = {before.id: before} if before is not None else {}
+            else:
+                self._active = self._current(before)
+            return self._active
+
+    def _advance(self, active: Generation | None) -> Generation | None:
+        """What is active, brought up to the log. For whoever holds `_advancing`."""
+        if active is not None:
+            self._active = active = self._current(active)
+        return active
+
+    def _current(self, generation: Generation) -> Generation:
+        """
+        Raises:
+            CorruptLog: also where the log has lost changes that the generation holds.
+        """
+        head = self.catalog.head()
+        if head < generation.catalog_seq:
+            raise CorruptLog(
+                f"{self.catalog.path} ends with change {head} of the catalogue, "
+                f"generation {generation.id} holds all up to {generation.catalog_seq}"
+            )
+        return generation.changed(self.catalog.since(generation.catalog_seq, until=head))
 
 
 def _now_ms() -> int:

@@ -166,12 +166,12 @@ class ImpressionLog:
         try:
             with self._reading:
                 if self._reader is None:
-                    self._reader = _open_to_read(self._path)
+                    self._reader = open_to_read(self._path)
                 found = self._reader.execute(
                     "SELECT time_ms, crc, payload FROM impressions WHERE request_id = ?", (request_id,)
                 ).fetchone()
         except (sqlite3.Error, UnicodeDecodeError) as error:
-            raise _explained(error, self._path) from error
+            raise explained(error, self._path) from error
         if found is not None:
             return _checked(self._path, "impressions", (request_id, *found), Impression)
         return None if waiting is None else Impression.FromString(waiting.payload)
@@ -237,7 +237,7 @@ class ImpressionLog:
         try:
             connection = sqlite3.connect(self._path, timeout=5, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
-            raise _explained(error, self._path) from error
+            raise explained(error, self._path) from error
         try:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             made = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
@@ -248,7 +248,7 @@ class ImpressionLog:
             connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
         except (sqlite3.Error, UnicodeDecodeError) as error:
             connection.close()
-            raise _explained(error, self._path) from error
+            raise explained(error, self._path) from error
         except CorruptLog:
             connection.close()
             raise
@@ -352,8 +352,10 @@ def _read(
     path: Path, table: Table, since_ms: int | None, until_ms: int | None, record: type[_Record]
 ) -> Iterator[_Record]:
     key, time = _KEY[table], _TIME[table]
+    if not path.is_file():
+        raise ValueError(f"no impression log at {path}")
     try:
-        with closing(_open_to_read(path)) as connection:
+        with closing(open_to_read(path)) as connection:
             connection.execute("BEGIN")
             verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
             if verdict != "ok":
@@ -369,12 +371,11 @@ def _read(
             for row in found:
                 yield _checked(path, table, row, record)
     except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise _explained(error, path) from error
+        raise explained(error, path) from error
 
 
-def _open_to_read(path: Path) -> sqlite3.Connection:
-    if not path.is_file():
-        raise ValueError(f"no impression log at {path}")
+def open_to_read(path: Path) -> sqlite3.Connection:
+    """A connection that writes nothing, to a log in use or to one in a folder that may not be written to."""
     sealed = not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists()
     mode = "immutable=1" if sealed else "mode=ro"
     return sqlite3.connect(
@@ -402,7 +403,7 @@ def _checked(path: Path, table: Table, row: tuple[str, int, int, bytes], record:
         raise CorruptLog(f"{path}: {table} row {key!r} cannot be parsed: {error}") from error
 
 
-def _explained(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> Exception:
+def explained(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> Exception:
     """Our error for one of SQLite's, or for text that a damaged file made it return."""
     kind = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
     make: Callable[[str], Exception] = LogUnavailable if kind in _NOT_THE_FILE else CorruptLog

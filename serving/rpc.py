@@ -19,8 +19,10 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
 from index.generations import CorruptGeneration, StaleExpected, UnknownGeneration
+from serving.catalog_log import UnknownChange
 from serving.codec import InvalidRequest, Unsupported
 from serving.generation import GenerationMismatch
+from serving.log import CorruptLog, LogUnavailable
 from serving.telemetry import Telemetry
 
 Method = Callable[[bytes, grpc.ServicerContext], bytes]
@@ -47,6 +49,10 @@ class Unavailable(RuntimeError):
     """Nothing can answer now; trying again later, or elsewhere, may help."""
 
 
+class CatalogFull(RuntimeError):
+    """So much has changed since the last generation that the next one must be built first."""
+
+
 _STATUS_OF: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
     (Unsupported, grpc.StatusCode.UNIMPLEMENTED),
@@ -58,6 +64,10 @@ _STATUS_OF: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (StaleExpected, grpc.StatusCode.FAILED_PRECONDITION),
     (CorruptGeneration, grpc.StatusCode.FAILED_PRECONDITION),
     (GenerationMismatch, grpc.StatusCode.FAILED_PRECONDITION),
+    (CatalogFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (LogUnavailable, grpc.StatusCode.UNAVAILABLE),
+    (CorruptLog, grpc.StatusCode.FAILED_PRECONDITION),
+    (UnknownChange, grpc.StatusCode.FAILED_PRECONDITION),
 )
 
 
@@ -186,8 +196,8 @@ class Replies:
         self._lock = threading.Lock()
         self._replies: OrderedDict[str, tuple[bytes, Future[bytes]]] = OrderedDict()
 
-    def answer(self, request_id: str, wire: bytes, until: float, make: Callable[[], bytes]) -> bytes:
-        """What `make` returns, or what it returned for this id before.
+    def answer(self, request_id: str, wire: bytes, until: float, make: Callable[[], bytes]) -> tuple[bytes, bool]:
+        """What `make` returns, or what it returned for this id before, and whether it is that.
 
         A call that finds another of the same id at work waits for it. An answer that failed is not kept.
 
@@ -207,7 +217,7 @@ class Replies:
             if known[0] != digest:
                 raise InvalidRequest("request_id", request_id, "an id that no other request has used")
             try:
-                return known[1].result(timeout=max(until - time.monotonic(), 0))
+                return known[1].result(timeout=max(until - time.monotonic(), 0)), True
             except TimeoutError:
                 raise DeadlinePassed("the deadline passed while another call of this request id was at work") from None
         try:
@@ -219,4 +229,4 @@ class Replies:
             future.set_exception(error)
             raise
         future.set_result(reply)
-        return reply
+        return reply, False

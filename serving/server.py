@@ -20,11 +20,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from index.generations import GenerationStore
+from index.placement import Placement
 from protos import admin_pb2, catalog_pb2, events_pb2, recommender_pb2
 from serving.admin import AdminService
+from serving.catalog import CatalogService
 from serving.generation import Generations
 from serving.log import Durability, ImpressionLog
-from serving.service import EventsService, Log, RecommenderService, ServiceSettings, State, catalog_handler
+from serving.service import EventsService, Log, RecommenderService, ServiceSettings, State
 from serving.state import UserState
 from serving.telemetry import Telemetry
 
@@ -71,6 +73,7 @@ class ServerSettings:
     grace_s: float = 10.0
     """How long calls at work may take after that."""
     max_request_bytes: int = 1 << 20
+    index: Placement = field(default_factory=Placement)
     service: ServiceSettings = field(default_factory=ServiceSettings)
 
     def __post_init__(self) -> None:
@@ -122,14 +125,16 @@ class Server:
             generations, state=state, log=log, telemetry=telemetry, settings=settings.service
         )
         events = EventsService(state=state, log=log, telemetry=telemetry, settings=settings.service)
+        catalog = CatalogService(generations, telemetry=telemetry, settings=settings.service)
+        services = (recommender, events, catalog)
         self.admin = AdminService(
             generations,
             telemetry=telemetry,
-            in_flight=lambda: recommender.admission.inside + events.admission.inside,
+            in_flight=lambda: sum(each.admission.inside for each in services),
             changed=self._announce,
         )
-        self._server = self._listener(recommender.admission.places + events.admission.places, _SERVICES)
-        self._server.add_generic_rpc_handlers((recommender.handler(), events.handler(), catalog_handler(telemetry)))
+        self._server = self._listener(sum(each.admission.places for each in services), _SERVICES)
+        self._server.add_generic_rpc_handlers(tuple(each.handler() for each in services))
         self._admin_server = self._listener(1, (_ADMIN,))
         self._admin_server.add_generic_rpc_handlers((self.admin.handler(),))
 
@@ -209,7 +214,7 @@ class Server:
         try:
             before = self._generations.active
             active = self._generations.follow()
-            if active is not before and active is not None:
+            if active is not None and (before is None or active.id != before.id):
                 _LOGGER.info("generation %s is active", active.id)
             self.admin.follow_error = ""
         except Exception as error:
@@ -250,7 +255,9 @@ def serve(settings: ServerSettings, *, on_ready: Callable[[Address], None]) -> N
         state = UserState(settings.redis) if settings.redis else None
         if state is not None:
             stack.callback(state.close)
-        server = Server(Generations(GenerationStore(settings.generations)), state=state, log=log, settings=settings)
+        generations = Generations(GenerationStore(settings.generations), placement=settings.index)
+        stack.callback(generations.close)
+        server = Server(generations, state=state, log=log, settings=settings)
         address = server.start()
         stack.callback(server.stop)
         if settings.ready_file is not None:

@@ -1,4 +1,4 @@
-"""The data plane: Recommender, Events, Catalog. Each call is one straight line from bytes to bytes."""
+"""The data plane: Recommender and Events. Each call is one straight line from bytes to bytes."""
 
 import logging
 import math
@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from index.strings import key64
 from policy.selector import SlatePolicy
-from protos import catalog_pb2, events_pb2, recommender_pb2
+from protos import events_pb2, recommender_pb2
 from protos.events_pb2 import EventResult, EventStatus
 from protos.impression_pb2 import Degraded, Impression, Outcome
 from serving import answers, codec
+from serving.catalog_log import UnknownChange
 from serving.generation import Generation, action_key
-from serving.log import LogUnavailable, Status
+from serving.log import CorruptLog, LogUnavailable, Status
 from serving.pipeline import Trace
 from serving.rpc import Admission, DeadlinePassed, Replies, Unavailable, handlers
 from serving.state import StateUnavailable
@@ -40,23 +41,14 @@ _RECOMMENDER_LATER = {
     "Explain": "Explain is not built yet; it will rebuild an answer from the impression log. Meanwhile ask with "
     "debug = SUMMARY and include_scores, or run `cascade replay`",
 }
-_CATALOG_LATER = {
-    name: f"{name} is not built yet; it will {does} between two generations. Meanwhile {meanwhile}"
-    for name, does, meanwhile in (
-        ("UpsertItems", "add items to a delta index", "publish a new generation with `cascade nightly`"),
-        ("DeleteItems", "take items out at once", "send exclude_item_ids and publish a new generation"),
-        ("PatchItems", "change attributes such as availability at once", "publish a new generation"),
-        ("UpsertUsers", "store user columns", "send them in context.features"),
-        ("ForgetUser", "remove a person everywhere", "delete the user's rows from the log and the user state by hand"),
-    )
-}
 
 
 class ActiveGeneration(Protocol):
-    """Who knows which generation serves; None before there is one."""
+    """Who knows which generation serves; None before there is one. `Generations` is one."""
 
     @property
     def active(self) -> Generation | None: ...
+    def catch_up(self) -> Generation | None: ...
 
 
 class Log(Protocol):
@@ -150,7 +142,7 @@ class RecommenderService:
     def _call(
         self, request: codec.Request, response: answers.Response, wire: bytes, context: grpc.ServicerContext
     ) -> bytes:
-        until = _deadline(context, self._settings)
+        until = deadline(context, self._settings)
         codec.parse(request, wire)
         asked = codec.asked(
             request,
@@ -159,20 +151,21 @@ class RecommenderService:
         )
         if request.validate_only:
             generation = self._active()
-            codec.check_features(asked, generation.table)
+            codec.check_against(asked, generation)
             response.request_id = asked.request_id
             response.generation = generation.id
             return response.SerializeToString()
         if request.request_id and not request.no_log:
-            return self._replies.answer(
+            reply, repeated = self._replies.answer(
                 asked.request_id, wire, until, lambda: self._slate(request, response, asked, until)
             )
+            return self._as_now(reply, response) if repeated else reply
         return self._slate(request, response, asked, until)
 
     def _slate(self, request: codec.Request, response: answers.Response, asked: Impression, until: float) -> bytes:
         with self.admission.enter(until):
             generation = self._active()
-            codec.check_features(asked, generation.table)
+            codec.check_against(asked, generation)
             before = Trace()
             with before.stage("lookup"):
                 known = self._found(asked) if request.request_id and not request.no_log else None
@@ -180,6 +173,7 @@ class RecommenderService:
                 answers.respond(
                     response, request, logged=known, query=codec.query_of(known, generation), generation=generation
                 )
+                answers.withdraw(response, generation.items)
                 return response.SerializeToString()
             with before.stage("state"):
                 self._read_state(asked, before)
@@ -214,8 +208,19 @@ class RecommenderService:
                 self._telemetry.add("degraded", Degraded.Name(bit))
         return reply
 
+    def _as_now(self, reply: bytes, response: answers.Response) -> bytes:
+        """An answer given before, without what the catalogue has stopped showing since."""
+        response.ParseFromString(reply)
+        return response.SerializeToString() if answers.withdraw(response, self._active().items) else reply
+
     def _active(self) -> Generation:
-        generation = self._generations.active
+        """The generation as of now. Where the catalogue log fails, as it was: what is known can still be shown."""
+        try:
+            generation = self._generations.catch_up()
+        except (CorruptLog, LogUnavailable, UnknownChange) as error:
+            _warn(error, "the catalogue log cannot be followed")
+            self._telemetry.add("catalog", "not_followed")
+            generation = self._generations.active
         if generation is None:
             raise Unavailable("no generation is active yet; publish one with `cascade train` and `cascade export`")
         return generation
@@ -273,7 +278,7 @@ class EventsService:
         )
 
     def write(self, wire: bytes, context: grpc.ServicerContext) -> bytes:
-        until = _deadline(context, self._settings)
+        until = deadline(context, self._settings)
         request = events_pb2.WriteEventsRequest()
         codec.parse(request, wire)
         codec.check_events(request)
@@ -289,7 +294,7 @@ class EventsService:
             for wire in batch:
                 events.append(Outcome())
                 codec.parse(events[-1], wire)
-            with self.admission.enter(_deadline(context, self._settings)):
+            with self.admission.enter(deadline(context, self._settings)):
                 results, degraded = self._store(events)
             response.degraded |= degraded
             for result in results:
@@ -358,11 +363,6 @@ class EventsService:
         return degraded
 
 
-def catalog_handler(telemetry: Telemetry) -> grpc.GenericRpcHandler:
-    """The Catalog service, which refuses every call until it is built."""
-    return handlers(catalog_pb2.DESCRIPTOR.services_by_name["Catalog"], telemetry, methods={}, later=_CATALOG_LATER)
-
-
 def _without_chance(generation: Generation) -> Generation:
     """The same generation with a policy that takes the best: what cannot be logged must not be explored."""
     settings = replace(generation.settings, temperature=0.0, epsilon=0.0)
@@ -372,11 +372,11 @@ def _without_chance(generation: Generation) -> Generation:
 
 def _warn(error: Exception, what: str) -> None:
     """What is expected to happen gets a line, a defect its traceback."""
-    expected = isinstance(error, LogUnavailable | StateUnavailable)
+    expected = isinstance(error, LogUnavailable | StateUnavailable | CorruptLog | UnknownChange)
     _LOGGER.warning("%s: %s", what, error, exc_info=None if expected else error)
 
 
-def _deadline(context: grpc.ServicerContext, settings: ServiceSettings) -> float:
+def deadline(context: grpc.ServicerContext, settings: ServiceSettings) -> float:
     """`time.monotonic` at which the caller stops waiting."""
     remaining_s = context.time_remaining()
     return time.monotonic() + (settings.deadline_s if remaining_s is None else remaining_s)

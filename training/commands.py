@@ -5,13 +5,14 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -21,10 +22,13 @@ from training.findings import flat
 
 if TYPE_CHECKING:
     from index.generations import GenerationStore
-    from serving.client import CascadeClient, ShownSlate
+    from serving.client import CascadeClient, CatalogAnswer, ItemEntry, ShownSlate
     from serving.server import Address
 
 _DEADLINE_S = 10.0
+_PART = 1000
+"""Entries of one change of the catalogue."""
+_Entry = TypeVar("_Entry")
 _OUT = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
@@ -87,40 +91,121 @@ def serve(given: Namespace) -> None:
 
 def call(given: Namespace) -> None:
     """One request to a server."""
+    with _client(given) as (client, at_ms):
+        match given.method:
+            case "status":
+                _call_status(given, client)
+            case "event":
+                _call_event(given, client)
+            case "recommend" | "search" | "rank":
+                _call_slate(given, client, at_ms)
+            case _:
+                _call_change(given, client)
+
+
+def _call_status(given: Namespace, client: "CascadeClient") -> None:
+    from google.protobuf.json_format import MessageToDict
+
+    status = MessageToDict(client.status(), preserving_proto_field_name=True)
+    if given.json:
+        print(json.dumps(status))
+        return
+    stages = {each.pop("stage"): each for each in status.pop("stages", [])}
+    _OUT.print(tabulated(status))
+    if stages:
+        _OUT.print("", tabulated(stages))
+
+
+def _call_event(given: Namespace, client: "CascadeClient") -> None:
     from serving.client import Event
 
-    with _client(given) as (client, at_ms):
-        if given.method == "status":
-            from google.protobuf.json_format import MessageToDict
+    now_ms = time.time_ns() // 1_000_000
+    event = Event(given.item, given.action, now_ms, user_id=given.user, request_id=given.request)
+    (answer,) = client.write_events([event])
+    if given.json:
+        print(json.dumps(asdict(answer)))
+    else:
+        _OUT.print(tabulated(asdict(answer)))
 
-            status = MessageToDict(client.status(), preserving_proto_field_name=True)
-            if given.json:
-                print(json.dumps(status))
-                return
-            stages = {each.pop("stage"): each for each in status.pop("stages", [])}
-            _OUT.print(tabulated(status))
-            if stages:
-                _OUT.print("", tabulated(stages))
-        elif given.method == "event":
-            now_ms = time.time_ns() // 1_000_000
-            event = Event(given.item, given.action, now_ms, user_id=given.user, request_id=given.request)
-            (answer,) = client.write_events([event])
-            if given.json:
-                print(json.dumps(asdict(answer)))
-            else:
-                _OUT.print(tabulated(asdict(answer)))
-        else:
-            asked: dict[str, Any] = {"size": given.size, "include_scores": True, "time_ms": at_ms}
-            if given.method == "recommend":
-                slate = client.recommend(given.user, seed_item_ids=given.near, **asked)
-            elif given.method == "search":
-                slate = client.search(given.query, user_id=given.user, **asked)
-            else:
-                slate = client.rank(given.items, user_id=given.user, query=given.query, **asked)
-            if given.json:
-                print(json.dumps(asdict(slate)))
-            else:
-                _print_slate(slate, _titles(slate, client, at_ms))
+
+def _call_slate(given: Namespace, client: "CascadeClient", at_ms: int) -> None:
+    asked: dict[str, Any] = {
+        "size": given.size,
+        "filter": given.filter,
+        "include_scores": True,
+        "time_ms": at_ms,
+    }
+    if given.method == "recommend":
+        slate = client.recommend(given.user, seed_item_ids=given.near, **asked)
+    elif given.method == "search":
+        slate = client.search(given.query, user_id=given.user, **asked)
+    else:
+        slate = client.rank(given.items, user_id=given.user, query=given.query, **asked)
+    if given.json:
+        print(json.dumps(asdict(slate)))
+    else:
+        _print_slate(slate, _titles(slate, client, at_ms))
+
+
+def _call_change(given: Namespace, client: "CascadeClient") -> None:
+    """
+    Raises:
+        ValueError: where entries were not taken, with the reason of the first.
+    """
+    answers = _changed(given, client)
+    if given.json:
+        print(json.dumps([asdict(answer) for answer in answers]))
+    else:
+        _OUT.print(tabulated(Counter(answer.status.lower() for answer in answers)))
+    refused = [f"{answer.item_id}: {answer.reason}" for answer in answers if answer.reason]
+    if refused:
+        raise ValueError(f"{len(refused)} of {len(answers)} were not taken; the first is {refused[0]}")
+
+
+def _changed(given: Namespace, client: "CascadeClient") -> "list[CatalogAnswer]":
+    """What the server says of every entry of a change of its catalogue, which is sent in parts that it takes."""
+    from serving.client import ItemChange
+
+    if given.method == "delete":
+        return _in_parts(client.delete_items, given.items)
+    if given.method in ("hide", "show"):
+        return _in_parts(
+            client.patch_items, [ItemChange(item, available=given.method == "show") for item in given.items]
+        )
+    try:
+        return _in_parts(client.upsert_items, _items_of(given.file))
+    except TypeError as error:  # a number where a text belongs
+        raise ValueError(f"{given.file}: {error}") from None
+
+
+def _in_parts(
+    send: "Callable[[Sequence[_Entry]], list[CatalogAnswer]]", entries: Sequence[_Entry]
+) -> "list[CatalogAnswer]":
+    return [answer for first in range(0, len(entries), _PART) for answer in send(entries[first : first + _PART])]
+
+
+def _items_of(file: str) -> "list[ItemEntry]":
+    """
+    Raises:
+        ValueError: naming what is wrong with which item.
+    """
+    from serving.client import ItemEntry
+
+    where = "the standard input" if file == "-" else file
+    try:
+        read = json.loads(sys.stdin.read() if file == "-" else Path(file).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not JSON: {error}") from None
+    listed = read if isinstance(read, list) else [read]
+    items = []
+    for number, each in enumerate(listed, start=1):
+        try:
+            items.append(ItemEntry(**each))
+        except TypeError as error:
+            raise ValueError(f"{where}, item {number}: {error}".replace("ItemEntry.__init__() ", "")) from None
+    if not items:
+        raise ValueError(f"{where} holds no items")
+    return items
 
 
 def generations(given: Namespace) -> None:
@@ -234,7 +319,7 @@ def _server(given: Namespace) -> Iterator[tuple[str, str, int]]:
         yield address["target"], address["admin_target"], 0
         return
     generations, history = LATEST / "generations", LATEST / "history.parquet"
-    if given.method in ("event", "status") or not (generations.is_dir() and history.exists()):
+    if given.method not in ("recommend", "search", "rank") or not (generations.is_dir() and history.exists()):
         raise ValueError("no server is running; start one: `cascade serve`, or name one: --target HOST:PORT")
     from training.server_process import server_process
 

@@ -1,6 +1,7 @@
 """Logged requests through the pipeline that served them: the same code, so the same slates, or a bug.
 
-`verify` asks the generation that answered; `counterfactual` asks another one what it would have done.
+`verify` asks the generation that answered; `counterfactual` asks another one what it would have done. Either knows what
+the catalogue had become when the request was made: the changes since its build are read from the catalogue log.
 
 Shape letters: M impressions, K slots, N candidates.
 """
@@ -15,6 +16,7 @@ from index.generations import Manifest
 from policy.selector import SlatePolicy
 from protos.impression_pb2 import Degraded, Impression
 from serving.answers import record
+from serving.catalog_log import CatalogLog
 from serving.codec import query_of
 from serving.generation import Generation
 
@@ -32,6 +34,7 @@ _ASKED = (
     "seed_item_ids",
     "exclude_item_ids",
     "rank_item_ids",
+    "filter",
     "features",
     "history_item_key",
     "history_action_key",
@@ -68,20 +71,74 @@ class Verified:
     """Answered without the ranker: what failed then does not fail again."""
 
 
-def verify(impressions: Iterable[Impression], generations: Mapping[str, Generation]) -> Verified:
+class Snapshots:
+    """Generations as they were when an impression was made.
+
+    Args:
+        generations: by id, as loaded.
+        catalog: the catalogue log beside them; None where nothing has changed.
+    """
+
+    def __init__(self, generations: Mapping[str, Generation], catalog: CatalogLog | None) -> None:
+        self._loaded = generations
+        self._catalog = catalog
+        self._latest = dict(generations)
+
+    def answered(self, logged: Impression) -> Generation:
+        """Who answered it.
+
+        Raises:
+            ValueError: where its generation is not among those given, or the log does not reach as far.
+        """
+        if logged.generation not in self._loaded:
+            raise ValueError(
+                f"impression {logged.request_id} was answered by generation {logged.generation}, "
+                f"which is not among {', '.join(sorted(self._loaded))}"
+            )
+        return self.at(logged.generation, logged)
+
+    def at(self, generation: str, logged: Impression) -> Generation:
+        """A generation with the catalogue as the impression's answer knew it, or as it was built where that is later.
+
+        Changes are made once while impressions come in the order of `catalog_seq`; going back begins anew.
+        """
+        loaded = self._loaded[generation]
+        seq = max(logged.catalog_seq, loaded.catalog_seq)
+        if seq < self._latest[generation].catalog_seq:
+            self._latest[generation] = loaded
+        behind = self._latest[generation]
+        entries = (
+            self._catalog.since(behind.catalog_seq, until=seq) if self._catalog and seq > behind.catalog_seq else []
+        )
+        self._latest[generation] = snapshot = behind.changed(entries)
+        if snapshot.catalog_seq < seq:
+            raise ValueError(
+                f"impression {logged.request_id} knew of change {seq} of the catalogue; the log of changes "
+                f"{f'at {self._catalog.path} ends with {snapshot.catalog_seq}' if self._catalog else 'is not given'}"
+            )
+        return snapshot
+
+
+def verify(
+    impressions: Iterable[Impression], generations: Mapping[str, Generation], catalog: CatalogLog | None = None
+) -> Verified:
     """Run every request again and compare bit by bit: candidates, feature bytes, scores, slate, propensities.
 
+    Args:
+        catalog: see `Snapshots`.
+
     Raises:
-        ValueError: where an impression's generation is not among those given.
+        ValueError: see `Snapshots.answered`.
     """
+    snapshots = Snapshots(generations, catalog)
     requests = skipped = 0
     divergences = []
-    for logged in impressions:
+    for logged in in_order(impressions):
         if logged.degraded & Degraded.DEGRADED_RANKER_SKIPPED:
             skipped += 1
             continue
         requests += 1
-        again = ask_again(logged, _generation(generations, logged))
+        again = ask_again(logged, snapshots.answered(logged))
         differing = (
             Divergence(logged.request_id, stage, field)
             for stage, fields in _STAGES.items()
@@ -90,6 +147,11 @@ def verify(impressions: Iterable[Impression], generations: Mapping[str, Generati
         )
         divergences += [first] if (first := next(differing, None)) else []
     return Verified(requests, tuple(divergences), skipped)
+
+
+def in_order(impressions: Iterable[Impression]) -> list[Impression]:
+    """As the catalogue changed; requests that were answered side by side may be logged in another order."""
+    return sorted(impressions, key=lambda each: each.catalog_seq)
 
 
 def ask_again(logged: Impression, generation: Generation) -> Impression:
@@ -102,15 +164,6 @@ def ask_again(logged: Impression, generation: Generation) -> Impression:
     query = query_of(asked, generation)
     answer = generation.pipeline.run(query, without=frozenset(logged.skipped_sources))
     return record(asked, query=query, answer=answer, generation=generation, eligible=bool(logged.eligible_item_key))
-
-
-def _generation(generations: Mapping[str, Generation], logged: Impression) -> Generation:
-    if logged.generation not in generations:
-        raise ValueError(
-            f"impression {logged.request_id} was answered by generation {logged.generation}, "
-            f"which is not among {', '.join(sorted(generations))}"
-        )
-    return generations[logged.generation]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +214,7 @@ def counterfactual(
     *,
     rewards: Mapping[tuple[str, str], float],
     examination_K: NDArray[np.float64],
+    catalog: CatalogLog | None = None,
 ) -> Counterfactual:
     """What `target` would have shown, and with which probability it would have shown what was shown.
 
@@ -168,15 +222,17 @@ def counterfactual(
         impressions: with their eligible candidates; all others are left out.
         rewards: utility of the outcomes of (request id, item id); 0 where there is none.
         examination_K: P(examined) by slot, for the predicted rewards; slots beyond it share its last entry.
+        catalog: see `Snapshots`.
 
     Raises:
         ValueError: where no impression holds its eligible candidates.
     """
-    usable = [each for each in impressions if each.eligible_item_key]
+    usable = in_order(each for each in impressions if each.eligible_item_key)
     if not usable:
         raise ValueError(f"none of {len(impressions)} impressions holds the candidates it was drawn from")
     width = max(len(each.item_id) for each in usable)
-    columns = [_compare(each, target, width, rewards, examination_K) for each in usable]
+    snapshots = Snapshots({target.id: target}, catalog)
+    columns = [_compare(each, snapshots.at(target.id, each), width, rewards, examination_K) for each in usable]
     reward, logged, aimed, predicted, expected, inside, shown = zip(*columns, strict=True)
     return Counterfactual(
         tuple(each.request_id for each in usable),

@@ -16,17 +16,19 @@ import pytest
 from numpy.typing import NDArray
 
 from candidate_gen.features import FeatureTable, feature_table
-from candidate_gen.filters import Excluded, Unavailable
+from candidate_gen.filters import Disallowed, Excluded
 from candidate_gen.items import Items
+from candidate_gen.predicates import Attributes
 from candidate_gen.types import Candidates, HydratedQuery, Query
 from index.generations import GenerationStore, Manifest
-from index.strings import IdMap, StringColumn
+from index.placement import Placement
+from index.strings import IdMap
 from index.types import Hits
 from policy.selector import SlatePolicy
 from policy.settings import PolicySettings
 from protos.impression_pb2 import Impression, Outcome
 from ranking.types import Scored
-from serving.generation import Generation, GenerationMismatch, Generations
+from serving.generation import Generation, GenerationMismatch, Generations, RetrievalSettings
 from serving.log import LogUnavailable, Status
 from serving.pipeline import Pipeline
 from serving.server import Address, Server, ServerSettings
@@ -137,13 +139,13 @@ def catalogue(label: str, count: int = 60) -> Items:
     rows["category"] = 1 + np.arange(count) % len(CATEGORIES)
     rows["creator"] = 1 + np.arange(count) % 7
     embedding_ID = np.random.default_rng(0).standard_normal((count, 8)).astype(np.float32)
-    return Items(
-        ids=IdMap.of(item_ids(count)),
-        titles=StringColumn.of([f"{label} title {row}" for row in range(count)]),
+    return Items.of(
+        ids=item_ids(count),
+        titles=[f"{label} title {row}" for row in range(count)],
         row_I=rows,
-        published_ms_I=NOW_MS - np.arange(count, dtype=np.int64) * 3_600_000,
-        available_I=np.arange(count) > 0,
-        popularity_I=np.arange(count, dtype=np.float32)[::-1].copy(),
+        published_ms=NOW_MS - np.arange(count, dtype=np.int64) * 3_600_000,
+        available=np.arange(count) > 0,
+        popularity=np.arange(count, dtype=np.float32)[::-1].copy(),
         embedding_ID=embedding_ID / np.linalg.norm(embedding_ID, axis=1, keepdims=True),
     )
 
@@ -165,7 +167,7 @@ def generation(
         row = TABLE.empty("query", 1)
         row["history_log_length"] = np.log1p(len(query.history))
         row["age"] = query.features.get("age", 0.0)
-        return HydratedQuery(query, row, np.ones(8, np.float32) / np.sqrt(8).astype(np.float32))
+        return HydratedQuery(query, row, np.ones(8, np.float32) / np.sqrt(8).astype(np.float32), items.allowed)
 
     rows = np.arange(count, dtype=np.int64)
     sources = [
@@ -178,7 +180,7 @@ def generation(
     pipeline = Pipeline(
         hydrate=hydrate,
         sources=sources,
-        filters=[Unavailable(items), Excluded()],
+        filters=[Disallowed(), Excluded()],
         scorer=NumberScorer(items, switch),
         retrieval_order=OrderScorer(items),
         selector=SlatePolicy(SETTINGS, items, name),
@@ -192,7 +194,12 @@ def generation(
         profile_U=np.zeros(10, TABLE.profile_dtype),
         towers=cast(Any, None),
         vectors=cast(Any, None),
+        lexical=cast(Any, None),
+        attributes=Attributes(items),
+        scorer=cast(Any, None),
+        retrieval=RetrievalSettings(),
         settings=SETTINGS,
+        catalog_seq=0,
         pipeline=pipeline,
     )
 
@@ -202,6 +209,9 @@ class Fixed:
     """Who knows the active generation, for tests without a store."""
 
     active: Generation | None
+
+    def catch_up(self) -> Generation | None:
+        return self.active
 
 
 @dataclass(slots=True)
@@ -270,7 +280,7 @@ def load_fakes(patch: pytest.MonkeyPatch, switch: Switch | None = None) -> None:
 
     switch = switch or Switch()
 
-    def load(store: GenerationStore, name: str) -> Generation:
+    def load(store: GenerationStore, name: str, *, placement: Placement | None = None) -> Generation:
         switch.loads += 1
         if name in switch.fail:
             raise GenerationMismatch(f"generation {name} is of two trainings")

@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
-from serving_cases import NOW_MS, TABLE, generation
+from serving_cases import NOW_MS, generation
 
 from index.strings import keys64
 from protos.events_pb2 import WriteEventsRequest
@@ -55,6 +55,8 @@ ACCEPTED: list[Callable[[], Request]] = [
     lambda: SearchRequest(query="x" * 512),
     lambda: RankRequest(item_ids=[f"i{k}" for k in range(1000)]),
     lambda: RankRequest(item_ids=["i1"], page_size=1000),
+    lambda: RecommendRequest(filter="x" * 5000),  # the parser has its own bounds
+    lambda: SearchRequest(query="a", filter_mode="FILTER_MODE_STRICT"),
 ]
 
 REFUSED: list[tuple[str, Callable[[], Request]]] = [
@@ -91,6 +93,7 @@ REFUSED: list[tuple[str, Callable[[], Request]]] = [
     ("labels", lambda: RecommendRequest(labels={f"l{k}": "" for k in range(33)})),
     ("labels", lambda: RecommendRequest(labels={"l": "x" * 257})),
     ("labels", lambda: RecommendRequest(labels={"x" * 65: ""})),
+    ("filter_mode", lambda: RecommendRequest(filter_mode=99)),  # type: ignore[arg-type]
     ("debug", lambda: RecommendRequest(debug=99)),  # type: ignore[arg-type]
     ("query", SearchRequest),
     ("query", lambda: SearchRequest(query=" \t ")),
@@ -104,8 +107,7 @@ REFUSED: list[tuple[str, Callable[[], Request]]] = [
 
 NOT_YET: list[tuple[str, Callable[[], Request]]] = [
     ("page_token", lambda: RecommendRequest(page_token="t")),
-    ("filter", lambda: RecommendRequest(filter="price < 3")),
-    ("filter_mode", lambda: RecommendRequest(filter_mode="FILTER_MODE_STRICT")),
+    ("filter_mode", lambda: RecommendRequest(filter_mode="FILTER_MODE_RELAX")),
     ("policy", lambda: RecommendRequest(policy=PolicyOverrides(temperature=0))),
     ("boosts", lambda: RecommendRequest(boosts=[Boost()])),
     ("debug", lambda: RecommendRequest(debug="DEBUG_LEVEL_FULL")),
@@ -145,6 +147,7 @@ def test_every_field_of_a_request_is_used_or_refused() -> None:
     used = {
         *("context", "request_id", "page_size", "exclude_item_ids", "return_fields", "include_scores", "columns"),
         *("debug", "validate_only", "no_log", "labels", "seed_item_ids", "query", "item_ids"),
+        *("filter", "filter_mode"),
     }
     for request in (RecommendRequest, SearchRequest, RankRequest):
         for field in request.DESCRIPTOR.fields:
@@ -216,7 +219,22 @@ def test_a_rank_query_holds_only_the_callers_items_in_their_order() -> None:
 def test_a_feature_that_the_generation_does_not_have_is_refused(features: dict[str, FeatureValue], named: str) -> None:
     asked = ask(RecommendRequest(context=Context(features=features)))
     with pytest.raises(InvalidRequest, match=named):
-        codec.check_features(asked, TABLE)
+        codec.check_against(asked, generation())
+
+
+@pytest.mark.parametrize(
+    ("condition", "named"),
+    [("published_ms >", "expected"), ("colour = 1", "colour"), ('published_ms = "x"', "published")],
+)
+def test_a_filter_is_read_by_the_generation_that_answers(condition: str, named: str) -> None:
+    asked = ask(RankRequest(item_ids=["i1"], filter=condition))
+    with pytest.raises(InvalidRequest, match=f"^filter: .*{named}"):
+        codec.check_against(asked, generation())
+    asked = ask(RankRequest(item_ids=["i1"], filter=" available = true "))
+    codec.check_against(asked, generation())
+    assert asked.filter == "available = true"
+    assert codec.query_of(asked, generation()).filter == "available = true"
+    assert not codec.same_question(asked, ask(RankRequest(item_ids=["i1"])))
 
 
 OUTCOME: dict[str, Any] = {"event_id": "e", "item_id": "i1", "action": "click", "time_ms": NOW_MS, "value": 1.0}

@@ -28,7 +28,7 @@ from serving_cases import (
 
 from index.generations import GenerationStore
 from index.strings import key64
-from protos import admin_pb2, catalog_pb2, events_pb2
+from protos import admin_pb2, events_pb2
 from protos.events_pb2 import EventStatus, StreamEventsResponse, WriteEventsRequest, WriteEventsResponse
 from protos.impression_pb2 import Degraded, FeatureValue, Outcome
 from protos.recommender_pb2 import (
@@ -184,7 +184,7 @@ def test_a_request_is_only_checked_where_only_that_is_asked_for(site: Site) -> N
 def test_debug_summary_fills_the_trace(site: Site) -> None:
     response = site.recommend(RecommendRequest(debug="DEBUG_LEVEL_SUMMARY"))
     assert response.trace.retrieved["ann"] == 20
-    assert response.trace.removed["unavailable"] == 1
+    assert response.trace.removed["disallowed"] == 1
     assert response.trace.eligible >= 20
     assert not site.recommend(RecommendRequest()).HasField("trace")
 
@@ -266,7 +266,8 @@ def test_without_a_generation_a_server_is_unavailable(tmp_path: Path) -> None:
     [
         "Recommender/Suggest",
         "Recommender/Explain",
-        *[f"Catalog/{each.name}" for each in catalog_pb2.DESCRIPTOR.services_by_name["Catalog"].methods],
+        "Catalog/UpsertUsers",
+        "Catalog/ForgetUser",
     ],
 )
 def test_a_method_to_come_says_what_to_use_meanwhile(site: Site, method: str) -> None:
@@ -537,16 +538,16 @@ def test_replies_are_bounded_and_failures_are_not_kept() -> None:
     replies = Replies(most=2)
     until = time.monotonic() + 20
     for name in ("a", "b", "c"):
-        assert replies.answer(name, b"wire", until, lambda: b"first") == b"first"
-    assert replies.answer("c", b"wire", until, lambda: b"second") == b"first"
-    assert replies.answer("a", b"wire", until, lambda: b"second") == b"second"
+        assert replies.answer(name, b"wire", until, lambda: b"first") == (b"first", False)
+    assert replies.answer("c", b"wire", until, lambda: b"second") == (b"first", True)
+    assert replies.answer("a", b"wire", until, lambda: b"second") == (b"second", False)
 
     def fail() -> bytes:
         raise OSError("no")
 
     with pytest.raises(OSError, match="no"):
         replies.answer("d", b"wire", until, fail)
-    assert replies.answer("d", b"wire", until, lambda: b"third") == b"third"
+    assert replies.answer("d", b"wire", until, lambda: b"third") == (b"third", False)
 
 
 def test_quantiles_are_exact_to_five_percent() -> None:

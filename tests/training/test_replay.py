@@ -1,8 +1,10 @@
 """The served path is the replayed path: what was logged comes out again, and what was tampered with is found."""
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,15 +12,21 @@ from conftest import SLATE_SIZE, Loop
 from numpy.typing import NDArray
 
 from candidate_gen.types import Candidates, HydratedQuery
+from index.generations import GenerationStore
 from index.types import Hits
 from policy.selector import SlatePolicy
 from protos.impression_pb2 import Degraded, Impression, Kind
 from ranking.types import Scored
 from serving.answers import record
+from serving.catalog_log import FILE, CatalogLog
+from serving.client import CascadeClient, ItemChange, ItemEntry
 from serving.codec import query_of
-from serving.generation import Generation
+from serving.generation import Generation, Generations
+from serving.log import ImpressionLog, read_impressions
+from serving.server import Server, ServerSettings
+from serving.service import ServiceSettings
 from training.estimate import estimate, examination, outcome_rewards
-from training.replay import Counterfactual, Divergence, ask_again, counterfactual, verify
+from training.replay import Counterfactual, Divergence, Snapshots, ask_again, counterfactual, verify
 
 EVERYBODY_LOOKS = np.ones(1)
 
@@ -255,7 +263,7 @@ def test_rewards_are_those_of_the_outcomes_of_each_slot(loop: Loop, own: Counter
 
 
 def test_a_greedy_target_has_no_weight_on_what_it_would_not_draw(loop: Loop) -> None:
-    logged = of_first(loop)
+    logged = of_first(loop, 400)
     greedy = with_settings(loop.generations[0], temperature=0.0, epsilon=0.0, diversity=0.0)
     compared = compare(loop, logged, greedy)
     for each, prefix_K, wanted in zip(logged, compared.target_prefix_MK, compared.target_item_ids, strict=True):
@@ -378,3 +386,115 @@ def test_examination_is_read_from_the_metrics_of_a_training(loop: Loop) -> None:
     assert curve_K.max() == pytest.approx(1.0)
     assert ((curve_K > 0) & (curve_K <= 1)).all()
     assert examination({}).tolist() == [1.0]
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A store that served while its catalogue changed, and whose generation was swapped in between."""
+
+    store: GenerationStore
+    impressions: list[Impression]
+    catalog: CatalogLog
+
+    def loaded(self) -> dict[str, Generation]:
+        return {each: Generation.load(self.store, each) for each in self.store.ids()}
+
+
+@pytest.fixture(scope="module")
+def changed(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Changed:
+    folder = tmp_path_factory.mktemp("changed")
+    shutil.copytree(loop.store.root, folder / "generations")
+    store = GenerationStore(folder / "generations")
+    store.activate(loop.first.id, time_ms=loop.served_end_ms)
+    now_ms = loop.served_end_ms + 1
+    settings = ServerSettings(
+        generations=store.root,
+        log=folder / "log.db",
+        port=0,
+        admin_port=0,
+        lame_duck_s=0.0,
+        service=ServiceSettings(clock="request", deadline_s=60.0, eligible_share=1.0),
+    )
+    generations = Generations(store)
+    shown: list[str] = []
+    with ImpressionLog(folder / "log.db", durability="os") as log:
+        server = Server(generations, state=None, log=log, settings=settings)
+        address = server.start()
+        with CascadeClient(address.target, admin_target=address.admin_target, deadline_s=60.0) as client:
+
+            def ask(name: str) -> None:
+                slates = [
+                    client.recommend("1", recent_item_ids=shown[:4], size=8, time_ms=now_ms, request_id=f"{name}/home"),
+                    client.search("moon of paper", size=8, time_ms=now_ms, request_id=f"{name}/search"),
+                    client.recommend("2", filter="available = true", time_ms=now_ms, request_id=f"{name}/filter"),
+                ]
+                shown[:0] = [item.item_id for slate in slates for item in slate.items[:2]]
+
+            def new(number: int) -> ItemEntry:
+                return ItemEntry(f"n{number}", f"paper moon {number}", category="drama", published_ms=now_ms - number)
+
+            ask("before")
+            client.upsert_items([new(number) for number in range(9)])
+            ask("upserted")
+            client.upsert_items([ItemEntry(shown[0], "a paper moon, again"), new(9)])
+            client.delete_items([shown[1], "n3"])
+            ask("deleted")
+            client.activate(loop.second.id)
+            ask("swapped")
+            client.patch_items([ItemChange("n4", available=False), ItemChange(shown[0], available=False)])
+            ask("hidden")
+            client.upsert_items([new(3)])
+            ask("back")
+        server.stop()
+        generations.close()
+    return Changed(store, list(read_impressions(folder / "log.db")), CatalogLog(store.root / FILE))
+
+
+def test_what_was_served_while_the_catalogue_changed_gives_the_same_answer_again(changed: Changed, loop: Loop) -> None:
+    logged = changed.impressions
+    assert {(each.generation, each.catalog_seq) for each in logged} == {
+        *((loop.first.id, seq) for seq in (0, 1, 3)),
+        *((loop.second.id, seq) for seq in (3, 4, 5)),
+    }
+    assert any(item.startswith("n") for each in logged for item in each.item_id), "something new was shown"
+    assert any(each.filter for each in logged)
+    verified = verify(logged, changed.loaded(), changed.catalog)
+    assert verified.divergences == ()
+    assert (verified.requests, verified.skipped) == (18, 0)
+    assert verify(logged[::-1], changed.loaded(), changed.catalog).divergences == (), "in any order"
+
+
+def test_a_snapshot_is_made_again_where_the_order_goes_back(changed: Changed, loop: Loop) -> None:
+    snapshots = Snapshots(changed.loaded(), changed.catalog)
+    of_first = sorted((each for each in changed.impressions if each.generation == loop.first.id), key=by_seq)
+    seqs = [snapshots.answered(each).catalog_seq for each in (of_first[-1], of_first[0], of_first[-1])]
+    assert seqs == [3, 0, 3]
+
+
+def by_seq(logged: Impression) -> int:
+    return logged.catalog_seq
+
+
+def test_without_the_changes_it_knew_of_an_impression_is_not_replayed(changed: Changed, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"knew of change 1 of the catalogue; the log of changes is not given"):
+        verify(changed.impressions, changed.loaded())
+    missing = CatalogLog(tmp_path / FILE)
+    with pytest.raises(ValueError, match=rf"knew of change 1 .* at {missing.path} ends with 0"):
+        verify(changed.impressions, changed.loaded(), missing)
+
+
+def test_another_generation_is_asked_with_the_catalogue_as_it_was_then(changed: Changed, loop: Loop) -> None:
+    of_first = [each for each in changed.impressions if each.generation == loop.first.id]
+    targets = changed.loaded()
+    own = counterfactual(
+        of_first, targets[loop.first.id], rewards={}, examination_K=EVERYBODY_LOOKS, catalog=changed.catalog
+    )
+    ordered = sorted(of_first, key=by_seq)
+    assert own.request_ids == tuple(each.request_id for each in ordered)
+    assert own.target_item_ids == tuple(tuple(each.item_id) for each in ordered)
+    other = counterfactual(
+        of_first, targets[loop.second.id], rewards={}, examination_K=EVERYBODY_LOOKS, catalog=changed.catalog
+    )
+    deleted = next(each for each in changed.impressions if each.request_id == "deleted/search")
+    at = own.request_ids.index(deleted.request_id)
+    assert "n3" not in own.target_item_ids[at] + other.target_item_ids[at]

@@ -1,0 +1,236 @@
+"""The Catalog service: items come, change and go between two generations. Checked, durable, applied, then answered.
+
+When a call returns, this server's next answer knows of it, and so does that of every other server of the store.
+
+An id that a call gives twice counts once: of an upsert the last valid item is taken; patches are merged, and of a field
+given twice the last value counts.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import grpc
+
+from candidate_gen.features import FeatureTable
+from protos import catalog_pb2
+from protos.catalog_pb2 import (
+    CatalogItem,
+    CatalogResponse,
+    CatalogResult,
+    CatalogStatus,
+    DeleteItemsRequest,
+    ItemPatch,
+    PatchItemsRequest,
+    UpsertItemsRequest,
+)
+from serving import codec
+from serving.catalog_log import Change
+from serving.changes import PRICE, embedded_badly, held, values_of
+from serving.codec import InvalidRequest
+from serving.generation import Generation
+from serving.rpc import Admission, CatalogFull, Unavailable, handlers
+from serving.service import ServiceSettings, deadline
+from serving.telemetry import Telemetry
+
+MAX_ENTRIES = 1000
+MAX_DESCRIPTION_CHARS = 10_000
+MAX_TAIL = 200_000
+"""Rows added since the last build: they are searched one by one."""
+
+_Request = TypeVar("_Request", UpsertItemsRequest, DeleteItemsRequest, PatchItemsRequest)
+_Entry = TypeVar("_Entry", CatalogItem, ItemPatch, str)
+Accepted = tuple[Change | None, list[CatalogResult]]
+"""What is to be logged, None for nothing; and one result for each entry of the request."""
+
+_LATER = {
+    "UpsertUsers": "UpsertUsers is not built yet; it will store user columns between two generations. Meanwhile send "
+    "them in context.features",
+    "ForgetUser": "ForgetUser is not built yet; it will remove a person everywhere. Meanwhile delete the user's rows "
+    "from the log and the user state by hand",
+}
+
+
+class ChangingCatalog(Protocol):
+    """`Generations` is one."""
+
+    @property
+    def active(self) -> Generation | None: ...
+    def change(self, plan: Callable[[Generation], Change | None], *, time_ms: int) -> None: ...
+
+
+class CatalogService:
+    """UpsertItems, DeleteItems and PatchItems, one call after the other."""
+
+    def __init__(self, generations: ChangingCatalog, *, telemetry: Telemetry, settings: ServiceSettings) -> None:
+        self._generations = generations
+        self._telemetry = telemetry
+        self._settings = settings
+        self.admission = Admission(running=1, waiting=settings.waiting)
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        return handlers(
+            catalog_pb2.DESCRIPTOR.services_by_name["Catalog"],
+            self._telemetry,
+            methods={
+                "UpsertItems": self.upsert_items,
+                "DeleteItems": self.delete_items,
+                "PatchItems": self.patch_items,
+            },
+            later=_LATER,
+        )
+
+    def upsert_items(self, wire: bytes, context: grpc.ServicerContext) -> bytes:
+        request = _parsed(UpsertItemsRequest(), wire)
+        codec.check_whole("the number of items", len(request.items), 1, MAX_ENTRIES)
+        return self._change(request, accepted_items, context)
+
+    def delete_items(self, wire: bytes, context: grpc.ServicerContext) -> bytes:
+        request = _parsed(DeleteItemsRequest(), wire)
+        codec.check_whole("the number of item_ids", len(request.item_ids), 1, MAX_ENTRIES)
+        return self._change(request, accepted_ids, context)
+
+    def patch_items(self, wire: bytes, context: grpc.ServicerContext) -> bytes:
+        request = _parsed(PatchItemsRequest(), wire)
+        codec.check_whole("the number of patches", len(request.patches), 1, MAX_ENTRIES)
+        return self._change(request, accepted_patches, context)
+
+    def _change(
+        self, request: _Request, accept: Callable[[_Request, Generation], Accepted], context: grpc.ServicerContext
+    ) -> bytes:
+        response = CatalogResponse()
+
+        def plan(generation: Generation) -> Change | None:
+            change, results = accept(request, generation)
+            del response.results[:]
+            response.results.extend(results)
+            return change
+
+        with self.admission.enter(deadline(context, self._settings)):
+            if self._generations.active is None:
+                raise Unavailable("no generation is active yet, so there is nothing to change")
+            self._generations.change(plan, time_ms=time.time_ns() // 1_000_000)
+        for result in response.results:
+            self._telemetry.add("catalog", CatalogStatus.Name(result.status))
+        return response.SerializeToString()
+
+
+def accepted_items(request: UpsertItemsRequest, generation: Generation) -> Accepted:
+    """
+    Raises:
+        CatalogFull: where they do not fit before the next generation.
+    """
+    table = generation.table
+    reasons = [_reason(check_item, item, table) for item in request.items]
+    last = {item.item_id: item for item, reason in zip(request.items, reasons, strict=True) if not reason}
+    chosen = list(last.values())
+    if chosen:
+        badly = embedded_badly(chosen, table=table, towers=generation.towers).tolist()
+        refused = {chosen[n].item_id for n in badly}
+        reasons = [
+            reason or ("item: its vector is not finite or of length 0" if item.item_id in refused else "")
+            for item, reason in zip(request.items, reasons, strict=True)
+        ]
+        chosen = [item for item in chosen if item.item_id not in refused]
+    _check_room(generation, len(chosen))
+    results = [_result(item.item_id, rejected=reason) for item, reason in zip(request.items, reasons, strict=True)]
+    return UpsertItemsRequest(items=chosen) if chosen else None, results
+
+
+def accepted_ids(request: DeleteItemsRequest, generation: Generation) -> Accepted:
+    """An id that is not there (any more) is UNKNOWN."""
+    reasons = [_reason(check_id, item_id, generation.table) for item_id in request.item_ids]
+    known = held(generation.items, request.item_ids) >= 0
+    results = [
+        _result(item_id, rejected=reason, known=bool(there))
+        for item_id, reason, there in zip(request.item_ids, reasons, known, strict=True)
+    ]
+    chosen = dict.fromkeys(each.id for each in results if each.status == CatalogStatus.CATALOG_STATUS_DONE)
+    return DeleteItemsRequest(item_ids=chosen) if chosen else None, results
+
+
+def accepted_patches(request: PatchItemsRequest, generation: Generation) -> Accepted:
+    """
+    Raises:
+        CatalogFull: where the new rows do not fit before the next generation.
+    """
+    reasons = [_reason(check_patch, patch, generation.table) for patch in request.patches]
+    known = held(generation.items, [patch.item_id for patch in request.patches]) >= 0
+    merged: dict[str, ItemPatch] = {}
+    results = []
+    for patch, reason, there in zip(request.patches, reasons, known, strict=True):
+        results.append(_result(patch.item_id, rejected=reason, known=bool(there)))
+        if there and not reason:
+            merged.setdefault(patch.item_id, ItemPatch()).MergeFrom(patch)
+    _check_room(generation, sum(bool(values_of(patch)) for patch in merged.values()))
+    return PatchItemsRequest(patches=merged.values()) if merged else None, results
+
+
+def check_id(item_id: str, _table: FeatureTable) -> None:
+    """
+    Raises:
+        InvalidRequest: as all checks here do, naming the field, its value and what is allowed.
+    """
+    if not 1 <= len(item_id) <= codec.MAX_ID_CHARS:
+        raise InvalidRequest("item_id", f"an id of {len(item_id)} characters", f"1 to {codec.MAX_ID_CHARS}")
+
+
+def check_item(item: CatalogItem, table: FeatureTable) -> None:
+    """Ids, texts and numbers within bounds, attributes declared."""
+    check_id(item.item_id, table)
+    codec.check_string("title", item.title, codec.MAX_TEXT_CHARS)
+    codec.check_string("category", item.category, codec.MAX_ID_CHARS)
+    codec.check_string("creator", item.creator, codec.MAX_ID_CHARS)
+    codec.check_string("description", item.description, MAX_DESCRIPTION_CHARS)
+    codec.check_whole("published_ms", item.published_ms, 0, codec.MAX_TIME_MS)
+    _check_values(item, table)
+
+
+def check_patch(patch: ItemPatch, table: FeatureTable) -> None:
+    """As of an item; and it must change something."""
+    check_id(patch.item_id, table)
+    if not (patch.attributes or patch.HasField("price") or patch.HasField("available")):
+        raise InvalidRequest("patch", "nothing", "available, price or attributes")
+    _check_values(patch, table)
+
+
+def _check_values(item: CatalogItem | ItemPatch, table: FeatureTable) -> None:
+    columns = table.item_columns
+    codec.check_values("attributes", item.attributes)
+    codec.check_columns("attributes", item.attributes, columns)
+    if not item.HasField("price"):
+        return
+    if not any(column.name == PRICE and column.kind == "number" for column in columns):
+        raise InvalidRequest("price", item.price, "unset, for this generation has no item column of numbers 'price'")
+    if not abs(item.price) <= codec.MAX_VALUE:
+        raise InvalidRequest("price", item.price, f"-{codec.MAX_VALUE:g} to {codec.MAX_VALUE:g}")
+    if PRICE in item.attributes:
+        raise InvalidRequest("price", item.price, "once, as the field or as the attribute")
+
+
+def _check_room(generation: Generation, rows: int) -> None:
+    if generation.tail + rows > MAX_TAIL:
+        raise CatalogFull(
+            f"{generation.tail} rows were added since generation {generation.id} was built, {rows} more exceed the "
+            f"{MAX_TAIL} that can be; build the next one with `cascade rebuild`, then send this again"
+        )
+
+
+def _reason(check: Callable[[_Entry, FeatureTable], None], entry: _Entry, table: FeatureTable) -> str:
+    try:
+        check(entry, table)
+    except InvalidRequest as error:
+        return str(error)
+    return ""
+
+
+def _result(item_id: str, *, rejected: str, known: bool = True) -> CatalogResult:
+    if rejected:
+        return CatalogResult(id=item_id, status=CatalogStatus.CATALOG_STATUS_REJECTED, reason=rejected)
+    done, unknown = CatalogStatus.CATALOG_STATUS_DONE, CatalogStatus.CATALOG_STATUS_UNKNOWN
+    return CatalogResult(id=item_id, status=done if known else unknown)
+
+
+def _parsed(request: _Request, wire: bytes) -> _Request:
+    codec.parse(request, wire)
+    return request
