@@ -18,16 +18,18 @@ from serving.server import Server, ServerSettings
 from serving.service import ServiceSettings
 from serving.state import LocalRedis, UserState
 from training import cycle
-from training.cycle import CycleSettings, GateSettings, Published
+from training.cycle import CycleSettings
 from training.data import Dataset
+from training.gates import GateSettings
 from training.materialise import materialise
+from training.publish import Published
 from training.ranker import RankerSettings
 from training.served import ServedLog
 from training.tower import TowerSettings
 from training.traffic import Visit, visit
 from training.world import World
 
-OPEN_GATES = GateSettings(index_recall=0.0, ranker_auc=0.0, ranker_ece=1.0, shrink=1.0)
+OPEN_GATES = GateSettings(index_recall=0.0, ranker_auc=0.0, ranker_ece=1.0, found=0.0, shrink=1.0)
 SMALL = CycleSettings(
     policy=PolicySettings(weights=dict(World.weights), temperature=0.2, epsilon=0.1),
     towers=TowerSettings(shape=TowerShape(width=8, embedding=8, hidden=16, heads=1), epochs=1, batch=128),

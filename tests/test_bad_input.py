@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from index.generations import GenerationStore
 from serving.log import ImpressionLog
 from training import cli
 
@@ -100,6 +101,11 @@ def test_a_demo_that_fails_leaves_the_run_that_was_there(tmp_path: Path, capsys:
         (["generations", "list", "--store", "{}/none"], ["{}/none is no store of generations"]),
         (["report", "{}"], ["{} holds no summary.json"]),
         (["serve", "generations={}/none"], ["{}/none holds no generations"]),
+        (["rebuild", "generations={}/none"], ["{}/none holds no generations", "cascade demo"]),
+        (["rebuild", "index.kind=tree"], ["kind is 'tree'", "exact, ivf"]),
+        (["rebuild", "index.shards=0"], ["shards is 0", "at least 1"]),
+        (["rebuild", "gates.shrink=2"], ["shrink is 2", "from 0 to 1"]),
+        (["rebuild", "indx=ivf"], ["no 'indx'", "the nearest is 'index'"]),
         (["export", "output={}/none", "generations={}/g"], ["{}/none/towers/metrics.json is missing", "train tower"]),
         (["evaluate", "retreival"], ["'retreival'", "the nearest is 'retrieval'"]),
         (["evaluate", "clicks", "train=x"], ["clicks is not built yet", "retrieval, sequence, search"]),
@@ -138,4 +144,4 @@ def test_an_empty_log_is_no_log_to_learn_from(
     small = ["data.users=20", "data.items=60", "data.days=12"] if words == ["nightly"] else []
     err = refused(capsys, *words, f"log={log}", f"generations={tmp_path / 'generations'}", *small)
     assert f"{log}: 0 impressions; at least 1 is needed" in err
-    assert not list(tmp_path.glob("generations/*-*"))
+    assert GenerationStore(tmp_path / "generations").ids() == []

@@ -161,6 +161,14 @@ def test_every_benchmark_is_run_by_the_command_that_runs_all() -> None:
     assert modules == set(NAMES)
 
 
+def test_pairs_of_times_give_the_median_of_their_ratios() -> None:
+    figure = bench(Clock()).pair(
+        "a pair", np.array([1.0, 2.0, 4.0]), np.array([3.0, 4.0, 4.0]), peer_name="peer", unit="ms", note="a note"
+    )
+    assert (figure.ours, figure.peer, figure.ratio, figure.blocks) == (2000, 4000, 2, 3)
+    assert (figure.peer_name, figure.note) == ("peer", "a note")
+
+
 @pytest.mark.parametrize("name", ["policy", "tower"])
 def test_a_benchmark_ends_with_json_and_its_peers_do_the_same_work(name: str) -> None:
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick"]
@@ -168,3 +176,14 @@ def test_a_benchmark_ends_with_json_and_its_peers_do_the_same_work(name: str) ->
     found = json.loads(run.stdout.splitlines()[-1])
     assert found["name"] == name
     assert found["figures"][0]["note"].endswith(("identical", "equal"))
+
+
+@pytest.mark.slow
+def test_no_request_fails_or_mixes_generations_while_they_are_swapped() -> None:
+    command = [sys.executable, "-m", "benchmarks.swap", "--quick"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
+    notes = {each["name"]: each["note"] for each in json.loads(run.stdout.splitlines()[-1])["figures"]}
+    assert notes["vectors added to the delta"].endswith("the same vectors: yes")
+    assert notes["request without a swap, p99"].endswith(": 0 failed, 0 degraded, 0 mixed")
+    for change in ("upsert", "delete"):
+        assert notes[f"{change} of 1 until a search knows of it"].endswith(", 0 searches too early")

@@ -113,6 +113,33 @@ def test_a_value_that_a_setting_refuses_is_named(overrides: list[str], message: 
         settings("train", overrides)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["index.kind=ivff"], "index: kind is 'ivff'; it must be one of exact, .*hnsw, or null"),
+        (["index.recall_target=0"], r"index: recall_target is 0\.0; it must be above 0 and at most 1"),
+        (["index.recall_target=1.5"], r"index: recall_target is 1\.5; it must be above 0 and at most 1"),
+        (["index.k=0"], "index: k is 0; it must be at least 1"),
+        (["index.lists=0"], "index: lists is 0; it must be at least 1"),
+        (["index.effort=-1"], "index: effort is -1; it must be at least 1"),
+        (["index.shards=0"], "index: shards is 0; it must be at least 1"),
+        (["index.shards=many"], "index.shards is 'many'; a whole number is needed"),
+        (["gates.shrink=1.2"], r"gates: shrink is 1\.2; it must be from 0 to 1"),
+        (["gates.index_recall=-1"], r"gates: index_recall is -1\.0; it must be from 0 to 1"),
+        (["index=ivff"], "nearest is 'ivf'"),
+        (["activate=maybe"], "activate is 'maybe'; true or false is needed"),
+    ],
+)
+def test_what_a_rebuild_refuses_to_be_told_is_named(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        settings("rebuild", overrides)
+
+
+@pytest.mark.parametrize("option", [each for each in GROUPS["index"] if each not in ("default", "sharded")])
+def test_an_option_of_the_index_is_named_after_its_kind(option: str) -> None:
+    assert settings("rebuild", [f"index={option}"]).index.kind == option
+
+
 def test_values_become_the_types_that_the_fields_declare() -> None:
     made = settings("train", ["towers.temperature=1", "output=some/where", "ranker.shape.hidden=[8,4]", "log=~/log.db"])
     assert made.cycle.towers.temperature == 1.0

@@ -177,4 +177,4 @@ def test_no_number_breaks_the_report(values: list[float | None]) -> None:
         replay={"requests": next(r), "mismatches": next(r)},
         index={"recall": next(r)},
     )
-    report.html(report._plain(summary), Figures())
+    report.html(report.plain(summary), Figures())

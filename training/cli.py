@@ -50,10 +50,15 @@ _JOBS = {
         "cascade export data=world output=outputs/train generations=outputs/generations",
     ),
     "rebuild": (
-        "build the index of a generation again; all else stays",
-        "Builds the vector index from the item embeddings of a generation and publishes the result as a new one. "
-        "A running server takes it up by itself.",
-        "cascade rebuild generations=outputs/latest/generations index.recall_target=0.99",
+        "fold in what the catalogue was told since, build the index again, pass the gates, publish",
+        "Takes a generation and the changes of the catalogue since (upserts, deletes, patches), embeds all items with "
+        "the generation's own towers, builds the index, checks every gate, asks the result its first queries and "
+        "publishes it; models, users and policy stay. A running server takes it up by itself. A red gate, poison or a "
+        "mismatch publishes nothing and says why. Killed at any point, it goes on where it was when it is run again. "
+        "Writes rebuild.html.",
+        "cascade rebuild\n"
+        "cascade rebuild generations=outputs/latest/generations index.recall_target=0.99\n"
+        "cascade rebuild index=ivf_sq8 gates.shrink=0.5 activate=false",
     ),
     "replay": (
         "run the logged requests again",
@@ -204,9 +209,13 @@ def _add_call(commands: Any) -> None:
         summary="ask a server",
         text="Sends one request and prints the answer: position, title, category, score, propensity, sources, reasons. "
         "Finds the server of the last run by itself. Where none runs, recommend, search and rank start one for the "
-        "call, which answers as of when the run last saw the user and logs nothing; `cascade serve` keeps one.",
+        "call, which answers as of when the run last saw the user and logs nothing; `cascade serve` keeps one. upsert, "
+        "delete, hide and show change the catalogue of a server that runs: its next answer knows of it.",
         examples='cascade call recommend --user 1\ncascade call search "space adventure" --user 1\n'
-        "cascade call rank 12 7 99 --user 1\ncascade call event 12 --action click --user 1\ncascade call status",
+        "cascade call rank 12 7 99 --user 1\ncascade call event 12 --action click --user 1\ncascade call status\n"
+        'cascade call recommend --filter \'category = "Drama" AND published_ms >= "2026-11-01"\'\n'
+        'echo \'{"item_id": "n1", "title": "Paper Moons", "category": "Drama"}\' | cascade call upsert -\n'
+        "cascade call hide 12 7\ncascade call delete n1",
     )
     methods = call.add_subparsers(dest="method", required=True, metavar="METHOD")
     recommend = methods.add_parser("recommend", help="a slate for a user, or near items, or both")
@@ -219,11 +228,25 @@ def _add_call(commands: Any) -> None:
     for method in (recommend, search, rank):
         method.add_argument("--user", default="", help="default: anonymous")
         method.add_argument("--size", type=int, default=10, help="items to show; default: 10")
+        method.add_argument("--filter", default="", metavar="CONDITION", help="only items that satisfy it")
     event = methods.add_parser("event", help="tell what a user did")
     event.add_argument("item", metavar="ITEM")
     event.add_argument("--action", default="click", help="default: click")
     event.add_argument("--user", default="", help="default: anonymous")
     event.add_argument("--request", default="", help="id of the slate it happened in")
+    upsert = methods.add_parser("upsert", help="add or replace items")
+    upsert.add_argument(
+        "file",
+        metavar="FILE.json|-",
+        help="one JSON object or a list of them: item_id, title, and optionally category, creator, published_ms, "
+        "description, price, available, attributes",
+    )
+    for name, text in (
+        ("delete", "take items out of the catalogue"),
+        ("hide", "stop showing items; `show` undoes it"),
+        ("show", "show hidden items again"),
+    ):
+        methods.add_parser(name, help=text).add_argument("items", nargs="+", metavar="ITEM")
     methods.add_parser("status", help="what the server is doing")
     for method in methods.choices.values():
         method.add_argument("--target", metavar="HOST:PORT", help=f"the server; default: as {LATEST}/server.json says")

@@ -1,13 +1,13 @@
 """One cycle of the loop: data and log in, a gated generation out.
 
-    prepare -> fit_towers -> fit_ranker -> export (embed, index, gates, publish)
+    prepare -> fit_towers -> fit_ranker -> export (embed, index, gates, write, ask, publish)
 
 Each step is a function of what the one before made; `run` does all of them.
 
 Shape letters: I items, U users, N examples, Q queries, D vector width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,47 +21,24 @@ from candidate_gen.items import Items
 from candidate_gen.sources import SOURCES
 from candidate_gen.towers import Towers
 from index.generations import GenerationStore
+from index.leases import Lease
 from index.lexical import LexicalIndex
-from index.strings import IdMap, StringColumn
-from index.vectors import Kind, VectorIndex
+from index.strings import IdMap
 from policy.settings import PolicySettings
 from ranking.calibration import Calibration
 from ranking.model import Ranker
 from ranking.scorer import RankerScorer
-from serving.generation import RetrievalSettings, write
+from serving.catalog_log import Entry
+from serving.generation import RetrievalSettings
+from training.catalogue import folded
 from training.counters import item_counters
 from training.data import Dataset, searchable
-from training.examples import Examples, from_impressions, from_log, item_rows, profiles, tower_pairs
+from training.examples import Examples, from_impressions, from_log, item_attributes, item_rows, profiles, tower_pairs
+from training.gates import GateSettings, ranker_gates
+from training.publish import IndexSettings, Parts, Published, build_index, publish
 from training.ranker import RankerSettings, train_ranker
 from training.served import ServedLog
 from training.tower import TowerSettings, train_towers
-
-
-class GateFailed(ValueError):
-    """A generation that must not be published; the message lists every red gate with its figures."""
-
-
-@dataclass(frozen=True, slots=True)
-class GateSettings:
-    """What a generation must reach. A gate whose figure is undefined (NaN) is red."""
-
-    index_recall: float = 0.95
-    """Least recall@k of the index against exact search."""
-    ranker_auc: float = 0.55
-    """Least AUC of the first action on held-out impressions."""
-    ranker_ece: float = 0.05
-    """Largest calibration error of the first action."""
-    shrink: float = 0.2
-    """Largest share of the incumbent's items that may be missing."""
-
-
-@dataclass(frozen=True, slots=True)
-class IndexSettings:
-    """See `VectorIndex.build`."""
-
-    kind: Kind | None = None
-    recall_target: float = 0.97
-    k: int = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +73,8 @@ class Prepared:
     examples: Examples
     repeats: bool
     """See `Dataset`."""
+    catalog_seq: int
+    """Number of the last change of the catalogue that `items` know of."""
 
 
 def prepare(
@@ -105,6 +84,7 @@ def prepare(
     tower_positives: int,
     served: ServedLog | None = None,
     table: FeatureTable | None = None,
+    changes: Sequence[Entry] = (),
 ) -> Prepared:
     """Point-in-time rows of everything known at `as_of_ms`.
 
@@ -112,8 +92,11 @@ def prepare(
         tower_positives: see `CycleSettings`.
         served: what a server logged; its feature bytes are taken as they are.
         table: of the incumbent, which logged bytes were written with; a new one is declared where there is none.
+        changes: the whole catalogue log, which wins over the data set. Servers know all of it, so the items do too,
+            whatever the moment.
     """
     items = dataset.items.filter(pl.col("published_ms") <= as_of_ms)
+    items = folded(items, changes, columns=dataset.item_columns)
     events = dataset.events.filter(pl.col("visible_ms") <= as_of_ms)
     unserved = impressions = dataset.impressions.filter(pl.col("time_ms") <= as_of_ms)
     if served is not None:
@@ -163,6 +146,7 @@ def prepare(
         tower_positive_N=positive_N,
         examples=Examples.concatenate(parts),
         repeats=dataset.repeats,
+        catalog_seq=changes[-1].seq if changes else 0,
     )
 
 
@@ -177,25 +161,6 @@ def declare(dataset: Dataset) -> FeatureTable:
         user_columns=dataset.user_columns,
         item_columns=dataset.item_columns,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """One condition of a publish, and what was found."""
-
-    name: str
-    value: float
-    limit: str
-    passed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A generation in the store, with what is known of it."""
-
-    id: str
-    metrics: dict[str, float]
-    gates: tuple[Gate, ...]
 
 
 def fit_towers(
@@ -232,94 +197,60 @@ def export(
     metrics: Mapping[str, float],
     store: GenerationStore,
     now_ms: int,
+    job: Lease | None = None,
 ) -> Published:
     """Embed, build the index, pass the gates, publish. Nothing is published where a gate is red.
 
     Policy weights of actions that the data does not have are left out.
 
     Raises:
-        GateFailed: naming every red gate.
+        GateFailed, GenerationMismatch, LeaseLost: see `publish`.
     """
-    row_I, items_frame = prepared.item_row_I, prepared.items
-    embedding_ID = towers.encode_items(row_I)
+    frame = prepared.items
+    items = Items.of(
+        ids=frame["item_id"].to_list(),
+        titles=frame["title"].to_list(),
+        searchable=searchable(frame),
+        row_I=prepared.item_row_I,
+        published_ms=frame["published_ms"].to_numpy(),
+        available=frame["available"].to_numpy(),
+        popularity=prepared.popularity_I,
+        embedding_ID=towers.encode_items(prepared.item_row_I),
+        attributes=item_attributes(prepared.table, frame),
+    )
     held_out = max(1, len(prepared.tower_query_N) // 10)
-    query_BD = towers.encode_queries(prepared.tower_query_N[-held_out:])
-    vectors = VectorIndex.build(
-        embedding_ID,
-        towers=towers.fingerprint,
-        recall_target=settings.index.recall_target,
-        k=settings.index.k,
-        query_BD=query_BD,
-        kind=settings.index.kind,
-    )
-    items = Items(
-        ids=IdMap.of(items_frame["item_id"].to_list()),
-        titles=StringColumn.of(items_frame["title"].to_list()),
-        row_I=row_I,
-        published_ms_I=items_frame["published_ms"].to_numpy(),
-        available_I=items_frame["available"].to_numpy(),
-        popularity_I=prepared.popularity_I,
-        embedding_ID=embedding_ID,
-    )
-    scorer = RankerScorer(ranker, calibration, prepared.table, items)
-    metrics = {**metrics, "index.recall": vectors.recall, "index.items": float(len(items))}
     retrieval = settings.retrieval
     if retrieval.hide_seen is None:
         retrieval = replace(retrieval, hide_seen=not prepared.repeats)
     predicted = {name: w for name, w in settings.policy.weights.items() if name in prepared.table.actions}
-    policy = replace(settings.policy, weights=predicted)
-    incumbent = store.current()
-    gates = check_gates(
-        settings.gates,
-        metrics,
-        action=prepared.table.actions[0],
-        incumbent=store.manifest(incumbent).metrics if incumbent else {},
-    )
-    red = [f"{gate.name} is {gate.value:.4g}, must be {gate.limit}" for gate in gates if not gate.passed]
-    if red:
-        raise GateFailed("; ".join(red))
-    with store.stage() as folder:
-        fingerprints = write(
-            folder,
+    return publish(
+        store,
+        Parts(
             table=prepared.table,
             items=items,
             users=prepared.users,
             profile_U=prepared.profile_U,
             towers=towers,
-            vectors=vectors,
-            scorer=scorer,
-            policy=policy,
+            scorer=RankerScorer(ranker, calibration, prepared.table, items),
+            policy=replace(settings.policy, weights=predicted),
             retrieval=retrieval,
-            searchable=searchable(items_frame),
-        )
-        generation = store.publish(
-            folder,
-            fingerprints=fingerprints,
-            parent=incumbent,
-            config=asdict(settings),
-            data_window=prepared.window,
-            metrics=metrics,
-            created_ms=now_ms,
-        )
-    return Published(generation, metrics, gates)
-
-
-def check_gates(
-    settings: GateSettings, metrics: Mapping[str, float], *, action: str, incumbent: Mapping[str, float]
-) -> tuple[Gate, ...]:
-    """Every gate with what was found; a figure that is missing or NaN fails its gate."""
-    items_before = incumbent.get("index.items", 0.0)
-    limits = (
-        ("index.items", ">=", max(1.0, (1 - settings.shrink) * items_before)),
-        ("index.recall", ">=", settings.index_recall),
-        (f"ranker.{action}.auc", ">=", settings.ranker_auc),
-        (f"ranker.{action}.ece", "<=", settings.ranker_ece),
+        ),
+        build_index(
+            items,
+            settings.index,
+            towers=towers.fingerprint,
+            query_BD=towers.encode_queries(prepared.tower_query_N[-held_out:]),
+        ),
+        gates=settings.gates,
+        others=ranker_gates(settings.gates, metrics, action=prepared.table.actions[0]),
+        metrics=metrics,
+        parent=store.current(),
+        config=asdict(settings),
+        data_window=prepared.window,
+        catalog_seq=prepared.catalog_seq,
+        now_ms=now_ms,
+        job=job,
     )
-    gates = []
-    for name, sign, limit in limits:
-        value = metrics.get(name, float("nan"))
-        gates.append(Gate(name, value, f"{sign} {limit:.4g}", value >= limit if sign == ">=" else value <= limit))
-    return tuple(gates)
 
 
 def run(
@@ -332,15 +263,34 @@ def run(
     seed: int,
     now_ms: int,
     served: ServedLog | None = None,
+    changes: Sequence[Entry] = (),
+    job: Lease | None = None,
 ) -> Published:
     """One whole cycle: what was known at `as_of_ms` becomes a published (not yet activated) generation."""
     current = store.current()
     table = None
     if current is not None:
         table = FeatureTable.from_json((store.folder(current) / "schema.json").read_text())
-    prepared = prepare(dataset, as_of_ms=as_of_ms, tower_positives=settings.tower_positives, served=served, table=table)
+    prepared = prepare(
+        dataset,
+        as_of_ms=as_of_ms,
+        tower_positives=settings.tower_positives,
+        served=served,
+        table=table,
+        changes=changes,
+    )
     towers, retrieval = fit_towers(prepared, settings, seed=seed, folder=folder)
     ranker, calibration, ranking = fit_ranker(prepared, settings, seed=seed, folder=folder)
     metrics = {f"retrieval.{name}": value for name, value in retrieval.items()}
     metrics |= {f"ranker.{name}": value for name, value in ranking.items()}
-    return export(prepared, towers, ranker, calibration, settings=settings, metrics=metrics, store=store, now_ms=now_ms)
+    return export(
+        prepared,
+        towers,
+        ranker,
+        calibration,
+        settings=settings,
+        metrics=metrics,
+        store=store,
+        now_ms=now_ms,
+        job=job,
+    )

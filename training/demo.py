@@ -19,17 +19,19 @@ from rich.console import Console
 
 from index.generations import GenerationStore
 from protos.impression_pb2 import Impression
+from serving.catalog_log import FILE, CatalogLog
 from serving.client import CascadeClient
 from serving.codec import query_of
 from serving.generation import Generation
 from serving.state import LocalRedis, UserState
 from training import cycle, report, story
-from training.cycle import CycleSettings, Published
+from training.cycle import CycleSettings
 from training.data import Dataset
 from training.estimate import estimate, examination, outcome_rewards
 from training.examples import ATTRIBUTION_MS
 from training.jobs import read
 from training.materialise import materialise
+from training.publish import Published
 from training.replay import counterfactual, unseen, verify
 from training.served import ServedLog
 from training.server_process import server_process
@@ -137,13 +139,14 @@ def _prove(settings: DemoSettings, console: Console, started: float) -> tuple[Sh
     of_second = [each for each in log.impressions if each.generation == second.id]
     generations = (Generation.load(store, first.id), Generation.load(store, second.id))
     with _step(console, f"Replay of {len(log.impressions):,} logged requests"):
-        verified = verify(log.impressions, {each.id: each for each in generations})
+        verified = verify(log.impressions, {each.id: each for each in generations}, CatalogLog(store.root / FILE))
     with _step(console, "Off-policy estimate of cycle 2 from cycle 1's log, beside the truth"):
         compared = counterfactual(
             unseen([each for each in log.impressions if each.generation == first.id], generations[1].manifest),
             generations[1],
             rewards=outcome_rewards(log.events, world.weights),
             examination_K=examination(first.metrics),
+            catalog=CatalogLog(store.root / FILE),
         )
         estimates = estimate(compared)
         slates = zip(compared.request_ids, compared.target_item_ids, strict=True)
@@ -195,7 +198,7 @@ def _show(settings: DemoSettings, console: Console, started: float) -> Shown:
     dataset.events.write_parquet(folder / "history.parquet")
     with _step(console, f"Replay of {len(log.impressions)} logged requests"):
         generation = Generation.load(store, published.id)
-        verified = verify(log.impressions, {generation.id: generation})
+        verified = verify(log.impressions, {generation.id: generation}, CatalogLog(store.root / FILE))
     return Shown(
         folder=folder,
         data=settings.data.func.__name__,

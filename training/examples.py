@@ -12,11 +12,13 @@ Shape letters: N examples (exposures), R requests, A actions, B queries, L histo
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from candidate_gen import features
 from candidate_gen.features import FeatureTable, RowKind, pair_rows, query_rows
 from candidate_gen.sources import TextSearch
 from protos.impression_pb2 import Impression
@@ -109,6 +111,16 @@ class Examples:
             request_N,
             *(np.concatenate([getattr(each, name) for each in parts]) for name in rest),
         )
+
+
+def item_attributes(table: FeatureTable, items: pl.DataFrame) -> dict[str, NDArray[Any]]:
+    """What requests can filter the frame's items by, in its order."""
+    return features.item_attributes(
+        table,
+        categories=items["category"].to_list(),
+        creators=items["creator"].to_list(),
+        columns={feature.name: items[feature.name].to_list() for feature in table.item_columns},
+    )
 
 
 def item_rows(table: FeatureTable, items: pl.DataFrame, counters: ItemCounters) -> np.ndarray:
@@ -347,12 +359,14 @@ def _bm25(
 
 
 def _static_rows(table: FeatureTable, items: pl.DataFrame) -> np.ndarray:
-    counters = {"log_shown", *(f"{action}_rate" for action in table.actions)}
-    row_I = table.empty("item", items.height)
-    for feature in table.of("item"):
-        if feature.name not in counters:
-            row_I[feature.name] = table.encode(feature.name, items[feature.name].to_list())
-    return row_I
+    return features.item_rows(
+        table,
+        ids=items["item_id"].to_list(),
+        categories=items["category"].to_list(),
+        creators=items["creator"].to_list(),
+        titles=items["title"].to_list(),
+        columns={feature.name: items[feature.name].to_list() for feature in table.item_columns},
+    )
 
 
 def _set_counters(table: FeatureTable, row_N: np.ndarray, counters: ItemCounters, item_N: NDArray[np.integer]) -> None:

@@ -1,39 +1,39 @@
-"""The jobs of the command line: settings in, what is to be told out. Each is a few calls of what does the work.
-
-Shape letters: I items, D vector width.
-"""
+"""The jobs of the command line: settings in, what is to be told out. Each is a few calls of what does the work."""
 
 import json
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
-from tempfile import mkdtemp
+from socket import gethostname
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
 
 from candidate_gen.features import FeatureTable
 from candidate_gen.items import Items
 from candidate_gen.towers import Towers
 from index.generations import GenerationStore
-from index.strings import IdMap, StringColumn
-from index.vectors import VectorIndex
+from index.leases import Lease
 from policy.ope import require_overlap
 from protos.impression_pb2 import Impression
 from ranking.scorer import RankerScorer
+from serving.catalog_log import FILE, CatalogLog, Entry
 from serving.generation import Generation
 from serving.log import read_impressions
-from training import cycle
+from training import cycle, rebuild_report
+from training import rebuild as rebuilds
 from training import replay as replays
-from training.cycle import GateFailed, Prepared
+from training.catalogue import head_of
+from training.cycle import Prepared
 from training.data import Dataset, synthesise_impressions
+from training.durable import appearing
 from training.estimate import estimate, examination, outcome_rewards
+from training.publish import Published
 from training.served import ServedLog
 from training.settings import (
     Data,
@@ -48,6 +48,7 @@ from training.world import World
 
 _FIRST_DAYS, _FIRST_REQUESTS = 10, 8000
 _METRICS = "metrics.json"
+_JOB = "nightly"
 
 
 class ReplayMismatch(ValueError):
@@ -102,21 +103,23 @@ def export(settings: PublishSettings) -> dict[str, Any]:
         if not path.exists():
             raise ValueError(f"{path} is missing; first `cascade train {word} output={settings.output}`")
         metrics |= json.loads(path.read_text())
-    prepared = _prepared(settings)
-    towers = Towers.load(settings.output / "towers", prepared.table)
-    scorer = RankerScorer.load(settings.output / "ranker", prepared.table, _catalogue(prepared))
     store = GenerationStore(settings.generations)
-    published = cycle.export(
-        prepared,
-        towers,
-        scorer.ranker,
-        scorer.calibration,
-        settings=settings.cycle,
-        metrics=metrics,
-        store=store,
-        now_ms=_now_ms(),
-    )
-    return _activated(store, published.id, settings.activate) | published.metrics
+    with store.job(_JOB, holder=_holder()) as job:
+        prepared = _prepared(settings)
+        towers = Towers.load(settings.output / "towers", prepared.table)
+        scorer = RankerScorer.load(settings.output / "ranker", prepared.table, _catalogue(prepared))
+        published = cycle.export(
+            prepared,
+            towers,
+            scorer.ranker,
+            scorer.calibration,
+            settings=settings.cycle,
+            metrics=metrics,
+            store=store,
+            now_ms=_now_ms(),
+            job=job,
+        )
+        return _activated(store, published, settings.activate, job) | published.metrics
 
 
 def nightly(settings: PublishSettings) -> dict[str, Any]:
@@ -124,58 +127,35 @@ def nightly(settings: PublishSettings) -> dict[str, Any]:
 
     Raises:
         GateFailed: naming every red gate; what is current stays.
+        LeaseHeld: another process does this; who, and since when.
     """
-    dataset = read(settings.data, seed=settings.seed)
-    served, as_of_ms = _served(settings.log, dataset)
     store = GenerationStore(settings.generations)
-    published = cycle.run(
-        dataset,
-        settings=settings.cycle,
-        store=store,
-        folder=settings.output,
-        as_of_ms=as_of_ms,
-        seed=settings.seed,
-        now_ms=_now_ms(),
-        served=served,
-    )
-    return _activated(store, published.id, settings.activate) | published.metrics
+    with store.job(_JOB, holder=_holder()) as job:
+        dataset = read(settings.data, seed=settings.seed)
+        served, as_of_ms = _served(settings.log, dataset)
+        published = cycle.run(
+            dataset,
+            settings=settings.cycle,
+            store=store,
+            folder=settings.output,
+            as_of_ms=as_of_ms,
+            seed=settings.seed,
+            now_ms=_now_ms(),
+            served=served,
+            changes=_changes(store),
+            job=job,
+        )
+        return _activated(store, published, settings.activate, job) | published.metrics
 
 
 def rebuild(settings: RebuildSettings) -> dict[str, Any]:
-    """A generation with a new index and everything else as it was.
+    """A generation with the changes of the catalogue folded in, and a new index; models stay as they are.
 
     Raises:
-        GateFailed: where the index finds less than the gate demands.
+        GateFailed, LeaseHeld, LeaseLost, StaleExpected: see `training.rebuild`.
     """
-    store = GenerationStore(settings.generations)
-    old = _named(store, settings.generation)
-    manifest, folder = store.verify(old), store.folder(old)
-    table = FeatureTable.from_json((folder / "schema.json").read_text())
-    towers = Towers.load(folder, table)
-    vectors = VectorIndex.build(
-        np.array(Items.load(folder).embedding_ID),
-        towers=towers.fingerprint,
-        recall_target=settings.index.recall_target,
-        k=settings.index.k,
-        query_BD=_logged_queries(settings.log, towers, table),
-        kind=settings.index.kind,
-    )
-    if not vectors.recall >= settings.gates.index_recall:
-        raise GateFailed(f"index.recall is {vectors.recall:.4g}, must be >= {settings.gates.index_recall:.4g}")
-    metrics = {**manifest.metrics, "index.recall": vectors.recall}
-    with store.stage() as staged:
-        shutil.copytree(folder, staged, dirs_exist_ok=True)
-        vectors.save(staged)
-        published = store.publish(
-            staged,
-            fingerprints=manifest.fingerprints,
-            parent=old,
-            config={**manifest.config, "index": {"kind": vectors.kind, "recall_target": settings.index.recall_target}},
-            data_window=manifest.data_window,
-            metrics=metrics,
-            created_ms=_now_ms(),
-        )
-    return _activated(store, published, settings.activate) | {"kind": vectors.kind, "index.recall": vectors.recall}
+    report = rebuilds.rebuild(settings, holder=_holder(), now_ms=_now_ms())
+    return rebuild_report.told(report) | {"current": GenerationStore(settings.generations).current()}
 
 
 def replay(settings: ReplaySettings) -> dict[str, Any]:
@@ -191,7 +171,8 @@ def replay(settings: ReplaySettings) -> dict[str, Any]:
     started = time.perf_counter()
     if settings.mode == "verify":
         answered = sorted({each.generation for each in impressions})
-        verified = replays.verify(impressions, {each: Generation.load(store, each) for each in answered})
+        loaded = {each: Generation.load(store, each) for each in answered}
+        verified = replays.verify(impressions, loaded, CatalogLog(store.root / FILE))
         if verified.divergences:
             first = verified.divergences[0]
             raise ReplayMismatch(
@@ -277,7 +258,15 @@ def _prepared(settings: TrainSettings | PublishSettings) -> Prepared:
         tower_positives=settings.cycle.tower_positives,
         served=served,
         table=table,
+        changes=_changes(store),
     )
+
+
+def _changes(store: GenerationStore) -> list[Entry]:
+    """The catalogue log of a store, all of it."""
+    current = store.current()
+    with closing(CatalogLog(store.root / FILE)) as log:
+        return log.since(0, until=head_of(log, store.manifest(current) if current else None))
 
 
 def _served(log: Path | None, dataset: Dataset) -> tuple[ServedLog | None, int]:
@@ -307,27 +296,19 @@ def _compared(log: Path, store: GenerationStore, target: str, impressions: list[
     answered = Counter(each.generation for each in impressions).most_common(1)
     curve = examination(store.manifest(answered[0][0]).metrics if answered else {})
     rewards = outcome_rewards(events, loaded.settings.weights)
-    return replays.counterfactual(impressions, loaded, rewards=rewards, examination_K=curve)
-
-
-def _logged_queries(log: Path | None, towers: Towers, table: FeatureTable) -> NDArray[np.float32] | None:
-    """Vectors of the queries that were asked of these towers' feature table; None where there are none."""
-    if log is None or not log.exists():
-        return None
-    rows = [each.query_row for each in read_impressions(log) if each.schema == table.fingerprint]
-    return towers.encode_queries(np.frombuffer(b"".join(rows), table.dtype("query"))) if rows else None
+    return replays.counterfactual(
+        impressions, loaded, rewards=rewards, examination_K=curve, catalog=CatalogLog(store.root / FILE)
+    )
 
 
 def _catalogue(prepared: Prepared) -> Items:
     """The items, for what needs them by name and has no use for vectors."""
     frame = prepared.items
-    return Items(
-        ids=IdMap.of(frame["item_id"].to_list()),
-        titles=StringColumn.of(frame["title"].to_list()),
+    return Items.of(
+        ids=frame["item_id"].to_list(),
+        titles=frame["title"].to_list(),
         row_I=prepared.item_row_I,
-        published_ms_I=frame["published_ms"].to_numpy(),
-        available_I=frame["available"].to_numpy(),
-        popularity_I=prepared.popularity_I,
+        published_ms=frame["published_ms"].to_numpy(),
         embedding_ID=np.zeros((frame.height, 1), np.float32),
     )
 
@@ -339,29 +320,30 @@ def _named(store: GenerationStore, generation: str) -> str:
     return current
 
 
-def _activated(store: GenerationStore, generation: str, activate: bool) -> dict[str, Any]:
+def _activated(store: GenerationStore, published: Published, activate: bool, job: Lease) -> dict[str, Any]:
     if activate:
-        store.activate(generation, time_ms=_now_ms(), reason="published")
-    return {"generation": generation, "current": store.current()}
+        before = store.manifest(published.id).parent
+        store.activate(published.id, time_ms=_now_ms(), reason="published", expected=before, job=job)
+    return {"generation": published.id, "current": store.current()}
+
+
+def _holder() -> str:
+    return f"process {os.getpid()} on {gethostname()}"
 
 
 def _leave(folder: Path, save: Any, metrics: Mapping[str, float]) -> None:
     """A trained stage, whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    save(draft)
-    (draft / _METRICS).write_text(json.dumps(dict(metrics), indent=2))
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)
+    with appearing(folder) as draft:
+        draft.mkdir()
+        save(draft)
+        (draft / _METRICS).write_text(json.dumps(dict(metrics), indent=2))
 
 
 def _write_tables(frames: Mapping[str, pl.DataFrame], folder: Path) -> None:
     """Parquet files that appear whole."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, frame in frames.items():
-        draft = folder / f".{name}.{os.getpid()}"
-        frame.write_parquet(draft)
-        draft.replace(folder / f"{name}.parquet")
+        with appearing(folder / f"{name}.parquet") as draft:
+            frame.write_parquet(draft)
 
 
 def _now_ms() -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from training.figures import Calibrated, Curve, Estimated
 
@@ -193,6 +193,43 @@ def slate_metrics(metrics: Mapping[str, Mapping[str, float]]) -> str:
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
     return _svg(figure, "slates")
+
+
+@_styled
+def tradeoff(curves: Sequence[Curve], *, floor: float) -> str:
+    """Recall over milliseconds; the floor is dashed."""
+    figure, (axes,) = _figure()
+    axes.axhline(floor, color=_REFERENCE, linestyle=(0, (4, 3)), linewidth=1.5)
+    _lines(axes, curves)
+    axes.set(xscale="log", xlabel="ms, median of single searches", ylabel="recall")
+    axes.margins(x=0.08, y=0.12)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    return _svg(figure, "tradeoff")
+
+
+@_styled
+def bars(values: Mapping[str, float], label: str, *, name: str) -> str:
+    """A bar a value, in their order."""
+    figure, (axes,) = _figure(height=0.7 + 0.36 * len(values))
+    _bars(axes, list(values.items()), [SERIES[0]] * len(values))
+    axes.set_xlabel(label)
+    return _svg(figure, name)
+
+
+@_styled
+def lines(panels: Mapping[str, Sequence[Curve]], names: Sequence[str], *, name: str) -> str:
+    """Lines over things that have names and no distance: x counts them from 0. A panel each, all of the same lines."""
+    figure, axes_of = _figure(columns=len(panels))
+    for axes, (title, curves) in zip(axes_of, panels.items(), strict=True):
+        for curve, colour in zip(curves, cycle(SERIES)):
+            axes.plot(curve.x, curve.y, color=colour, marker="o", label=curve.label)
+        axes.set_title(title, loc="left", pad=6)
+        axes.set_xticks(range(len(names)), names)
+        axes.margins(x=0.08, y=0.12)
+    figure.legend(*axes_of[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, borderaxespad=0)
+    return _svg(figure, name)
 
 
 def _figure(*, rows: int = 1, columns: int = 1, height: float = _HEIGHT) -> tuple[Figure, list[Axes]]:

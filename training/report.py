@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -10,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from rich.table import Table
 
 from training import plots
+from training.durable import appearing
 from training.figures import Figures
 from training.findings import CALLS, findings, flat, number
 
@@ -50,13 +50,16 @@ def write(summary: Mapping[str, Any], figures: Figures, folder: Path) -> Path:
             `ranker.*`, `index.recall`, `latency_ms.<stage>.{p50,p99}`, `seconds`, `seed`; beside them `data`, and any
             other. The page leaves out what is absent.
     """
-    summary = _plain(summary)
-    folder.mkdir(parents=True, exist_ok=True)
-    page = folder / "report.html"
-    _replace(page, html(summary, figures))
-    _replace(folder / "figures.json", json.dumps(_plain(asdict(figures))))
-    _replace(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    return page
+    summary = plain(summary)
+    texts = {
+        "report.html": html(summary, figures),
+        "figures.json": json.dumps(plain(asdict(figures))),
+        "summary.json": json.dumps(summary, indent=2) + "\n",
+    }
+    for name, text in texts.items():
+        with appearing(folder / name) as draft:
+            draft.write_text(text)
+    return folder / "report.html"
 
 
 def read(folder: Path) -> tuple[dict[str, Any], Figures]:
@@ -79,9 +82,7 @@ def read(folder: Path) -> tuple[dict[str, Any], Figures]:
 
 def html(summary: Mapping[str, Any], figures: Figures) -> str:
     """The page, complete in itself."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["figure"] = _figure
-    template = environment.from_string((files("training") / "templates" / "report.html.j2").read_text())
+    template = environment().get_template("report.html.j2")
     slates: dict[str, list[object]] = {}
     for slate in figures.slates:
         slates.setdefault(slate.request, []).append(slate)
@@ -98,11 +99,25 @@ def html(summary: Mapping[str, Any], figures: Figures) -> str:
     )
 
 
+def environment() -> Environment:
+    """What pages are made with: their templates, and `figure`, a number as a person reads it."""
+    folder = files("training") / "templates"
+    made = Environment(
+        loader=FunctionLoader(lambda name: (folder / name).read_text()),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["figure"] = figure
+    return made
+
+
 def terminal_table(summary: Mapping[str, Any]) -> Table:
     """The summary as one table for a terminal; a section with the same figures for several things has columns."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(overflow="fold")
-    sections = _sections(_plain(summary))
+    sections = _sections(plain(summary))
     for _ in range(max(len(section.columns) for section in sections)):
         table.add_column(justify="right")
     for section in sections:
@@ -117,25 +132,25 @@ def _tiles(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Headline figures: name, value, what to hold it against."""
     cycle1, cycle2 = number(summary, "reward.cycle1"), number(summary, "reward.cycle2")
     if math.isfinite(cycle2):
-        yield "reward per request", _figure(cycle2), f"cycle 1: {_figure(cycle1)}"
+        yield "reward per request", figure(cycle2), f"cycle 1: {figure(cycle1)}"
     value, truth = number(summary, "ope.estimate"), number(summary, "ope.truth")
     if math.isfinite(value):
         slots = number(summary, "ope.slots")
         name = f"estimated before, slot{'s 1 to ' if slots > 1 else ' '}{slots:.0f}" if math.isfinite(slots) else ""
-        beside = f"truth: {_figure(truth)}" if math.isfinite(truth) else ""
-        yield name or "estimated before", _figure(value), beside
+        beside = f"truth: {figure(truth)}" if math.isfinite(truth) else ""
+        yield name or "estimated before", figure(value), beside
     served, failed = number(summary, "requests.served"), number(summary, "requests.failed")
     if math.isfinite(served):
-        yield "requests served", f"{served:,.0f}", f"failed: {_figure(failed)}"
+        yield "requests served", f"{served:,.0f}", f"failed: {figure(failed)}"
     requests, mismatches = number(summary, "replay.requests"), number(summary, "replay.mismatches")
     if math.isfinite(requests):
-        yield "requests replayed", f"{requests:,.0f}", f"other answers: {_figure(mismatches)}"
+        yield "requests replayed", f"{requests:,.0f}", f"other answers: {figure(mismatches)}"
     if math.isfinite(recall := number(summary, "index.recall")):
         yield "index recall", f"{100 * recall:.1f}%", "of exact search"
     seen = next((each for each in ("client", "total") if each in summary.get("latency_ms", {})), "client")
     p50, p99 = number(summary, f"latency_ms.{seen}.p50"), number(summary, f"latency_ms.{seen}.p99")
     if math.isfinite(p50):
-        yield "median latency", f"{_figure(p50)} ms", f"p99: {_figure(p99)} ms"
+        yield "median latency", f"{figure(p50)} ms", f"p99: {figure(p99)} ms"
 
 
 def _pictures(summary: Mapping[str, Any], figures: Figures) -> Iterator[dict[str, str]]:
@@ -213,21 +228,21 @@ def _sections(summary: Mapping[str, Any]) -> list[_Section]:
         tree = summary.get(key) or {}
         if key == "latency_ms":
             quantiles = ["p50", "p99"]
-            rows = [(stage.replace("_", " "), [_figure(at[each]) for each in quantiles]) for stage, at in tree.items()]
+            rows = [(stage.replace("_", " "), [figure(at[each]) for each in quantiles]) for stage, at in tree.items()]
             sections.append(_Section(title, quantiles, rows))
         elif tree and all(isinstance(each, Mapping) for each in tree.values()):
             columns = {plots.spaced(name): flat(part) for name, part in tree.items()}
             names = list(dict.fromkeys(name for part in columns.values() for name in part))
-            rows = [(name, [_figure(part.get(name)) for part in columns.values()]) for name in names]
+            rows = [(name, [figure(part.get(name)) for part in columns.values()]) for name in names]
             sections.append(_Section(title, list(columns), rows))
         else:
-            sections.append(_Section(title, [""], [(plots.spaced(n), [_figure(v)]) for n, v in flat(tree).items()]))
+            sections.append(_Section(title, [""], [(plots.spaced(n), [figure(v)]) for n, v in flat(tree).items()]))
     rest = {key: value for key, value in summary.items() if key not in _SECTIONS}
-    sections.append(_Section("run", [""], [(name, [_figure(value)]) for name, value in flat(rest).items()]))
+    sections.append(_Section("run", [""], [(name, [figure(value)]) for name, value in flat(rest).items()]))
     return [section for section in sections if section.rows]
 
 
-def _figure(value: object) -> str:
+def figure(value: object) -> str:
     """A value as a person reads it: three significant digits, whole numbers in full, a dash for nothing."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "-"
@@ -238,23 +253,16 @@ def _figure(value: object) -> str:
     return str(value)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The same tree in what JSON knows: NumPy becomes Python, a number that is not finite becomes None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
-
-
-def _replace(path: Path, text: str) -> None:
-    """Put a file in place at once."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text)
-    draft.replace(path)

@@ -5,8 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from training.cycle import CycleSettings, GateSettings, IndexSettings
+from training.cycle import CycleSettings
 from training.data import Dataset
+from training.gates import GateSettings
+from training.publish import IndexSettings
 from training.world import World
 
 Data = partial[Dataset] | partial[World]
@@ -57,6 +59,7 @@ class RebuildSettings:
     generations: Path
     log: Path | None
     generation: str
+    output: Path
     activate: bool
 
 

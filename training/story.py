@@ -20,9 +20,9 @@ from serving.client import slate_of
 from serving.codec import query_of
 from serving.generation import Generation
 from training.commands import in_words
-from training.cycle import Published
 from training.estimate import Estimates, examination
 from training.figures import Calibrated, Curve, Estimated, Figures, SampleSlate, ShownItem
+from training.publish import Published
 from training.replay import Verified, ask_again
 from training.served import ServedLog
 from training.traffic import Visit
