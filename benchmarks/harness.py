@@ -124,17 +124,30 @@ class Bench:
                 time_4[at] = self._timed_s(side, repeats)
         ours_s_B = (time_B4[:, 0] + time_B4[:, 3]) / (2 * repeats * per)
         peer_s_B = (time_B4[:, 1] + time_B4[:, 2]) / (2 * repeats * per)
+        return self.pair(name, ours_s_B, peer_s_B, peer_name=peer.name, unit=unit, note=note)
+
+    def pair(
+        self,
+        name: str,
+        ours_s_B: NDArray[np.float64],
+        peer_s_B: NDArray[np.float64],
+        *,
+        peer_name: str,
+        unit: Unit,
+        note: str = "",
+    ) -> Figure:
+        """Keep a figure of times measured side by side, one of each side for each block."""
         ratio, low, high = median_interval(peer_s_B / ours_s_B, random=self._random)
         figure = Figure(
             name,
             unit,
             _in(unit, float(np.median(ours_s_B))),
-            peer.name,
+            peer_name,
             _in(unit, float(np.median(peer_s_B))),
             ratio,
             low,
             high,
-            self._blocks,
+            len(ours_s_B),
             note=note,
         )
         self._figures.append(figure)

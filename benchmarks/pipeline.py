@@ -19,8 +19,9 @@ from index.strings import keys64
 from policy.settings import PolicySettings
 from serving.generation import Generation, action_key
 from training import cycle
-from training.cycle import CycleSettings, GateSettings
+from training.cycle import CycleSettings
 from training.data import Dataset
+from training.gates import GateSettings
 from training.ranker import RankerSettings
 from training.tower import TowerSettings
 from training.world import World, WorldRequest
