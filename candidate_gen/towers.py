@@ -188,7 +188,7 @@ class Towers(nn.Module):
         digest = sha256(json.dumps([asdict(self.shape), self.temperature, self.table.fingerprint]).encode())
         for name, weight in sorted(self.state_dict().items()):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-            digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(weight.detach().cpu().contiguous().numpy().reshape(-1).data)
         return digest.hexdigest()[:16]
 
     def save(self, folder: Path) -> None:

@@ -63,7 +63,7 @@ class RankerScorer:
         digest = sha256(json.dumps(described, sort_keys=True).encode())
         for name, weight in sorted(self.ranker.state_dict().items()):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-            digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(weight.detach().cpu().contiguous().numpy().reshape(-1).data)
         return digest.hexdigest()[:16]
 
     def save(self, folder: Path) -> None:

@@ -249,7 +249,8 @@ class Generation:
             attributes=attributes,
             scorer=scorer,
             catalog_seq=catalog_seq,
-            pipeline=Pipeline(
+            pipeline=replace(
+                self.pipeline,
                 hydrate=_hydration(
                     self.table,
                     items,
