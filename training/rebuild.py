@@ -1,6 +1,6 @@
 """The nightly rebuild: a generation and what the catalogue log says since become the next generation.
 
-    items -> queries -> embeddings -> index -> gates -> written, asked, published -> report -> activated
+    items -> queries -> embeddings -> index -> gates -> written, asked, published -> report -> activated -> old pruned
 
 Models, users and policy stay as they are. Every stage leaves what it made in a work folder whose name is made of what
 determines it, so that a run that died goes on where it was, and gives what it would have given. Once all is done
@@ -77,7 +77,7 @@ class _Run:
 
 
 def rebuild(settings: RebuildSettings, *, holder: str, now_ms: int) -> dict[str, Any]:
-    """Publish the next generation, put it in force where that is asked for, and return what the report says.
+    """Publish the next generation, put it in force where that is asked for, prune, and return what the report says.
 
     Two runs of the same settings over the same generation and catalogue log make one generation: the second finds the
     first's. A generation that must not be published changes nothing.
@@ -116,6 +116,7 @@ def rebuild(settings: RebuildSettings, *, holder: str, now_ms: int) -> dict[str,
         made = report["generation"]
         if settings.activate and made != store.current():
             store.activate(made, time_ms=now_ms, reason="rebuilt", expected=current, job=job)
+        store.prune(settings.keep)
         for left in folder.iterdir():
             if left.name != _PUBLISHED:
                 remove(left)

@@ -61,6 +61,11 @@ class RebuildSettings:
     generation: str
     output: Path
     activate: bool
+    keep: int
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ValueError(f"keep is {self.keep}; it must be at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
