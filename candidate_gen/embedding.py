@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from candidate_gen.features import Feature, FeatureTable, RowKind
 
-_INITIAL_SCALE = 0.05
+INITIAL_SCALE = 0.05
 _FARTHEST = 8.0
 
 
@@ -59,7 +59,7 @@ class FeatureEmbedder(nn.Module):
         for name in self.tables:
             self.register_buffer(f"known_{name}", torch.empty(0, dtype=torch.int64))
             with torch.no_grad():
-                self._weight(name)[1:].normal_(std=_INITIAL_SCALE)
+                self._weight(name)[1:].normal_(std=INITIAL_SCALE)
         numbers = [feature.name for feature in self.features if feature.kind == "number"]
         self._number = {name: f for f, name in enumerate(numbers)}
         self.register_buffer("mean_F", torch.zeros(len(numbers)))
@@ -110,13 +110,23 @@ class FeatureEmbedder(nn.Module):
 
     def known(self, name: str, ids: Tensor) -> Tensor:
         """`ids` of one id feature with those that training never saw replaced by 0."""
-        known_K: Tensor = getattr(self, f"known_{self._table_of[name]}")
-        if not len(known_K):
+        if not self.count(name):
             return ids
-        keys = self._keys(name, ids)
-        at = torch.searchsorted(known_K, keys).clamp_(max=len(known_K) - 1)
-        held = known_K[at] == keys
+        held = self.places(name, ids) > 0
         return ids * (held.unsqueeze(-1) if self._feature[name].hashes > 1 else held)
+
+    def places(self, name: str, ids: Tensor) -> Tensor:
+        """Where `ids`, (...) or with hashes (..., H), are among the known ids of their table; 0 for unknown."""
+        known_K: Tensor = getattr(self, f"known_{self._table_of[name]}")
+        keys = self._keys(name, ids)
+        if not len(known_K):
+            return torch.zeros_like(keys)
+        at = torch.searchsorted(known_K, keys).clamp_(max=len(known_K) - 1)
+        return at * (known_K[at] == keys)
+
+    def count(self, name: str) -> int:
+        """How many ids of the table of feature `name` are known, 0 among them; 0 before `fit_ids`."""
+        return len(getattr(self, f"known_{self._table_of[name]}"))
 
     def embed(self, name: str, ids: Tensor) -> Tensor:
         """Vectors (..., D) of ids of one feature, (...) or with its hashes (..., H); nothing is pooled.
@@ -164,8 +174,11 @@ class FeatureEmbedder(nn.Module):
     def _mean(self, feature: Feature, ids: Tensor) -> Tensor:
         ids = self.known(feature.name, ids)
         held_BL = (ids > 0).any(-1) if feature.hashes > 1 else ids > 0
-        weight = self._weight(self._table_of[feature.name])
-        total_BD = nn.functional.embedding_bag(ids.flatten(1), weight, mode="sum", padding_idx=0)
+        table = self.tables[self._table_of[feature.name]]
+        assert isinstance(table, nn.Embedding)
+        total_BD = nn.functional.embedding_bag(
+            ids.flatten(1), table.weight, mode="sum", padding_idx=0, sparse=table.sparse
+        )
         return total_BD / held_BL.sum(1, keepdim=True).clamp(min=1)
 
     def _distinct_keys(self, name: str, ids: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ class Items:
     popularity_I: Column
     """Positive outcomes with exponential decay, as of the build; float32."""
     embedding_ID: Column
-    """Item tower's vectors, each of length 1; float32."""
+    """Item tower's vectors, each of length 1, or shorter where factors stand beside what is learned; float32."""
     attributes: Mapping[str, Column]
     """What a request may filter by, by name: `key64` of a text (0: missing) or a float64 (NaN: missing)."""
 

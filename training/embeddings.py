@@ -40,4 +40,4 @@ def embedded(
                 np.save(file, vector_ID, allow_pickle=False)
         parts.append(np.load(path, mmap_mode="r", allow_pickle=False))
         advance(len(parts[-1]))
-    return np.concatenate(parts) if parts else np.empty((0, towers.shape.width), np.float32)
+    return np.concatenate(parts) if parts else np.empty((0, towers.shape.whole), np.float32)

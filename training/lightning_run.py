@@ -1,5 +1,6 @@
 """What every training with Lightning has in common: chance, schedule, trainer, silence."""
 
+import csv
 import logging
 import math
 import sys
@@ -7,11 +8,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 
 _EXPECTED_WARNINGS = (
@@ -28,15 +31,33 @@ _EXPECTED_WARNINGS = (
 
 
 def cpu_trainer(folder: Path, *, epochs: int, callbacks: Sequence[Callback], validate: bool = True) -> pl.Trainer:
+    """`trainer_on` one process of the CPU, without rounding."""
+    return trainer_on("cpu", folder, epochs=epochs, callbacks=callbacks, validate=validate)
+
+
+def trainer_on(
+    accelerator: Literal["cpu", "cuda"],
+    folder: Path,
+    *,
+    epochs: int,
+    callbacks: Sequence[Callback],
+    validate: bool,
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
+    processes: int = 1,
+) -> pl.Trainer:
     """A trainer whose logs (CSV, TensorBoard) go to `folder`, with a progress bar where a terminal shows it.
 
-    It asks for new data loaders every epoch, and keeps checkpoints only where a callback does.
+    It asks for new data loaders every epoch, and keeps checkpoints only where a callback does. Several processes
+    are started for the length of a fit and each computes its own part of the gradient.
     """
     shown = sys.stderr.isatty()
     return pl.Trainer(
-        accelerator="cpu",
+        accelerator=accelerator,
+        devices=processes,
+        strategy=_QuietProcesses(start_method="spawn") if processes > 1 else "auto",
+        precision=precision,
         max_epochs=epochs,
-        callbacks=[*callbacks, RichProgressBar()] if shown else list(callbacks),
+        callbacks=[*callbacks, RichProgressBar(console_kwargs={"stderr": True})] if shown else list(callbacks),
         logger=[CSVLogger(folder, name="", version="csv"), TensorBoardLogger(folder, name="", version="board")],
         limit_val_batches=None if validate else 0,
         num_sanity_val_steps=0,
@@ -44,8 +65,40 @@ def cpu_trainer(folder: Path, *, epochs: int, callbacks: Sequence[Callback], val
         enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
         enable_progress_bar=shown,
         enable_model_summary=False,
-        deterministic=True,
+        # On CUDA that needs a setting of the environment, made before the process starts.
+        deterministic=accelerator == "cpu",
     )
+
+
+def unfinished(checkpoint: Path, arguments: str, *, epochs: int) -> int:
+    """Steps that a killed training with these arguments had passed when it wrote `checkpoint`.
+
+    0 where there is nothing to go on from: no checkpoint, other arguments, or a training that came to its end.
+    """
+    if not checkpoint.exists():
+        return 0
+    held = torch.load(checkpoint, weights_only=True)
+    stopped = any(state.get("stopped_epoch") for state in held["callbacks"].values())
+    if held.get("arguments") != arguments or held["epoch"] + 1 >= epochs or stopped:
+        return 0
+    return int(held["global_step"])
+
+
+def keep_log(trainer: pl.Trainer, folder: Path, *, steps: int) -> None:
+    """Let the CSV log of `trainer` begin with what the log in `folder` says of the first `steps`.
+
+    Lightning begins it anew.
+    """
+    log = folder / "csv" / "metrics.csv"
+    if not log.exists():
+        return
+    with log.open(newline="") as file:
+        rows = [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+    for row in rows:
+        step = int(row.pop("step"))
+        if step < steps:
+            trainer.loggers[0].log_metrics(row, step)
+    trainer.loggers[0].save()
 
 
 def warmed_cosine(optimizer: torch.optim.Optimizer, *, steps: int, warm: int) -> OptimizerLRSchedulerConfig:
@@ -74,15 +127,31 @@ def deterministic(seed: int) -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without Lightning's notes on hardware, nor its warnings about what is meant to be so here."""
-    notes = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric")]
+    notes = _notes()
     levels = [each.level for each in notes]
     with warnings.catch_warnings():
-        for message in _EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message)
-        for each in notes:
-            each.setLevel(logging.WARNING)
+        _hush()
         try:
             yield
         finally:
             for each, level in zip(notes, levels, strict=True):
                 each.setLevel(level)
+
+
+class _QuietProcesses(DDPStrategy):
+    """Starts processes that are `quiet` as the one that starts them is."""
+
+    def setup_environment(self) -> None:
+        _hush()
+        super().setup_environment()
+
+
+def _notes() -> list[logging.Logger]:
+    return [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric")]
+
+
+def _hush() -> None:
+    for message in _EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message)
+    for each in _notes():
+        each.setLevel(logging.WARNING)

@@ -162,3 +162,25 @@ def test_a_single_hash_keeps_the_ids_of_training_and_no_others() -> None:
     rows["city"] = [2, 7, 2]
     each.fit_ids(rows)
     assert each.known("city", torch.arange(9)).tolist() == [0, 0, 2, 0, 0, 0, 0, 7, 0]
+
+
+def test_a_table_with_sparse_gradients_gets_the_same_ones_and_names_only_rows_that_were_read() -> None:
+    dense, sparse = embedder(), embedder()
+    columns = tensors(QUERY_ROWS, TABLE.of("query")) | {n: c[:40] for n, c in item_columns().items()}
+    for table in sparse.tables.values():
+        assert isinstance(table, torch.nn.Embedding)
+        table.sparse = True
+    for each in (dense, sparse):
+        # The history goes through `embed` and, as a mean, through `forward`, into one gradient.
+        total = each(columns).square().sum() + each.embed("history_item", columns["history_item"]).square().sum()
+        torch.autograd.backward(total)
+    for (name, expected), given in zip(dense.named_parameters(), sparse.parameters(), strict=True):
+        assert expected.grad is not None, name
+        assert given.grad is not None, name
+        assert given.grad.is_sparse, name
+        torch.testing.assert_close(given.grad.to_dense(), expected.grad, msg=name)
+        assert not given.grad.to_dense()[0].any(), name
+    rows = sparse.get_parameter("tables.item_id.weight").grad
+    assert rows is not None
+    read = {0, *QUERY_ROWS["history_item"].ravel().tolist(), *ITEM_ROWS["item_id"][:40].ravel().tolist()}
+    assert set(rows.coalesce().indices()[0].tolist()) <= read

@@ -1,11 +1,13 @@
 import json
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from retrieval_cases import random_query_rows, small_item_rows, small_table
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from candidate_gen.embedding import tensors
 from candidate_gen.features import Feature, FeatureTable
@@ -76,7 +78,7 @@ def test_the_order_of_a_history_matters() -> None:
     towers = small_towers()
     with torch.no_grad():
         assert towers.query_tower.history is not None
-        towers.query_tower.history.position_LE.normal_()
+        cast(nn.Parameter, towers.query_tower.history.position_LE).normal_()
     full = QUERY_ROWS[(QUERY_ROWS["history_item"] > 0).all((1, 2))]
     turned = full.copy()
     for name in ("history_item", "history_category", "history_creator", "history_action", "history_log_hours"):
@@ -120,8 +122,8 @@ def test_every_parameter_receives_a_gradient(loss: str) -> None:
     if loss == "full":
         value = full_softmax(query_BD, item_ID, item_row_B=row_B, temperature=0.1)
     else:
-        log_q_C = torch.full((len(row_B),), -4.0)
-        value = sampled_softmax(query_BD, item_ID[row_B], item_row_C=row_B, log_q_C=log_q_C, temperature=0.1)
+        ones_I = torch.ones(len(item_ID))
+        value = sampled_softmax(query_BD, item_ID, own_B=row_B, count_S=ones_I, log_q_S=-4.0 * ones_I, temperature=0.1)
     torch.autograd.backward(value)
     without = [name for name, weight in towers.named_parameters() if weight.grad is None or not weight.grad.any()]
     assert without == []
@@ -158,7 +160,7 @@ def test_the_fingerprint_is_of_weights_shape_and_table() -> None:
     assert small_towers().fingerprint == towers.fingerprint
     prints = {towers.fingerprint, small_towers(seed=1).fingerprint, small_towers(fitted=False).fingerprint}
     with torch.no_grad():
-        towers.item_tower.projection.straight.weight[0, 0] += 1e-6
+        cast(nn.Linear, towers.item_tower.projection.straight).weight[0, 0] += 1e-6
     assert towers.fingerprint not in prints
     assert len(prints) == 3
 

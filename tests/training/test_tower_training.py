@@ -1,78 +1,20 @@
-"""Trains on a small world: every user likes one of four categories, and one item of each is liked most."""
+"""Trains on the small world of `tower_cases`."""
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from tower_cases import EXAMPLES, FAST, ITEM_ROWS, ITEMS, POSITIVE_ROWS, QUERY_ROWS, TABLE, item_rows
 
 from candidate_gen.embedding import tensors
-from candidate_gen.features import FeatureTable, feature_table, query_rows
 from candidate_gen.losses import mixture_log_q, sampled_softmax
-from candidate_gen.towers import Towers, TowerShape
-from training.tower import Batch, Batches, TowerSettings, TowerTraining, train_towers
-
-KINDS = ("art", "jazz", "math", "zoo")
-ITEMS, USERS, EXAMPLES = 80, 40, 1200
-FAST = TowerSettings(
-    shape=TowerShape(width=16, embedding=8, hidden=16, heads=1),
-    epochs=4,
-    batch=64,
-    uniform_negatives=16,
-    learning_rate=0.02,
-)
-
-
-def item_rows(table: FeatureTable, numbers: range) -> np.ndarray:
-    """Item n is of kind n mod 4."""
-    rows = table.empty("item", len(numbers))
-    rows["item_id"] = table.encode("item_id", [f"i{n}" for n in numbers])
-    rows["category"] = table.encode("category", [KINDS[n % 4] for n in numbers])
-    rows["title"] = table.encode("title", [f"{KINDS[n % 4]} {n}" for n in numbers])
-    return rows
-
-
-def small_world() -> tuple[FeatureTable, np.ndarray, np.ndarray, NDArray[np.int64]]:
-    random = np.random.default_rng(0)
-    table = feature_table(
-        users=USERS,
-        items=ITEMS,
-        actions=("click",),
-        categories=KINDS,
-        sources=(),
-        user_columns={},
-        item_columns={},
-        history_length=4,
-        title_length=3,
-    )
-    item_row_I = item_rows(table, range(ITEMS))
-    user_N = random.integers(USERS, size=EXAMPLES)
-    positive_row_N = user_N % 4 + 4 * np.minimum(random.geometric(0.15, EXAMPLES) - 1, ITEMS // 4 - 1)
-    history_row_BL = np.full((EXAMPLES, 4), -1)
-    past: dict[int, list[int]] = {}
-    for n, (user, row) in enumerate(zip(user_N.tolist(), positive_row_N.tolist(), strict=True)):
-        newest = past.setdefault(user, [])
-        history_row_BL[n, : len(newest[:4])] = newest[:4]
-        newest.insert(0, row)
-    time_ms_B = 1_700_000_000_000 + 60_000 * np.arange(EXAMPLES)
-    query_row_N = query_rows(
-        table,
-        item_row_I,
-        user_ids=[f"u{n}" for n in user_N],
-        profile_B=np.zeros(EXAMPLES, table.profile_dtype),
-        surfaces=["home"] * EXAMPLES,
-        texts=[""] * EXAMPLES,
-        time_ms_B=time_ms_B,
-        history_row_BL=history_row_BL,
-        history_action_BL=np.ones((EXAMPLES, 4), np.int32),
-        history_time_ms_BL=time_ms_B[:, None] - 60_000 * np.ones((EXAMPLES, 4), np.int64),
-    )
-    return table, item_row_I, query_row_N, positive_row_N
-
-
-TABLE, ITEM_ROWS, QUERY_ROWS, POSITIVE_ROWS = small_world()
+from candidate_gen.towers import Towers
+from training import tower
+from training.batches import Batches, Examples
+from training.tower import TowerSettings, TowerTraining, train_towers
 
 
 def trained(folder: Path, *, settings: TowerSettings = FAST, seed: int = 0) -> tuple[Towers, dict[str, float]]:
@@ -125,6 +67,23 @@ def test_another_seed_gives_other_weights(result: tuple[Towers, dict[str, float]
     )
 
 
+def test_a_learned_temperature_moves_where_the_loss_is_less(tmp_path: Path) -> None:
+    wide = replace(FAST, temperature=1.0)
+    towers, metrics = trained(tmp_path / "learned", settings=replace(wide, temperature_learned=True))
+    fixed, of_fixed = trained(tmp_path / "fixed", settings=wide)
+    assert fixed.temperature == 1.0
+    assert towers.temperature == metrics["temperature"] < 0.9
+    assert metrics["loss"] < of_fixed["loss"]
+
+
+def test_inner_products_of_vectors_of_any_length_learn_too(tmp_path: Path) -> None:
+    dot = replace(FAST, shape=replace(FAST.shape, similarity="dot"), temperature=1.0)
+    towers, metrics = trained(tmp_path, settings=dot)
+    length_I = np.linalg.norm(towers.encode_items(ITEM_ROWS), axis=1)
+    assert np.ptp(length_I) > 0.1
+    assert metrics["recall@10"] > 0.5
+
+
 def test_training_leaves_chance_and_switches_of_torch_alone(tmp_path: Path) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -142,7 +101,7 @@ def test_logs_and_checkpoints_are_in_the_folder_and_nothing_is_printed(
     assert {"epoch", "loss_epoch", "recall@10"} <= set(header.split(","))
     assert lines
     assert list((tmp_path / "board").glob("events.out.tfevents.*"))
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt"}
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("", "")
 
@@ -198,12 +157,12 @@ def test_a_heavier_example_is_learned_more(tmp_path: Path) -> None:
     assert scores[1] < scores[0]
 
 
-def small_training(settings: TowerSettings) -> tuple[TowerTraining, Batch]:
-    examples = Batch(
+def small_training(settings: TowerSettings) -> tuple[TowerTraining, Examples]:
+    examples = Examples(
         tensors(QUERY_ROWS, TABLE.of("query")),
-        torch.from_numpy(POSITIVE_ROWS),
+        torch.from_numpy(POSITIVE_ROWS[:, None]),
         torch.ones(EXAMPLES),
-        torch.zeros(settings.uniform_negatives, dtype=torch.int64),
+        torch.empty((EXAMPLES, 0), dtype=torch.int64),
     )
     torch.manual_seed(0)
     towers = Towers(TABLE, replace(settings.shape, id_dropout=0.0), temperature=settings.temperature)
@@ -214,25 +173,83 @@ def small_training(settings: TowerSettings) -> tuple[TowerTraining, Batch]:
 
 def test_the_correction_is_the_exact_share_of_the_positives_mixed_with_the_uniform_draws() -> None:
     training, examples = small_training(FAST)
-    batch = next(iter(Batches(examples, size=32, items=ITEMS, seed=(3, 0))))
-    assert len(batch.negative_row_U) == FAST.uniform_negatives
-    row_C = torch.cat([batch.positive_row_B, batch.negative_row_U])
+    batch = next(iter(Batches(examples, size=32, items=ITEMS, uniform=FAST.uniform_negatives, seed=(3, 0))))
+    assert int(batch.count_S.sum()) == 32 + FAST.uniform_negatives
     share_I = torch.from_numpy(np.bincount(POSITIVE_ROWS, minlength=ITEMS) / EXAMPLES).float()
     log_q_I = mixture_log_q(share_I.log(), batch=32, uniform=FAST.uniform_negatives, items=ITEMS)
     item_ID = torch.from_numpy(training.towers.encode_items(ITEM_ROWS))
     expected = sampled_softmax(
         training.towers.query_vectors(batch.query),
-        item_ID[row_C],
-        item_row_C=row_C,
-        log_q_C=log_q_I[row_C],
+        item_ID[batch.item_row_C],
+        own_B=batch.own_B,
+        count_S=batch.count_S,
+        log_q_S=log_q_I[batch.item_row_C],
         temperature=FAST.temperature,
     )
     assert float(training.loss(batch).detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
+@pytest.mark.parametrize("changed", [{}, {"softmax": "full"}, {"shares": "streamed"}, {"positive_temperature": 0.12}])
+@pytest.mark.parametrize("large", [1, 1 << 30])
+def test_every_parameter_gets_a_gradient_dense_or_by_rows(
+    changed: dict[str, Any], large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tower, "_LARGE_TABLE", large)
+    training, examples = small_training(replace(FAST, **changed))
+    for batch in Batches(examples, size=64, items=ITEMS, uniform=16, seed=(3, 0)):
+        torch.autograd.backward(training.loss(batch))
+    unmoved = []
+    for name, weight in training.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.is_sparse == (large == 1 and "softmax" not in changed and ".tables." in name), name
+        if not weight.grad.to_dense().any():
+            unmoved.append(name)
+    # The small world has no creators.
+    assert unmoved == ["towers.embedder.tables.creator.weight"]
+
+
+def test_tables_trained_by_rows_learn_as_well(
+    tmp_path: Path, result: tuple[Towers, dict[str, float], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tower, "_LARGE_TABLE", 1)
+    _, metrics = trained(tmp_path)
+    assert metrics["recall@10"] > 0.9 * result[1]["recall@10"]
+
+
+@pytest.mark.parametrize("changed", [{"shares": "streamed"}, {"positive_temperature": 0.12}])
+def test_other_losses_learn_as_well(
+    changed: dict[str, Any], tmp_path: Path, result: tuple[Towers, dict[str, float], Path]
+) -> None:
+    _, metrics = trained(tmp_path, settings=replace(FAST, **changed))
+    assert metrics["recall@10"] > 0.9 * result[1]["recall@10"]
+
+
+def test_what_was_shown_and_not_taken_is_in_the_loss_drawn_or_not() -> None:
+    training, examples = small_training(FAST)
+    hard_row_NH = torch.from_numpy(np.random.default_rng(0).integers(-1, ITEMS, (EXAMPLES, 3)))
+    shown = replace(examples, hard_row_NH=hard_row_NH)
+    batch = next(iter(Batches(shown, size=EXAMPLES, items=ITEMS, seed=(3, 0))))
+    order_N = np.random.default_rng((3, 0)).permutation(EXAMPLES)
+    assert torch.equal(torch.where(batch.hard_BH < 0, -1, batch.item_row_C[batch.hard_BH]), hard_row_NH[order_N])
+    assert len(set(batch.item_row_C.tolist())) == len(batch.item_row_C)
+    few, batch = (next(iter(Batches(each, size=8, items=ITEMS, seed=(3, 0)))) for each in (examples, shown))
+    assert len(few.item_row_C) == len(batch.count_S) < len(batch.item_row_C)
+    assert float(training.loss(batch).detach()) != pytest.approx(float(training.loss(few).detach()), rel=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16_loss", "bfloat16"])
+def test_a_gpu_learns_as_well(
+    precision: Any, tmp_path: Path, result: tuple[Towers, dict[str, float], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tower, "_LARGE_TABLE", TABLE["item_id"].size)
+    _, metrics = trained(tmp_path, settings=replace(FAST, accelerator="cuda", precision=precision))
+    assert metrics["recall@10"] > 0.9 * result[1]["recall@10"]
+
+
 def test_every_epoch_passes_each_example_once_in_an_order_of_its_own() -> None:
     _, examples = small_training(FAST)
-    marked = replace(examples, weight_B=torch.arange(EXAMPLES).float())
+    marked = replace(examples, weight_N=torch.arange(EXAMPLES).float())
     epochs = []
     for epoch in (0, 1, 0):
         batches = Batches(marked, size=60, items=ITEMS, seed=(3, epoch))
@@ -248,7 +265,8 @@ def test_a_shuffled_pass_leaves_out_an_incomplete_batch_and_one_in_order_does_no
     shuffled = Batches(examples, size=500, items=ITEMS, seed=(0, 0))
     assert [len(batch.weight_B) for batch in shuffled] == [500, 500]
     in_order = list(Batches(examples, size=500, items=ITEMS))
-    assert torch.equal(torch.cat([batch.positive_row_B for batch in in_order]), examples.positive_row_B)
+    positive_row_N = torch.cat([batch.item_row_C[batch.own_B] for batch in in_order])
+    assert torch.equal(positive_row_N, examples.positive_row_NP[:, 0])
     alone = list(Batches(examples, size=5000, items=ITEMS, seed=(0, 0)))
     assert [len(batch.weight_B) for batch in alone] == [EXAMPLES]
 
@@ -286,6 +304,11 @@ def test_arguments_that_do_not_fit_are_refused_with_both_numbers(
 def test_a_setting_that_cannot_be_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{field} is {value!r}"):
         TowerSettings(**{field: value})  # type: ignore[arg-type]
+
+
+def test_one_of_two_temperatures_cannot_be_learned() -> None:
+    with pytest.raises(ValueError, match="temperature_learned is true"):
+        replace(FAST, positive_temperature=0.12, temperature_learned=True)
 
 
 def test_patience_without_validation_is_refused() -> None:
