@@ -34,6 +34,7 @@ HOMES = {
     "hydra": ("training/cli.py", "training/configuration.py"),
     "omegaconf": ("training/configuration.py",),
     "matplotlib": ("training/",),
+    "optuna": ("training/sweep.py",),
     "torch": ("candidate_gen/", "ranking/", "serving/", "training/"),
     "protos": ("serving/", "training/"),
 }

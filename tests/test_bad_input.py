@@ -109,7 +109,7 @@ def test_a_demo_that_fails_leaves_the_run_that_was_there(tmp_path: Path, capsys:
         (["export", "output={}/none", "generations={}/g"], ["{}/none/towers/metrics.json is missing", "train tower"]),
         (["evaluate", "retreival"], ["'retreival'", "the nearest is 'retrieval'"]),
         (["evaluate", "clicks", "train=x"], ["clicks is not built yet", "retrieval, sequence, search"]),
-        (["evaluate", "session", "data=x"], ["session is not built yet"]),
+        (["evaluate", "session", "data={}/none"], ["{}/none is missing"]),
         (["evaluate", "ltr", "train=x"], ["ltr is not built yet"]),
         (["evaluate", "sequence"], ["needs data="]),
         (["evaluate", "sequence", "data"], ["'data' is not key=value"]),

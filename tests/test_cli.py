@@ -16,8 +16,9 @@ import pytest
 from index.generations import GenerationStore
 from policy.ope import InsufficientOverlap
 from serving.client import ShownItem, ShownSlate
-from training import cli, commands
+from training import cli, commands, run_record, sweep
 from training.evaluation import tasks
+from training.settings import TrainSettings
 
 COMMANDS = (
     *("demo", "data", "train", "export", "rebuild", "serve", "call", "replay", "ope", "nightly"),
@@ -77,6 +78,15 @@ def test_help_imports_nothing_heavy() -> None:
         ["demo", "towers.epocs=3"],
         ["demo", "nonsense"],
         ["train", "tower", "data=ml-1m"],
+        ["train", "tower", "-m", "towers.epocs=1,2"],
+        ["train", "tower", "-m", "towers.learning_rate=interval(0.01, 0.1)"],
+        ["train", "tower", "-m", "sweep=towr"],
+        ["train", "tower", "-m", "sweep.trials=3"],
+        ["train", "tower", "-m", "sweep=tower,ranker"],
+        ["train", "tower", "-m", "sweep=tower", "sweep.trials=0"],
+        ["train", "tower", "-m", "sweep=tower", "towers.batch=interval(9, 1)"],
+        ["train", "ranker", "-m", "sweep=tower"],
+        ["train", "tower", "mlflow=nowhere://"],
         ["data", "data=ml-1m", "data.root=no/such/folder"],
         ["serve", "generations=no/such/store"],
         ["generations", "list", "--store", "no/such/store"],
@@ -153,6 +163,61 @@ def test_words_after_a_flag_are_overrides_too(monkeypatch: pytest.MonkeyPatch) -
     assert seen[0].options == ["data=world", "towers.epochs=1,2", "seed=3"]
     assert seen[0].multirun
     assert seen[0].mode == "tower"
+
+
+def test_a_sweep_ends_with_its_trials_the_best_and_the_command_that_trains_it_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {"3": {"recall@50": "0.25", "towers.batch": "64"}, "0": {"recall@50": "0.125", "towers.batch": "32"}}
+    again = "OMP_NUM_THREADS=1 cascade train tower " + " ".join(f"towers.key{number}={number}" for number in range(40))
+    seen: list[list[str]] = []
+
+    def found(words: list[str], *, tell: Callable[[str], None]) -> sweep.Swept:
+        tell("not where nobody watches")
+        seen.append(words)
+        return sweep.Swept("recall@50", 0.25, 3, again, rows)
+
+    monkeypatch.setattr(sweep, "run", found)
+    code, out, err = run_here(capsys, "train", "tower", "-m", "sweep=tower", "towers.batch=32,64")
+    assert (code, err) == (0, "")
+    assert seen == [["mode=tower", "sweep=tower", "towers.batch=32,64"]]
+    lines = out.splitlines()
+    assert [line.split() for line in lines[:3]] == [
+        ["recall@50", "towers.batch"],
+        ["3", "0.25", "64"],
+        ["0", "0.125", "32"],
+    ]
+    assert lines[-2] == "best: trial 3, recall@50 = 0.25; the same again:"
+    assert lines[-1] == again
+
+
+def test_a_sweep_without_optuna_names_the_extra(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_record, "find_spec", lambda _: None)
+    code, _, err = run_here(capsys, "train", "tower", "-m", "sweep=tower")
+    assert code == 2
+    assert err == (
+        "cascade: error: sweep=tower needs optuna, which is not installed: pip install 'cascade-ranking[sweep]'\n"
+    )
+
+
+def test_lists_of_values_are_trained_in_every_combination(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen: list[tuple[float, int, Path]] = []
+
+    def train(settings: TrainSettings) -> dict[str, float]:
+        seen.append((settings.cycle.towers.learning_rate, settings.seed, settings.output))
+        return {"retrieval.recall@50": settings.cycle.towers.learning_rate * 100}
+
+    monkeypatch.setattr(run_record, "train", train)
+    code, out, _ = run_here(capsys, "train", "tower", "-m", "towers.learning_rate=1e-3,4e-3", "seed=1,2")
+    assert code == 0
+    assert sorted(each[:2] for each in seen) == [(0.001, 1), (0.001, 2), (0.004, 1), (0.004, 2)]
+    assert len({each[2] for each in seen}) == 4
+    assert all(f"towers.learning_rate={rate} seed={seed}" in out for rate in ("0.001", "0.004") for seed in (1, 2))
 
 
 def test_show_prints_the_configuration_and_does_nothing(

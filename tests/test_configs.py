@@ -10,7 +10,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from training import configuration
-from training.configuration import ConfigurationError, settings
+from training.configuration import Choices, ConfigurationError, Range, held, settings
 from training.cycle import CycleSettings
 
 GROUPS = configuration.groups()
@@ -180,3 +180,78 @@ def test_a_sweep_runs_every_combination_in_a_folder_of_its_own(tmp_path: Path, m
 def test_a_sweep_over_an_unknown_key_names_the_nearest() -> None:
     with pytest.raises(ConfigurationError, match=r"nearest is 'towers\.epochs'"):
         configuration.sweep("train", ["towers.epocs=1,2"], lambda made: made)
+
+
+@pytest.mark.parametrize("option", GROUPS["sweep"])
+def test_every_range_of_a_sweep_is_of_a_key_that_takes_it_and_holds_its_default(option: str) -> None:
+    space = settings("train", [f"sweep={option}"]).sweep.space
+    ranges = {key: held(key, text) for key, text in space.items()}
+    for end in (0, -1):
+        settings("train", [f"{key}={each.ends[end]}" for key, each in ranges.items()])
+    default = settings("train", []).cycle
+    for key, each in ranges.items():
+        value: Any = default
+        for name in key.split("."):
+            value = getattr(value, name)
+        if isinstance(each, Choices):
+            assert str(value) in each.texts, key
+        else:
+            assert each.low <= value <= each.high, key
+
+
+def test_a_range_joins_the_space_of_a_sweep_and_a_value_leaves_it() -> None:
+    whole = settings("train", ["sweep=tower"]).sweep.space
+    words = ["sweep=tower", "towers.batch=256,512", "towers.learning_rate=0.01", "towers.temperature=0.1,0.2"]
+    made = settings("train", words)
+    assert dict(made.sweep.space) == {
+        **{key: text for key, text in whole.items() if key != "towers.learning_rate"},
+        "towers.batch": "256,512",
+        "towers.temperature": "0.1,0.2",
+    }
+    assert made.cycle.towers.learning_rate == 0.01
+    assert made.cycle.towers.batch == settings("train", []).cycle.towers.batch
+    assert made.origin.words == ("sweep=tower", "towers.learning_rate=0.01")
+    assert made.output == Path("outputs/sweeps/tower")
+
+
+def test_without_a_sweep_there_is_none_and_settings_know_what_they_were_made_of() -> None:
+    made = settings("train", ["seed=3", "towers.epochs=2"])
+    assert made.sweep is None
+    assert made.origin.words == ("seed=3", "towers.epochs=2")
+    assert made.origin.config["towers"]["epochs"] == 2
+    assert made.origin.config["data"]["seed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("16,32", Choices(("16", "32"))),
+        ("choice(true, false)", Choices(("True", "False"))),
+        ("[8],[16, 8]", Choices(("[8]", "[16,8]"))),
+        ("range(0, 4)", Range(low=0, high=3, step=1, log=False)),
+        ("range(9, 1, -3)", Range(low=3, high=9, step=3, log=False)),
+        ("interval(0, 1)", Range(low=0.0, high=1.0, step=None, log=False)),
+        ("int(interval(8, 64))", Range(low=8, high=64, step=None, log=False)),
+        ("tag(log, interval(0.001, 0.1))", Range(low=0.001, high=0.1, step=None, log=True)),
+    ],
+)
+def test_ranges_are_read_as_hydra_writes_them(text: str, expected: Choices | Range) -> None:
+    found = held("x.y", text)
+    assert found == expected
+    if isinstance(found, Range) and isinstance(expected, Range):
+        assert found.whole == expected.whole
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("5", "x.y=5 is one value"),
+        ("interval(2, 1)", "the range is empty"),
+        ("range(5, 1)", "the range is empty"),
+        ("tag(log, interval(0, 1))", "with log, the low end must be above 0"),
+        ("tag(log, range(1, 9))", "a range has steps and goes without log"),
+    ],
+)
+def test_a_range_that_is_none_is_named(text: str, told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        held("x.y", text)

@@ -38,10 +38,15 @@ _JOBS = {
     "train": (
         "train the towers or the ranker",
         "Trains one stage on a data set, and on the impression log where one is given, into `output`. "
-        "With -m, a comma-separated list of values is swept over.",
+        "With -m, comma-separated values are swept over, every combination in a folder of its own. "
+        "With sweep=tower or sweep=ranker (the extra `sweep`) the best are searched for instead: conf/sweep/ says by "
+        "which metric and in which ranges; ranges named here join those, and a key with a value is not searched. "
+        "sweep.trials and sweep.workers say how many, and how many at once. Killed, the same command goes on where it "
+        "was. Beside what was trained lies run.json, with the command that trains the same again.",
         "cascade train tower data=world towers.epochs=3\n"
         "cascade train ranker data=ml-1m data.root=path/to/ml-1m\n"
-        "cascade train tower -m towers.shape.width=32,64 towers.temperature=0.05,0.1",
+        "cascade train tower -m towers.shape.width=32,64 towers.temperature=0.05,0.1\n"
+        "cascade train tower -m sweep=tower sweep.trials=40 sweep.workers=2 towers.epochs=8 towers.batch=256,512",
     ),
     "export": (
         "embed, index, pass the gates, publish: towers and ranker become a generation",
@@ -285,10 +290,11 @@ def _add_evaluate(commands: Any) -> None:
         run="evaluate",
         summary="measure a stage on a public task",
         text="Prints a table and, as the last line, one JSON object: task, metrics, seconds, seed, config. Tasks: "
-        "retrieval train=F test=F; sequence data=F; search judgments=F query=COL title=COL relevance=COL "
-        "[description=COL] [id=COL].",
+        "retrieval train=F test=F or data=F; sequence data=F; session data=F [test_from=TIME]; search judgments=F "
+        "query=COL title=COL relevance=COL [description=COL] [id=COL]. docs/evaluation.md says what they measure.",
         examples="cascade evaluate retrieval train=train.parquet test=test.parquet\n"
         "cascade evaluate sequence data=sequences.parquet seed=2\n"
+        "cascade evaluate session data=clicks.parquet\n"
         "cascade evaluate search judgments=judged.parquet query=query title=title relevance=grade",
     )
     evaluate.add_argument("task")

@@ -45,15 +45,35 @@ def job(given: Namespace) -> None:
 
         demo.run(configuration.settings("demo", overrides))
         return
-    from training import jobs
+    if given.command == "train" and (named := [text for text in overrides if _names_sweep(text)]):
+        _sweep(overrides, named[0])
+        return
+    from training import jobs, run_record
 
-    run = getattr(jobs, given.command)
+    run = run_record.train if given.command == "train" else getattr(jobs, given.command)
     if getattr(given, "multirun", False):
         results = configuration.sweep(given.command, overrides, run)
         names = dict.fromkeys(name for result in results.values() for name in result)
         _OUT.print(tabulated({name: {of: result.get(name) for of, result in results.items()} for name in names}))
     else:
         _OUT.print(tabulated(run(configuration.settings(given.command, overrides))))
+
+
+def _names_sweep(text: str) -> bool:
+    return text.lstrip("+").partition("=")[0].partition(".")[0] == "sweep" and text != "sweep=null"
+
+
+def _sweep(overrides: list[str], named: str) -> None:
+    from training import run_record
+
+    run_record.require("optuna", named)
+    from training import sweep
+
+    shown = sys.stderr.isatty()
+    swept = sweep.run(overrides, tell=lambda line: print(line, file=sys.stderr) if shown else None)
+    _OUT.print(tabulated(swept.rows))
+    _OUT.print(f"\nbest: trial {swept.trial}, {swept.metric} = {swept.value:.6g}; the same again:")
+    print(swept.command)
 
 
 def serve(given: Namespace) -> None:
@@ -265,7 +285,7 @@ def tabulated(result: Mapping[str, Any]) -> Table:
     table.add_column()
     if columns is not None:
         for name in columns:
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", overflow="fold")
         for name, row in result.items():
             table.add_row(name, *[_shown(row[column]) for column in columns])
         return table

@@ -6,8 +6,8 @@ every part names the dataclass that holds it. Nothing behind this module sees a 
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from inspect import signature
@@ -19,10 +19,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from hydra.utils import get_class, get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import conf
@@ -35,6 +35,49 @@ side with the rest: short on the command line, together in the code."""
 
 class ConfigurationError(ValueError):
     """An unknown key, an unknown option, a value that a setting refuses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What settings were made of: in the field `origin` of those that have one."""
+
+    words: tuple[str, ...]
+    """The overrides, without the ranges that a sweep searches."""
+    config: Mapping[str, Any]
+    """Every value as it was resolved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Values without an order, as overrides spell them."""
+
+    texts: tuple[str, ...]
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """What is refused if anything is: all of them."""
+        return self.texts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """Numbers between two, which are of it."""
+
+    low: float
+    high: float
+    step: float | None
+    """None: every number between."""
+    log: bool
+
+    @property
+    def whole(self) -> bool:
+        """Whether all are whole numbers."""
+        return isinstance(self.low, int)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """What is refused if anything is."""
+        return self.low, self.high
 
 
 def roots() -> list[str]:
@@ -60,7 +103,8 @@ def settings(root: str, overrides: Sequence[str]) -> Any:
     Raises:
         ConfigurationError: naming the key or value, and for an unknown one the nearest that exists.
     """
-    return _instantiated(_composed(root, overrides))
+    config = _composed(root, overrides)
+    return _instantiated(config, tuple(text for text in overrides if not _is_range(config, text)))
 
 
 def as_yaml(root: str, overrides: Sequence[str]) -> str:
@@ -87,7 +131,7 @@ def sweep(root: str, overrides: Sequence[str], job: Callable[[Any], Any]) -> dic
 
     def run(config: DictConfig) -> object:
         given = (text for text in HydraConfig.get().overrides.task if text.partition("=")[0].lstrip("+") in swept)
-        results[" ".join(given)] = job(_instantiated(_whole(config)))
+        results[" ".join(given)] = job(_instantiated(_whole(config), tuple(HydraConfig.get().overrides.task)))
         return results
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints errors and exits by itself
@@ -103,7 +147,49 @@ def sweep(root: str, overrides: Sequence[str], job: Callable[[Any], Any]) -> dic
 
 
 def _composed(root: str, overrides: Sequence[str]) -> DictConfig:
-    return _whole(_compose(root, _checked(root, overrides)))
+    """Where a sweep is named, ranges among the overrides join its space, and a key that is given a value leaves it."""
+    spelt = _checked(root, overrides)
+    parsed = [_parsed(text) for text in spelt]
+    if not any(each.key_or_group == "sweep" and isinstance(each.value(), str) for each in parsed):
+        return _whole(_compose(root, spelt))
+    ranges = {each.key_or_group: text for each, text in zip(parsed, spelt, strict=True) if each.is_sweep_override()}
+    config = _compose(root, [text for text in spelt if text not in ranges.values()])
+    given = {each.key_or_group for each in parsed}
+    with open_dict(config):
+        kept = {key: text for key, text in config.sweep.space.items() if key not in given}
+        config.sweep.space = kept | {key: text.partition("=")[2] for key, text in ranges.items()}
+    return _whole(config)
+
+
+def _is_range(config: DictConfig, text: str) -> bool:
+    return bool(config.get("sweep")) and _parsed(_quoted(text)).is_sweep_override()
+
+
+def held(key: str, text: str) -> Choices | Range:
+    """What a range holds.
+
+    Args:
+        text: in Hydra's words: `a,b`, `range(1, 9)`, `interval(0, 1)`, `tag(log, interval(0.001, 0.1))`,
+            `int(interval(8, 64))`.
+
+    Raises:
+        ConfigurationError: where it is empty or no range.
+    """
+    override = _parsed(_quoted(f"{key}={text}"))
+    match override.value():
+        case ChoiceSweep():
+            return Choices(tuple(override.sweep_string_iterator()))
+        case RangeSweep() as given if given.step and (values := sorted(given.range())):
+            if "log" in given.tags:
+                raise ConfigurationError(f"{key}={text}: a range has steps and goes without log; interval() has none")
+            return Range(low=values[0], high=values[-1], step=abs(given.step), log=False)
+        case IntervalSweep(start=start, end=end, tags=tags) if start is not None and end is not None and start <= end:
+            if "log" in tags and start <= 0:
+                raise ConfigurationError(f"{key}={text}: with log, the low end must be above 0")
+            return Range(low=start, high=end, step=None, log="log" in tags)
+        case RangeSweep() | IntervalSweep():
+            raise ConfigurationError(f"{key}={text}: the range is empty")
+    raise ConfigurationError(f"{key}={text} is one value; a range is a,b or range(1, 9) or interval(0, 1)")
 
 
 def _whole(config: DictConfig) -> DictConfig:
@@ -122,13 +208,16 @@ def _compose(root: str, overrides: Sequence[str]) -> DictConfig:
         raise ConfigurationError(_one_line(error)) from error
 
 
-def _instantiated(config: DictConfig) -> Any:
+def _instantiated(config: DictConfig, words: tuple[str, ...]) -> Any:
     plain = _plain(config)
+    origin = Origin(words, dict(plain))
     if all(group in plain for group in CYCLE):
         cycle = get_class("training.cycle.CycleSettings")
         gathered = {each.name: plain.pop(each.name) for each in fields(cycle) if each.name in plain}
         plain["cycle"] = _made({"_target_": "training.cycle.CycleSettings", **gathered}, "")
-    return _made(plain, "")
+    made = _made(plain, "")
+    declared = is_dataclass(made) and any(each.name == "origin" for each in fields(made))
+    return replace(made, origin=origin) if declared else made
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

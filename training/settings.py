@@ -1,10 +1,12 @@
 """What each job of the command line is told: the shapes that `conf/` fills."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from training.configuration import Origin
 from training.cycle import CycleSettings
 from training.data import Dataset
 from training.gates import GateSettings
@@ -25,6 +27,34 @@ class DataSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SweepSettings:
+    """What a sweep searches, and for what."""
+
+    metric: str
+    """As training reports it."""
+    direction: Literal["maximize", "minimize"]
+    space: Mapping[str, str]
+    """A range by the key it is of; see `configuration.held`."""
+    trials: int
+    """With those of earlier runs."""
+    workers: int
+    """Processes that train side by side and share the machine's cores."""
+    seed: int
+    """Of the sampler; trial n follows from it and from the trials before."""
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.direction not in ("maximize", "minimize"):
+            raise ValueError(f"direction is {self.direction!r}; it must be 'maximize' or 'minimize'")
+        if not self.space:
+            raise ValueError("space is empty; name a range, as in sweep=tower towers.batch=256,512")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must not be negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
     """What `cascade train` is told."""
 
@@ -35,6 +65,10 @@ class TrainSettings:
     output: Path
     log: Path | None
     generations: Path
+    mlflow: str | None = None
+    """Where MLflow tracks runs; None for none."""
+    sweep: SweepSettings | None = None
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +95,6 @@ class RebuildSettings:
     generation: str
     output: Path
     activate: bool
-    keep: int
-
-    def __post_init__(self) -> None:
-        if self.keep < 1:
-            raise ValueError(f"keep is {self.keep}; it must be at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
