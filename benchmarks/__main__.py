@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.harness import LOUD, Figure, busy, cells, remarks
 
-NAMES = ("ann", "gpu", "policy", "tower", "pipeline", "swap")
+NAMES = ("ann", "gpu", "policy", "tower", "retrieval", "pipeline", "swap")
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 

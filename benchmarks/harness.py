@@ -24,9 +24,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Unit = Literal["ms", "us", "/s"]
-_PER_SECOND: dict[Unit, float] = {"ms": 1e3, "us": 1e6}
-_VERSIONS = ("numpy", "torch", "faiss-cpu", "faiss-gpu", "tantivy", "polars", "hnswlib", "usearch", "scann")
+Unit = Literal["s", "ms", "us", "/s"]
+_PER_SECOND: dict[Unit, float] = {"s": 1, "ms": 1e3, "us": 1e6}
+_VERSIONS = ("numpy", "torch", "faiss-cpu", "faiss-gpu", "tantivy", "polars", "hnswlib", "usearch", "scann", "implicit")
 _RESAMPLES = 2000
 LOUD = 1.25
 """Noise from which a report says that the machine was busy."""
@@ -47,7 +47,7 @@ class Figure:
     name: str
     unit: Unit
     ours: float
-    """Median over blocks; in ms or us for one unit of work, or units of work a second."""
+    """Median over blocks; in s, ms or us for one unit of work, or units of work a second."""
     peer_name: str = ""
     peer: float | None = None
     ratio: float | None = None
@@ -247,7 +247,7 @@ def cells(figure: Figure) -> tuple[str, str, str, str, str, str]:
         _shown(figure.peer, figure.unit),
         figure.peer_name,
         f"{figure.ratio:.2f}",
-        f"{figure.low:.2f}-{figure.high:.2f}",
+        f"{figure.low:.2f}-{figure.high:.2f}" if figure.blocks > 1 else "one run",
     )
 
 

@@ -37,8 +37,9 @@ from ranking.calibration import Calibration
 from ranking.model import Ranker, RankerShape
 from ranking.scorer import RankerScorer
 from serving.client import CallFailed, CascadeClient
-from serving.generation import RetrievalSettings, write
+from serving.generation import write
 from serving.records import ItemEntry
+from serving.retrieval import RetrievalSettings
 from training.server_process import server_process
 
 _ACTIONS = ("click", "like")

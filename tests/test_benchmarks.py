@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import BEGIN, END, NAMES, PAGE, rewritten, tables
-from benchmarks.harness import Bench, Report, Side, finite, main, median_interval, print_report
+from benchmarks.harness import Bench, Report, Side, cells, finite, main, median_interval, print_report
 
 ROOT = Path(__file__).parents[1]
 
@@ -169,6 +169,11 @@ def test_pairs_of_times_give_the_median_of_their_ratios() -> None:
     assert (figure.peer_name, figure.note) == ("peer", "a note")
 
 
+def test_one_run_has_a_ratio_and_no_interval() -> None:
+    figure = bench(Clock()).pair("a run", np.array([2.0]), np.array([3.0]), peer_name="peer", unit="s")
+    assert cells(figure) == ("a run", "2 s", "3 s", "peer", "1.50", "one run")
+
+
 @pytest.mark.parametrize("name", ["policy", "tower"])
 def test_a_benchmark_ends_with_json_and_its_peers_do_the_same_work(name: str) -> None:
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick"]
@@ -176,6 +181,18 @@ def test_a_benchmark_ends_with_json_and_its_peers_do_the_same_work(name: str) ->
     found = json.loads(run.stdout.splitlines()[-1])
     assert found["name"] == name
     assert found["figures"][0]["note"].endswith(("identical", "equal"))
+
+
+def test_retrieval_is_compared_on_one_split_and_what_is_not_installed_is_named() -> None:
+    command = [sys.executable, "-m", "benchmarks.retrieval", "--quick"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
+    found = json.loads(run.stdout.splitlines()[-1])
+    peers = {each["peer_name"]: each for each in found["figures"]}
+    assert {"popularity", "plain torch two-tower"} <= set(peers)
+    assert ("implicit ALS" in peers) != ("implicit" in found["skipped"])
+    assert {(each["unit"], each["blocks"]) for each in peers.values()} == {("s", 1)}
+    assert all(each["note"].startswith("recall@20 0.") for each in peers.values())
+    assert peers["popularity"]["ratio"] < 1
 
 
 @pytest.mark.slow

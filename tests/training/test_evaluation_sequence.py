@@ -7,10 +7,10 @@ import polars as pl
 import pytest
 
 from training.evaluation import sequence
-from training.evaluation.sequence import _query_rows, _sequences, _table
+from training.evaluation.sequence import _ends, _positive_rows, _query_rows, _sequences, _table
 
 ITEMS, USERS = 40, 150
-SETTINGS = {"dim": 16, "epochs": 10, "batch": 128, "learning_rate": 0.02, "history_length": 4, "uniform_negatives": 32}
+SETTINGS = {"dim": 16, "epochs": 15, "batch": 128, "learning_rate": 0.02, "history_length": 4}
 
 
 def write(folder: Path) -> Path:
@@ -68,7 +68,24 @@ def test_a_query_holds_the_newest_of_what_came_before_and_nothing_else() -> None
     assert length_T.tolist() == [4, 4, 4, 4, 2, 2]
     rows = _query_rows(_table(tuple(f"i{n}" for n in range(16)), 2), item_T, start_T, np.array([0, 1, 3, 4, 5]))
     assert rows["history_item"].tolist() == [[0, 0], [11, 0], [13, 12], [0, 0], [15, 0]]
-    assert rows["history_log_length"] == pytest.approx(np.log1p([0, 1, 2, 0, 1]))
+
+
+def test_windows_hold_each_trained_item_once_as_what_followed_its_past() -> None:
+    item_T = np.arange(100, 120)
+    start_T = np.repeat([0, 9, 11, 12], [9, 2, 1, 8])
+    trained_T = np.isin(np.arange(20), [1, 2, 3, 4, 5, 6, 10, 13, 14])
+    end_N = _ends(trained_T, start_T, 4)
+    assert end_N.tolist() == [2, 6, 10, 14]
+    found = _positive_rows(item_T, start_T, end_N, 4)
+    assert found.tolist() == [[102, 101, -1, -1], [106, 105, 104, 103], [110, -1, -1, -1], [114, 113, -1, -1]]
+    past = _query_rows(_table(tuple(f"i{n}" for n in range(120)), 4), item_T, start_T, end_N)["history_item"]
+    assert np.array_equal(past > 0, found >= 0)
+    assert past[1].tolist() == [106, 105, 104, 103]
+
+
+def test_weighted_means_of_the_past_find_the_next_step_too(tmp_path: Path) -> None:
+    found = sequence.evaluate(write(tmp_path), k=2, history="attention", **SETTINGS)  # type: ignore[arg-type]
+    assert found["recall@2"] > 0.9
 
 
 @pytest.mark.parametrize(

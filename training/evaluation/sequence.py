@@ -1,20 +1,22 @@
 """Next item of a sequence as SASRec's successors measure it: leave one out, rank all items.
 
-Shape letters: T interactions by user and position, N examples, U users, I items, L history.
+Shape letters: T interactions by user and position, N examples, P places of a history, U users, I items.
 """
 
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from candidate_gen.features import Feature, FeatureTable
+from candidate_gen.history import HistoryKind
 from candidate_gen.towers import TowerShape
 from training.evaluation.interactions import numbered, read_columns
 from training.evaluation.topk import ItemSets, hits, mean, ndcg, recall, top_k
-from training.tower import TowerSettings, train_towers
+from training.tower import Precision, TowerSettings, train_towers
 
 _FEWEST = 3
 
@@ -23,20 +25,27 @@ def evaluate(
     data: Path,
     *,
     dim: int = 64,
-    history_length: int = 50,
-    epochs: int = 4,
-    batch: int = 1024,
-    learning_rate: float = 4e-3,
-    temperature: float = 0.1,
+    history: HistoryKind = "transformer",
+    history_length: int = 200,
+    heads: int = 2,
+    blocks: int = 2,
+    dropout: float = 0.2,
+    softmax: Literal["sampled", "full"] = "full",
     uniform_negatives: int = 512,
+    epochs: int = 5,
+    batch: int = 1024,
+    learning_rate: float = 3e-3,
+    temperature: float = 0.07,
+    precision: Precision = "float32",
     k: int = 10,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Train the towers on prefixes and rank all items as the end of every sequence.
+    """Train the towers on sequences and rank all items as the end of every sequence.
 
     A user's last item is the test, the one before it the validation; the towers train on every earlier item that
-    has a past, given that past. The test's history holds the validation item. A query is its history alone: there is
-    no user id. A user with fewer than 3 interactions only trains.
+    has a past, given that past, as far as it is in the item's window: those of a long sequence are cut into windows
+    of `history_length`, the newest full. The test's history holds the validation item. A query is its history alone:
+    there is no user id. A user with fewer than 3 interactions only trains.
 
     Items of the history are not ranked, as in the reference code of S3-Rec and gSASRec; where an item returns at the
     end of its own sequence it therefore counts as missed.
@@ -44,7 +53,9 @@ def evaluate(
     Args:
         data: Parquet with the columns `user`, `item` and `pos`, which orders a user's interactions.
         dim: width of the vectors and of the ids' embeddings.
+        history: how a past becomes a vector, see `candidate_gen.history`; with `heads`, `blocks` and `dropout`.
         history_length: newest items of the past that are used.
+        batch: items to be found in a step, at least `history_length`.
 
     Returns:
         `recall@k`, `ndcg@k`, the same of the validation items as `validation_...`, `users`, `items`, `dim` and
@@ -70,23 +81,27 @@ def evaluate(
     table = _table(item_names, history_length)
     item_row_I = table.empty("item", len(item_names))
     item_row_I["item_id"] = np.arange(1, len(item_names) + 1)
-    train_T = np.flatnonzero(trained_T)
+    end_N = _ends(trained_T, start_T, history_length)
     settings = TowerSettings(
-        shape=TowerShape(width=dim, embedding=dim),
+        shape=TowerShape(
+            width=dim, embedding=dim, history=history, heads=heads, blocks=blocks, dropout=dropout, id_dropout=0.0
+        ),
         temperature=temperature,
+        softmax=softmax,
         uniform_negatives=uniform_negatives,
         epochs=epochs,
         batch=batch,
         learning_rate=learning_rate,
         validation=0.0,
+        precision=precision,
     )
     started = time.process_time()
     with TemporaryDirectory() as folder:
         towers, _ = train_towers(
             table,
             item_row_I,
-            _query_rows(table, item_T, start_T, train_T),
-            item_T[train_T],
+            _query_rows(table, item_T, start_T, end_N),
+            _positive_rows(item_T, start_T, end_N, history_length),
             settings=settings,
             seed=seed,
             folder=Path(folder),
@@ -119,7 +134,6 @@ def _table(item_names: tuple[str, ...], length: int) -> FeatureTable:
     return FeatureTable(
         (
             Feature("history_item", "history", "id", size, (length,), shares="item_id"),
-            Feature("history_log_length", "history", "number"),
             Feature("item_id", "item", "id", size, vocabulary=item_names),
         ),
         actions=(),
@@ -134,6 +148,23 @@ def _sequences(user_T: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np
     return np.repeat(first, length), np.repeat(length, length)
 
 
+def _ends(trained_T: NDArray[np.bool_], start_T: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """Last interactions of windows of `length` targets that hold every trained one, the newest windows full."""
+    target_N = np.flatnonzero(trained_T)
+    last_T = np.zeros(len(trained_T), np.int64)
+    np.maximum.at(last_T, start_T[target_N], target_N)
+    is_end_N: NDArray[np.bool_] = (last_T[start_T[target_N]] - target_N) % length == 0
+    return target_N[is_end_N]
+
+
+def _positive_rows(
+    item_T: NDArray[np.int64], start_T: NDArray[np.int64], end_N: NDArray[np.int64], length: int
+) -> NDArray[np.int64]:
+    """What followed as of each place of the history before `end_N`; -1 where nothing came before."""
+    at_NP = end_N[:, None] - np.arange(length)
+    return np.where(at_NP > start_T[end_N, None], item_T[np.maximum(at_NP, 0)], -1)
+
+
 def _query_rows(
     table: FeatureTable, item_T: NDArray[np.int64], start_T: NDArray[np.int64], target_N: NDArray[np.int64]
 ) -> np.ndarray:
@@ -143,5 +174,4 @@ def _query_rows(
         at_N = target_N - 1 - back
         held_N = at_N >= start_T[target_N]
         rows_N["history_item"][:, back] = np.where(held_N, 1 + item_T[np.maximum(at_N, 0)], 0)
-    rows_N["history_log_length"] = np.log1p((rows_N["history_item"] > 0).sum(axis=1))
     return rows_N

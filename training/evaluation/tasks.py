@@ -16,8 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-AVAILABLE = ("retrieval", "sequence", "search")
-PLANNED = ("clicks", "session", "ltr")
+AVAILABLE = ("retrieval", "sequence", "search", "session")
+PLANNED = ("clicks", "ltr")
 
 
 def run(task: str, options: Mapping[str, str]) -> dict[str, Any]:

@@ -1,0 +1,123 @@
+"""What is taken most right now, counted as it happens.
+
+Every event counts 1 when it happens and half as much a half-life later. Counts are held in the scale of a past moment,
+the landmark: an event at time t adds 2^((t - landmark) / half-life), which grows where the others would shrink
+(Cormode, Shkapenyuk, Srivastava and Xu, ICDE 2009, "Forward Decay"). So counts only ever grow, their order does not
+change with time, and the largest can be kept at hand: a query passes over them alone.
+
+Shape letters: I items (rows), M leaders, N events, K results.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from candidate_gen.types import NO_ROWS, HydratedQuery
+from index.masks import Mask
+from index.types import Hits
+
+_REACH = 512
+"""Half-lives behind the landmark after which it moves on; a float64 holds twice as many."""
+
+
+class Trending:
+    """Counts of every item with exponential decay, and those with the largest.
+
+    Memory: 9 bytes for each item up to the highest row seen, and the leaders.
+
+    Args:
+        half_life_s: after which an event counts half.
+        leaders: how many of the largest counts are kept at hand. Where the k best of those allowed are not among
+            them, a query passes over all items.
+    """
+
+    name = "trending"
+
+    def __init__(self, *, half_life_s: float, leaders: int = 1024) -> None:
+        if not half_life_s > 0:
+            raise ValueError(f"half_life_s is {half_life_s}; it must be above 0")
+        if leaders < 1:
+            raise ValueError(f"leaders is {leaders}; at least 1 must be kept")
+        self._half_life_ms = half_life_s * 1000
+        self._landmark_ms = self._newest_ms = 0
+        self._count_I = np.zeros(0)
+        self._leads_I = np.zeros(0, np.bool_)
+        self._leader_M = NO_ROWS
+        self._leaders = leaders
+        self._least = 0.0
+        """No leader's count is lower; no other's is higher."""
+
+    def update(self, row_N: NDArray[np.int64], time_ms_N: NDArray[np.int64]) -> None:
+        """Count events, in any order; a late one counts as if it had come in time."""
+        if not len(row_N):
+            return
+        self._reach(int(row_N.max()) + 1, int(time_ms_N.max()))
+        np.add.at(self._count_I, row_N, np.exp2((time_ms_N - self._landmark_ms) / self._half_life_ms))
+        rising = row_N[~self._leads_I[row_N] & (self._count_I[row_N] > self._least)]
+        if len(rising):
+            self._promote(np.unique(rising))
+
+    def count(self, row_N: NDArray[np.int64], time_ms: int) -> NDArray[np.float64]:
+        """What the items' events are worth at a time, or at that of the newest event if that is later."""
+        count_N = np.zeros(len(row_N))
+        known_N = row_N < len(self._count_I)
+        count_N[known_N] = self._count_I[row_N[known_N]]
+        return count_N * self._worth(time_ms)
+
+    def top(self, time_ms: int, k: int, allowed: Mask | None = None) -> Hits:
+        """The k largest counts as of a time, as `count` has it; items without an event are not named.
+
+        Args:
+            allowed: rows that may be returned; of rows behind its end none may.
+        """
+        row_M = _among(self._leader_M, allowed)
+        if len(row_M) < k and len(self._leader_M) == self._leaders:
+            row_M = _among(np.flatnonzero(self._count_I), allowed)
+        count_M = self._count_I[row_M]
+        if len(row_M) > max(k, 0):
+            part = np.argpartition(-count_M, k - 1)[:k] if k > 0 else NO_ROWS
+            row_M, count_M = row_M[part], count_M[part]
+        best_K = np.lexsort((row_M, -count_M))
+        return Hits(row_M[best_K], (count_M[best_K] * self._worth(time_ms)).astype(np.float32))
+
+    def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
+        """Seeds, excluded items and the history are left out."""
+        query = hydrated.query
+        known_X = np.concatenate([query.seed_row_S, query.exclude_row_X, query.history.row_L])
+        hits = self.top(query.time_ms, k + len(known_X), hydrated.allowed)
+        kept = np.flatnonzero(~np.isin(hits.row_K, known_X))[: max(k, 0)]
+        return Hits(hits.row_K[kept], hits.score_K[kept])
+
+    def _worth(self, time_ms: int) -> float:
+        """Of a count of 1 in the landmark's scale."""
+        return float(np.exp2((self._landmark_ms - max(time_ms, self._newest_ms)) / self._half_life_ms))
+
+    def _reach(self, rows: int, time_ms: int) -> None:
+        if not len(self._count_I):
+            self._landmark_ms = self._newest_ms = time_ms
+        self._newest_ms = max(time_ms, self._newest_ms)
+        if rows > len(self._count_I):
+            more = max(rows, 2 * len(self._count_I)) - len(self._count_I)
+            self._count_I = np.append(self._count_I, np.zeros(more))
+            self._leads_I = np.append(self._leads_I, np.zeros(more, np.bool_))
+        if self._newest_ms - self._landmark_ms > _REACH * self._half_life_ms:
+            worth = self._worth(self._newest_ms)
+            self._count_I *= worth
+            self._least *= worth
+            self._landmark_ms = self._newest_ms
+
+    def _promote(self, row_N: NDArray[np.int64]) -> None:
+        """Keep the largest of the leaders and these."""
+        row_M = np.concatenate([self._leader_M, row_N])
+        if len(row_M) > self._leaders:
+            row_M = row_M[np.argpartition(-self._count_I[row_M], self._leaders - 1)[: self._leaders]]
+            self._least = float(self._count_I[row_M].min())
+        self._leads_I[self._leader_M] = False
+        self._leads_I[row_M] = True
+        self._leader_M = row_M
+
+
+def _among(row_N: NDArray[np.int64], allowed: Mask | None) -> NDArray[np.int64]:
+    if allowed is None:
+        return row_N
+    row_N = row_N[row_N < len(allowed)]
+    return row_N[allowed.allowed_I[row_N]]
