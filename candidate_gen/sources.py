@@ -2,11 +2,13 @@
 What may be shown at all, the query says (`HydratedQuery.allowed`): a source returns nothing else, and k items where
 there are k.
 
-Shape letters: I items (rows), N some of them, D embedding width, K results, S seeds, X excluded.
+Shape letters: I items (rows), N some of them, D embedding width, K results, S seeds, X excluded, P pairs of segment
+and item.
 """
 
 from collections.abc import Callable
 from copy import copy
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -16,9 +18,10 @@ from candidate_gen.items import Items
 from candidate_gen.types import NO_ROWS, HydratedQuery, Query
 from index.columns import Column
 from index.masks import Mask
+from index.strings import key64
 from index.types import Hits
 
-SOURCES = ("ann", "lexical", "similar", "fresh", "popular")
+SOURCES = ("ann", "lexical", "similar", "covisitation", "trending", "fresh", "popular")
 """Names in the order they are asked; the last is the floor that cannot fail."""
 
 NO_HITS = Hits(NO_ROWS, np.empty(0, np.float32))
@@ -83,10 +86,10 @@ class SimilarToRecent:
 
     def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
         query = hydrated.query
-        asked_S = _first_of_each(query.seed_row_S if len(query.seed_row_S) else query.history.row_L)[: self._recent]
+        asked_S = first_of_each(query.seed_row_S if len(query.seed_row_S) else query.history.row_L)[: self._recent]
         if not len(asked_S) or k < 1:
             return NO_HITS
-        left_out_X = _known_to(query)
+        left_out_X = known_to(query)
         wanted = k + len(left_out_X)
         hits = [self._index.search(self._embedding_ID[row], wanted, hydrated.allowed) for row in asked_S.tolist()]
         row = np.concatenate([each.row_K for each in hits])
@@ -102,20 +105,43 @@ class SimilarToRecent:
         return Hits(row[chosen].astype(np.int64), score[chosen].astype(np.float32), partial)
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a source that learns while it serves said when the query was asked (`Query.live`); see `live`."""
+
+    name: str
+
+    def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
+        hits = hydrated.query.live.get(self.name, NO_HITS)
+        at_K = np.arange(len(hits))
+        if hydrated.allowed is not None:
+            at_K = at_K[hydrated.allowed.allowed_I[hits.row_K]]
+        return Hits(hits.row_K[at_K[: max(k, 0)]], hits.score_K[at_K[: max(k, 0)]])
+
+
 class Fresh:
     """Items published within the horizon before the query, newest first.
 
+    Where there are more than can be named, a share of the places goes to items drawn evenly from all of them, so that
+    none is passed over only because newer ones come. The request id decides which.
+
     The score is the share of the horizon that is left: 1 for an item of this moment.
+
+    Args:
+        explored: that share.
     """
 
     name = "fresh"
 
-    def __init__(self, items: Items, *, horizon_days: float = 7.0) -> None:
+    def __init__(self, items: Items, *, horizon_days: float = 7.0, explored: float = 0.0) -> None:
         if not horizon_days > 0:
             raise ValueError(f"horizon_days is {horizon_days}; it must be above 0")
+        if not 0 <= explored <= 1:
+            raise ValueError(f"explored is {explored}; it must be from 0 to 1")
         self._published_ms_I = items.published_ms_I
         self._order = _Order(items.published_ms_I)
         self._horizon_ms = int(horizon_days * _DAY_MS)
+        self._explored = explored
 
     def on(self, items: Items) -> "Fresh":
         """Of the items that these have become."""
@@ -125,7 +151,17 @@ class Fresh:
 
     def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
         now_ms = hydrated.query.time_ms
-        row_K = self._order.best(k, hydrated.allowed, above=now_ms - self._horizon_ms, up_to=now_ms)
+        horizon = (now_ms - self._horizon_ms, now_ms)
+        row_K = self._order.best(k, hydrated.allowed, above=horizon[0], up_to=horizon[1])
+        drawn = round(self._explored * k)
+        if drawn and len(row_K) == k:
+            chance = np.random.default_rng(key64(f"fresh/{hydrated.query.request_id}"))
+            row_N = self._order.drawn(4 * drawn, hydrated.allowed, chance, above=horizon[0], up_to=horizon[1])
+            newest_K, others_K = row_K[: k - drawn], row_K[k - drawn :]
+            row_N = row_N[~np.isin(row_N, newest_K)][:drawn]
+            others_K = np.concatenate([row_N, others_K[~np.isin(others_K, row_N)]])[:drawn]
+            others_K = others_K[np.lexsort((others_K, self._published_ms_I[others_K]))[::-1]]
+            row_K = np.concatenate([newest_K, others_K])
         age_ms_K = now_ms - self._published_ms_I[row_K]
         return Hits(row_K, (1 - age_ms_K / self._horizon_ms).astype(np.float32))
 
@@ -133,16 +169,25 @@ class Fresh:
 class Popular:
     """Items with the most positive outcomes, for a text query too: the floor that cannot fail.
 
-    Answers with k items wherever that many are allowed and published. Those that the query already knows (seeds,
-    excluded, history) are passed over while there are k others, and come last otherwise, so that the filters that
-    follow do not take away the floor.
+    Answers with k items wherever that many are allowed and published: what the query's segment likes best, then what
+    everybody does. Those that the query already knows (seeds, excluded, history) are passed over while there are k
+    others, and come last otherwise, so that the filters that follow do not take away the floor.
+
+    Args:
+        segment: the user column whose values are segments; none where it is empty.
+        segment_P: see `activity.POPULARITY`.
     """
 
     name = "popular"
 
-    def __init__(self, items: Items) -> None:
+    def __init__(self, items: Items, *, segment: str = "", segment_P: np.ndarray | None = None) -> None:
         self._items = items
         self._order = _Order(items.popularity_I)
+        self._segment = segment
+        self._listed: dict[int, np.ndarray] = {}
+        if segment and segment_P is not None:
+            numbers = np.unique(segment_P["segment"]).tolist()
+            self._listed = {number: segment_P[segment_P["segment"] == number] for number in numbers}
 
     def on(self, items: Items) -> "Popular":
         """Of the items that these have become."""
@@ -152,15 +197,26 @@ class Popular:
 
     def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
         query = hydrated.query
-        known_X = _known_to(query)
+        known_X = known_to(query)
 
         def published(row_N: NDArray[np.int64]) -> NDArray[np.bool_]:
             return np.asarray(self._items.published_ms_I[row_N] <= query.time_ms)
 
         row_K = self._order.best(max(k, 0) + len(known_X), hydrated.allowed, keep=published)
-        known_K = np.isin(row_K, known_X)
-        row_K = np.concatenate([row_K[~known_K], row_K[known_K]])[: max(k, 0)]
-        return Hits(row_K, self._items.popularity_I[row_K])
+        score_K = self._items.popularity_I[row_K]
+        listed = self._listed.get(int(hydrated.row[self._segment][0])) if self._listed else None
+        if listed is not None:
+            own_N = self._items.ids.rows(listed["item_key"])
+            shown_N = own_N >= 0
+            shown_N[shown_N] = published(own_N[shown_N])
+            if hydrated.allowed is not None:
+                shown_N[shown_N] = hydrated.allowed.allowed_I[own_N[shown_N]]
+            own_N, worth_N = own_N[shown_N], listed["popularity"][shown_N]
+            kept_K = ~np.isin(row_K, own_N)
+            rest_K = np.minimum(score_K[kept_K], worth_N.min(initial=np.inf))
+            row_K, score_K = np.concatenate([own_N, row_K[kept_K]]), np.concatenate([worth_N, rest_K])
+        order_K = np.argsort(np.isin(row_K, known_X), kind="stable")[: max(k, 0)]
+        return Hits(row_K[order_K], score_K[order_K].astype(np.float32))
 
 
 class _Sorted:
@@ -220,11 +276,31 @@ class _Order:
             row_N = np.concatenate(found)
         return row_N[np.lexsort((row_N, self._worth_I[row_N]))[::-1][: max(k, 0)]]
 
+    def drawn(
+        self, count: int, allowed: Mask | None, chance: np.random.Generator, *, above: float, up_to: float
+    ) -> NDArray[np.int64]:
+        """Some of those with above < worth <= up_to, in random order: of `count` draws the different, allowed ones."""
+        parts = []
+        for part in (self._base, self._tail):
+            start, end = np.searchsorted(part.worth_I, np.array([above, up_to], part.worth_I.dtype), side="right")
+            parts.append((part.row_I, int(start), int(end)))
+        (base_I, first, last), (tail_I, start, end) = parts
+        if not (held := last - first + end - start):
+            return NO_ROWS
+        at_N = first_of_each(chance.integers(held, size=count))
+        of_base = at_N < last - first
+        row_N = np.empty(len(at_N), np.int64)
+        row_N[of_base] = base_I[first + at_N[of_base]]
+        row_N[~of_base] = tail_I[start + at_N[~of_base] - (last - first)]
+        return row_N if allowed is None else row_N[allowed.allowed_I[row_N]]
 
-def _known_to(query: Query) -> NDArray[np.int64]:
+
+def known_to(query: Query) -> NDArray[np.int64]:
+    """Seeds, excluded items and the history."""
     return np.unique(np.concatenate([query.seed_row_S, query.exclude_row_X, query.history.row_L]))
 
 
-def _first_of_each(row_L: NDArray[np.int64]) -> NDArray[np.int64]:
+def first_of_each(row_L: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Each row once, in the order of first appearance."""
     _, first = np.unique(row_L, return_index=True)
     return row_L[np.sort(first)]

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.masks import Mask
+from index.types import Hits
 
 NO_ROWS = np.empty(0, np.int64)
 
@@ -50,6 +51,8 @@ class Query:
     """The caller's own list to rank; then no source is asked."""
     filter: str = ""
     """A condition on attributes that every item shown satisfies, see `candidate_gen.predicates`; empty for none."""
+    live: Mapping[str, Hits] = field(default_factory=dict)
+    """What the sources said that learn while they serve, by name, when this was asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,11 @@ class Candidates:
         """Those where `kept_N` is true, in the same order."""
         if kept_N.shape != self.row_N.shape:
             raise ValueError(f"a mask of {kept_N.shape} for {len(self)} candidates")
-        return Candidates(self.row_N[kept_N], self.source_names, self.rank_NS[kept_N], self.score_NS[kept_N])
+        return self.take(np.flatnonzero(kept_N))
+
+    def take(self, index_N: NDArray[np.int64]) -> "Candidates":
+        """Those at these positions, in this order."""
+        return Candidates(self.row_N[index_N], self.source_names, self.rank_NS[index_N], self.score_NS[index_N])
 
 
 @dataclass(frozen=True, slots=True)

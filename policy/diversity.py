@@ -13,12 +13,13 @@ class SlateSimilarity:
     """
 
     def __init__(self, embedding_ND: NDArray[np.float32]) -> None:
-        self._embedding_ND = embedding_ND
+        length_N1 = np.linalg.norm(embedding_ND, axis=1, keepdims=True)
+        self._unit_ND = np.divide(embedding_ND, length_N1, out=np.zeros_like(embedding_ND), where=length_N1 > 0)
         self._placed = False
         self.max_N: NDArray[np.float64] = np.zeros(len(embedding_ND))
 
     def place(self, index: int) -> None:
         """Add a candidate to the slate."""
-        cosine_N = (self._embedding_ND @ self._embedding_ND[index]).astype(np.float64)
+        cosine_N = (self._unit_ND @ self._unit_ND[index]).astype(np.float64)
         self.max_N = np.maximum(self.max_N, cosine_N) if self._placed else cosine_N
         self._placed = True

@@ -30,6 +30,7 @@ Response = recommender_pb2.RecommendResponse | recommender_pb2.SearchResponse | 
 _SHOWN_BY_DEFAULT = ("title", "category")
 _REASON_OF_SOURCE: Mapping[str, int] = {
     "similar": ReasonKind.REASON_SIMILAR_TO,
+    "covisitation": ReasonKind.REASON_SIMILAR_TO,
     "lexical": ReasonKind.REASON_SEARCH_MATCH,
     "popular": ReasonKind.REASON_POPULAR,
     "trending": ReasonKind.REASON_POPULAR,
@@ -100,6 +101,7 @@ def record(asked: Impression, *, query: Query, answer: Answer, generation: Gener
     asked.probability.extend(scored.probability_NA[slate.index_K].ravel().tolist())
     asked.source_names.extend(candidates.source_names)
     asked.source_bits.extend(_source_bits(candidates.rank_NS[slate.index_K]).tolist())
+    asked.source_rank.extend(candidates.rank_NS[slate.index_K].ravel().tolist())
     asked.query_row = scored.query_row.tobytes()
     asked.item_rows = scored.item_row_N[slate.index_K].tobytes()
     asked.pair_rows = scored.pair_row_N[slate.index_K].tobytes()

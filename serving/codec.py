@@ -18,6 +18,7 @@ from candidate_gen.predicates import FilterError
 from candidate_gen.predicates import parse as parse_filter
 from candidate_gen.types import NO_ROWS, Query
 from index.strings import keys64
+from index.types import Hits
 from protos import events_pb2, recommender_pb2
 from protos.impression_pb2 import FeatureValue, Impression, Kind, Outcome
 from protos.recommender_pb2 import DebugLevel, FilterMode
@@ -219,7 +220,26 @@ def query_of(asked: Impression, generation: Generation) -> Query:
         exclude_row_X=_known_rows(items, asked.exclude_item_ids),
         only_row_N=_known_rows(items, asked.rank_item_ids) if asked.kind == Kind.KIND_RANK else None,
         filter=asked.filter,
+        live=live_hits(asked, generation),
     )
+
+
+def tell(asked: Impression, named: Mapping[str, Hits], generation: Generation) -> None:
+    """Note what the live sources said."""
+    for source, hits in named.items():
+        if len(hits):
+            keys = keys64(generation.items.ids.ids.take(hits.row_K))
+            asked.live_hits.add(source=source, item_key=keys.tolist(), score=hits.score_K.tolist())
+
+
+def live_hits(asked: Impression, generation: Generation) -> dict[str, Hits]:
+    """What the live sources said, as it was noted, in a generation's rows."""
+    found = {}
+    for each in asked.live_hits:
+        row_K = generation.items.ids.rows(np.fromiter(each.item_key, np.uint64))
+        held_K = (row_K >= 0) & ~generation.items.gone_I[row_K]
+        found[each.source] = Hits(row_K[held_K], np.fromiter(each.score, np.float32)[held_K])
+    return found
 
 
 def missing_ids(asked: Impression, query: Query, generation: Generation) -> list[str]:

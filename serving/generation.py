@@ -11,19 +11,19 @@ import json
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from candidate_gen.activity import Activity
 from candidate_gen.features import FeatureTable, query_rows
 from candidate_gen.filters import Disallowed, Excluded, Seen, Unpublished
 from candidate_gen.items import Items
 from candidate_gen.predicates import Attributes, parse
-from candidate_gen.sources import Ann, Fresh, Lexical, Popular, SimilarToRecent
 from candidate_gen.towers import Towers
 from candidate_gen.types import History, HydratedQuery, Query
 from index.columns import growing
@@ -40,29 +40,15 @@ from ranking.scorer import RankerScorer, RetrievalOrder
 from serving.catalog_log import FILE, CatalogLog, Change, Entry, StaleHead
 from serving.changes import changed
 from serving.log import CorruptLog
-from serving.pipeline import Filter, Pipeline, Source
+from serving.pipeline import Filter, Pipeline
+from serving.retrieval import RetrievalSettings, chosen, fan_out, grown
+
+_NO_ACTIVITY = Activity.none().fingerprint
+"""Of generations made before there was any."""
 
 
 class GenerationMismatch(ValueError):
     """Parts of different trainings, which must never answer one request together."""
-
-
-@dataclass(frozen=True, slots=True)
-class RetrievalSettings:
-    """How many candidates each source may name, and which of them are not eligible."""
-
-    quotas: Mapping[str, int] = field(
-        default_factory=lambda: {"ann": 200, "lexical": 100, "similar": 80, "fresh": 50, "popular": 50}
-    )
-    fresh_days: float = 3.0
-    hide_seen: bool | None = None
-    """Leave out what the user's history holds; None: as suits the data, see `Dataset.repeats`."""
-
-    def __post_init__(self) -> None:
-        if any(quota < 0 for quota in self.quotas.values()) or self.quotas.get("popular", 0) < 1:
-            raise ValueError(f"quotas must not be negative and popular's at least 1, got {dict(self.quotas)}")
-        if self.fresh_days <= 0:
-            raise ValueError(f"fresh_days must be positive, got {self.fresh_days}")
 
 
 def write(
@@ -77,8 +63,14 @@ def write(
     scorer: RankerScorer,
     policy: PolicySettings,
     retrieval: RetrievalSettings,
+    activity: Activity | None = None,
 ) -> dict[str, str]:
-    """Fill a staged folder; returns the fingerprints that `GenerationStore.publish` binds into the manifest."""
+    """Fill a staged folder; returns the fingerprints that `GenerationStore.publish` binds into the manifest.
+
+    Args:
+        activity: of nobody where not given.
+    """
+    activity = activity or Activity.none()
     (folder / "schema.json").write_text(table.to_json())
     items.save(folder)
     users.save(folder, "user_id")
@@ -87,6 +79,7 @@ def write(
     vectors.save(folder)
     LexicalIndex.build(folder / "lexical", items.searchable)
     scorer.save(folder)
+    activity.save(folder)
     (folder / "policy.json").write_text(policy.to_json())
     (folder / "retrieval.json").write_text(json.dumps(asdict(retrieval), sort_keys=True))
     return {
@@ -96,6 +89,7 @@ def write(
         "vectors": vectors.towers,
         "ranker": scorer.fingerprint,
         "policy": policy.fingerprint,
+        "activity": activity.fingerprint,
     }
 
 
@@ -117,6 +111,8 @@ class Generation:
     scorer: RankerScorer
     retrieval: RetrievalSettings
     settings: PolicySettings
+    activity: Activity
+    """What the sources that learn while they serve begin with."""
     catalog_seq: int
     """Number of the last change that it knows of."""
     pipeline: Pipeline
@@ -165,18 +161,14 @@ class Generation:
         settings = PolicySettings.from_json((folder / "policy.json").read_text())
         _agree("policy", settings.fingerprint, "manifest", manifest.fingerprints["policy"])
         retrieval = RetrievalSettings(**json.loads((folder / "retrieval.json").read_text()))
+        activity = Activity.load(folder)
+        _agree("activity", activity.fingerprint, "manifest", manifest.fingerprints.get("activity", _NO_ACTIVITY))
         users = IdMap.load(folder, "user_id")
         profile_U = np.load(folder / "profile_U.npy", mmap_mode="r", allow_pickle=False)
         _agree("user profiles", str(profile_U.dtype), "schema", str(table.profile_dtype))
         lexical = LexicalIndex.load(folder / "lexical")
         attributes = Attributes(items)
-        sources = (
-            Ann(vectors),
-            Lexical(lexical),
-            SimilarToRecent(vectors, items),
-            Fresh(items, horizon_days=retrieval.fresh_days),
-            Popular(items),
-        )
+        sources = chosen(retrieval, items, vectors=vectors, lexical=lexical, activity=activity, table=table)
         made = cls(
             id=manifest.id,
             manifest=manifest,
@@ -191,16 +183,21 @@ class Generation:
             scorer=scorer,
             retrieval=retrieval,
             settings=settings,
+            activity=activity,
             catalog_seq=manifest.catalog_seq,
             pipeline=Pipeline(
                 hydrate=_hydration(
                     table, items, attributes=attributes, users=users, profile_U=profile_U, towers=towers
                 ),
-                sources=[(each, quota) for each in sources if (quota := retrieval.quotas.get(each.name))],
+                sources=sources,
+                items=len(items),
                 filters=_filters(retrieval, items),
                 scorer=scorer,
                 retrieval_order=RetrievalOrder(table, items),
                 selector=SlatePolicy(settings, items, manifest.id),
+                fan_out=fan_out(vectors),
+                patience_s=retrieval.patience_ms / 1000,
+                most=retrieval.most,
             ),
         )
         made.warm_up()
@@ -229,18 +226,6 @@ class Generation:
         attributes = self.attributes.on(items)
         scorer = RankerScorer(self.scorer.ranker, self.scorer.calibration, self.table, items)
 
-        def grown(source: Source) -> Source:
-            match source:
-                case Ann():
-                    return Ann(vectors)
-                case Lexical():
-                    return Lexical(lexical)
-                case SimilarToRecent():
-                    return SimilarToRecent(vectors, items)
-                case Fresh() | Popular():
-                    return source.on(items)
-            return source
-
         return replace(
             self,
             items=items,
@@ -259,7 +244,8 @@ class Generation:
                     profile_U=self.profile_U,
                     towers=self.towers,
                 ),
-                sources=[(grown(source), quota) for source, quota in self.pipeline.sources],
+                sources=grown(self.pipeline.sources, items, vectors=vectors, lexical=lexical),
+                items=len(items),
                 filters=_filters(self.retrieval, items),
                 scorer=scorer,
                 retrieval_order=RetrievalOrder(self.table, items),
@@ -372,6 +358,8 @@ class Generations:
         self.store = store
         self.catalog = CatalogLog(store.root / FILE)
         self._placement = placement
+        self.on_ready: Callable[[Generation], None] = lambda _: None
+        """Told of every generation that is prepared, before it serves."""
         self._active: Generation | None = None
         self._ready: dict[str, Generation] = {}
         """Loaded and warm, but not active: what was prepared last, and what was active before."""
@@ -468,6 +456,7 @@ class Generations:
         loaded = self._ready.get(generation)
         if loaded is None:
             loaded = Generation.load(self.store, generation, placement=self._placement)
+        self.on_ready(loaded)
         self._ready = {generation: self._current(loaded)}
         return self._ready[generation]
 

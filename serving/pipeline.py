@@ -10,16 +10,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from candidate_gen.merge import fused, merge, only
 from candidate_gen.types import Candidates, HydratedQuery, Query
 from index.types import Hits
 from policy.types import Slate
 from protos.impression_pb2 import Degraded
 from ranking.types import Scored
+from serving.fan_out import FanOut, result
 
 
 class Source(Protocol):
@@ -86,17 +89,26 @@ class Pipeline:
     hydrate: Callable[[Query], HydratedQuery]
     sources: Sequence[tuple[Source, int]]
     """Each with how many candidates it may name; the last is the floor that cannot fail."""
+    items: int
+    """Rows there are; a source that names another is broken."""
     filters: Sequence[Filter]
     scorer: Scorer
     retrieval_order: Scorer
     """Stands in for a scorer that failed."""
     selector: Selector
+    fan_out: FanOut = field(default_factory=partial(FanOut, ()))
+    """Who asks the sources that are worth a thread; the others are asked in turn."""
+    patience_s: float = math.inf
+    """How long such a source is waited for."""
+    most: int | None = None
+    """Candidates that are scored, the best by reciprocal rank fusion; None for all that the sources name."""
 
     def run(self, query: Query, *, budget_s: float = math.inf, without: frozenset[str] = frozenset()) -> Answer:
         """Answer a query.
 
         Args:
-            budget_s: seconds until the caller stops waiting; sources whose turn comes too late are skipped.
+            budget_s: seconds until the caller stops waiting: sources have half of it, and what is late by then is
+                left out. Where nobody waits, neither is `patience_s` looked at.
             without: sources to leave out, as a logged request did.
         """
         trace = Trace()
@@ -107,6 +119,7 @@ class Pipeline:
             candidates = self._retrieve(hydrated, started + 0.5 * budget_s, without, trace)
         with trace.stage("filter"):
             candidates = self._filter(hydrated, candidates, trace)
+            candidates = candidates if self.most is None else fused(candidates, self.most)
         with trace.stage("score"):
             scored = self._score(hydrated, candidates, trace)
         with trace.stage("select"):
@@ -121,27 +134,46 @@ class Pipeline:
         names = tuple(source.name for source, _ in self.sources)
         if hydrated.query.only_row_N is not None:
             return only(hydrated.query.only_row_N, names)
-        hits: list[Hits | None] = []
-        for source, quota in self.sources:
+        handed_over = {
+            source.name: partial(source.retrieve, hydrated, quota)
+            for source, quota in self.sources
+            if source.name in self.fan_out and source.name not in without
+        }
+        begun = self.fan_out.begin(handed_over if time.monotonic() <= until else {})
+        patient_until = until if math.isinf(until) else min(until, time.monotonic() + self.patience_s)
+        found: dict[str, Hits] = {}
+        for source, quota in sorted(self.sources, key=lambda each: each[0].name in begun):  # others work meanwhile
             floor = source is self.sources[-1][0]
             if source.name in without:
                 trace.skipped_sources[source.name] = "without"
-                hits.append(None)
-            elif time.monotonic() > until and not floor:
-                trace.skipped_sources[source.name] = "timeout"
-                trace.degraded |= Degraded.DEGRADED_SOURCE_TIMEOUT
-                hits.append(None)
-            else:
-                try:
-                    hits.append(found := source.retrieve(hydrated, quota))
-                    trace.degraded |= Degraded.DEGRADED_PARTIAL_INDEX * found.partial
-                except Exception:
-                    trace.skipped_sources[source.name] = "error"
-                    trace.degraded |= Degraded.DEGRADED_SOURCE_ERROR
-                    hits.append(None)
-        if len(names) > 1 and all(each is None for each in hits[:-1]):
+                continue
+            try:
+                if source.name in begun:
+                    hits = result(begun[source.name], patient_until)
+                else:
+                    hits = source.retrieve(hydrated, quota) if floor or time.monotonic() <= until else None
+                if hits is not None:
+                    found[source.name] = self._checked(hits)
+                    trace.degraded |= Degraded.DEGRADED_PARTIAL_INDEX * hits.partial
+                else:
+                    trace.skipped_sources[source.name] = "timeout"
+                    trace.degraded |= Degraded.DEGRADED_SOURCE_TIMEOUT
+            except Exception:
+                trace.skipped_sources[source.name] = "error"
+                trace.degraded |= Degraded.DEGRADED_SOURCE_ERROR
+        if trace.skipped_sources and not any(len(found.get(name, ())) for name in names[:-1]):
             trace.degraded |= Degraded.DEGRADED_POPULAR_FALLBACK
-        return merge(names, hits)
+        return merge(names, [found.get(name) for name in names])
+
+    def _checked(self, hits: Hits) -> Hits:
+        """
+        Raises:
+            ValueError: for what `Hits` never holds.
+        """
+        row_K = hits.row_K
+        if len(row_K) and (row_K.min() < 0 or row_K.max() >= self.items or not np.isfinite(hits.score_K).all()):
+            raise ValueError(f"rows from {row_K.min()} to {row_K.max()} of {self.items} items")
+        return hits
 
     def _filter(self, hydrated: HydratedQuery, candidates: Candidates, trace: Trace) -> Candidates:
         for each in self.filters:
@@ -159,25 +191,3 @@ class Pipeline:
         except Exception:
             trace.degraded |= Degraded.DEGRADED_RANKER_SKIPPED
             return self.retrieval_order.score(hydrated, candidates)
-
-
-def only(row_N: NDArray[np.int64], names: tuple[str, ...]) -> Candidates:
-    """A caller's own list as candidates that no source named."""
-    shape = (len(row_N), len(names))
-    return Candidates(row_N, names, np.full(shape, -1, np.int16), np.zeros(shape, np.float32))
-
-
-def merge(names: tuple[str, ...], hits: Sequence[Hits | None]) -> Candidates:
-    """The union of what the sources named, each item once, in order of first appearance."""
-    found = [each.row_K for each in hits if each is not None]
-    all_rows = np.concatenate(found) if found else np.empty(0, np.int64)
-    row_N, first_N = np.unique(all_rows, return_index=True)
-    row_N = row_N[np.argsort(first_N)]
-    candidates = only(row_N, names)
-    sorter_N = np.argsort(row_N)
-    for s, each in enumerate(hits):
-        if each is not None and len(each):
-            at_K = sorter_N[np.searchsorted(row_N, each.row_K, sorter=sorter_N)]
-            candidates.rank_NS[at_K, s] = np.arange(len(each))
-            candidates.score_NS[at_K, s] = each.score_K
-    return candidates

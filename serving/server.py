@@ -24,7 +24,9 @@ from index.placement import Placement
 from protos import admin_pb2, catalog_pb2, events_pb2, recommender_pb2
 from serving.admin import AdminService
 from serving.catalog import CatalogService
+from serving.exchange import EventExchange
 from serving.generation import Generations
+from serving.live import Live
 from serving.log import Durability, ImpressionLog
 from serving.service import EventsService, Log, RecommenderService, ServiceSettings, State
 from serving.state import UserState
@@ -57,7 +59,7 @@ class ServerSettings:
     log: Path
     """File of the impression log."""
     redis: str = ""
-    """User state: `redis://host:port/db`, `unix:///path`; empty for none."""
+    """User state, and the events of other servers: `redis://host:port/db`, `unix:///path`; empty for none."""
     host: str = "127.0.0.1"
     port: int = 50051
     """0 chooses a free one."""
@@ -121,10 +123,12 @@ class Server:
         )
         self._announced: bool | None = None
         telemetry = Telemetry()
+        self.live = Live(lambda: generations.active)
+        generations.on_ready = self.live.prepare
         recommender = RecommenderService(
-            generations, state=state, log=log, telemetry=telemetry, settings=settings.service
+            generations, state=state, log=log, telemetry=telemetry, settings=settings.service, live=self.live
         )
-        events = EventsService(state=state, log=log, telemetry=telemetry, settings=settings.service)
+        events = EventsService(state=state, log=log, telemetry=telemetry, settings=settings.service, live=self.live)
         catalog = CatalogService(generations, telemetry=telemetry, settings=settings.service)
         services = (recommender, events, catalog)
         self.admin = AdminService(
@@ -259,6 +263,10 @@ def serve(settings: ServerSettings, *, on_ready: Callable[[Address], None]) -> N
         stack.callback(generations.close)
         server = Server(generations, state=state, log=log, settings=settings)
         address = server.start()
+        if settings.redis:
+            exchange = EventExchange(server.live, settings.redis)
+            exchange.start()
+            stack.callback(exchange.close)
         stack.callback(server.stop)
         if settings.ready_file is not None:
             _write_whole(settings.ready_file, json.dumps(asdict(address)))

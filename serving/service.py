@@ -13,6 +13,9 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from candidate_gen.live import LIVE
+from candidate_gen.predicates import parse
+from candidate_gen.types import Query
 from index.strings import key64
 from policy.selector import SlatePolicy
 from protos import events_pb2, recommender_pb2
@@ -21,6 +24,7 @@ from protos.impression_pb2 import Degraded, Impression, Outcome
 from serving import answers, codec
 from serving.catalog_log import UnknownChange
 from serving.generation import Generation, action_key
+from serving.live import Live
 from serving.log import CorruptLog, LogUnavailable, Status
 from serving.pipeline import Trace
 from serving.rpc import Admission, DeadlinePassed, Replies, Unavailable, handlers
@@ -103,6 +107,7 @@ class RecommenderService:
     Args:
         state: None serves everybody without history.
         log: None logs nothing: for tests and previews.
+        live: None leaves the sources that learn while they serve with nothing to say.
     """
 
     def __init__(
@@ -113,10 +118,12 @@ class RecommenderService:
         log: Log | None,
         telemetry: Telemetry,
         settings: ServiceSettings,
+        live: Live | None = None,
     ) -> None:
         self._generations = generations
         self._state = state
         self._log = log
+        self._live = live
         self._telemetry = telemetry
         self._settings = settings
         self.admission = Admission(running=settings.running, waiting=settings.waiting)
@@ -177,19 +184,20 @@ class RecommenderService:
                 return response.SerializeToString()
             with before.stage("state"):
                 self._read_state(asked, before)
+                query = self._told(codec.query_of(asked, generation), asked, generation, before)
             log = None if request.no_log else self._log
             if log is not None and not log.available:
                 generation = _without_chance(generation)
                 before.degraded |= Degraded.DEGRADED_LOG_UNAVAILABLE
-            query = codec.query_of(asked, generation)
             budget_s = until - time.monotonic()
             if budget_s <= 0:
                 raise DeadlinePassed("the deadline passed before the slate was begun")
-            answer = generation.pipeline.run(query, budget_s=budget_s)
+            answer = generation.pipeline.run(query, budget_s=budget_s, without=frozenset(before.skipped_sources))
             if time.monotonic() > until:
                 raise DeadlinePassed("the deadline passed while the slate was made")
             trace = answer.trace
             trace.degraded |= before.degraded
+            trace.skipped_sources |= before.skipped_sources
             trace.stage_ms = before.stage_ms | trace.stage_ms
             with trace.stage("record"):
                 eligible = key64(asked.request_id) < self._settings.eligible_share * 2.0**64
@@ -247,6 +255,19 @@ class RecommenderService:
             _warn(error, "user state cannot be read")
             trace.degraded |= Degraded.DEGRADED_DEFAULT_FEATURES
 
+    def _told(self, query: Query, asked: Impression, generation: Generation, trace: Trace) -> Query:
+        """The query with what the live sources say of it, which is noted in `asked`."""
+        if self._live is None or query.only_row_N is not None:
+            return query
+        try:
+            allowed = generation.attributes.mask(parse(query.filter)) if query.filter else generation.items.allowed
+            codec.tell(asked, self._live.named(query, generation, allowed), generation)
+        except Exception as error:
+            _warn(error, "live sources cannot be asked")
+            trace.degraded |= Degraded.DEGRADED_SOURCE_ERROR
+            trace.skipped_sources |= dict.fromkeys(LIVE, "error")
+        return replace(query, live=codec.live_hits(asked, generation))
+
     def _append(self, log: Log, logged: Impression) -> None:
         try:
             log.append(logged)
@@ -258,13 +279,20 @@ class RecommenderService:
 
 
 class EventsService:
-    """Outcomes: into the log first, then into the user state."""
+    """Outcomes: into the log first, then into the user state and the live sources."""
 
     def __init__(
-        self, *, state: State | None, log: Log | None, telemetry: Telemetry, settings: ServiceSettings
+        self,
+        *,
+        state: State | None,
+        log: Log | None,
+        telemetry: Telemetry,
+        settings: ServiceSettings,
+        live: Live | None = None,
     ) -> None:
         self._state = state
         self._log = log
+        self._live = live
         self._telemetry = telemetry
         self._settings = settings
         self.admission = Admission(running=settings.event_calls, waiting=settings.waiting)
@@ -332,7 +360,16 @@ class EventsService:
                 fresh.append(outcome)
         for result in results:
             self._telemetry.add("events", EventStatus.Name(result.status))
+        self._learn(fresh)
         return results, self._apply([outcome for outcome in fresh if outcome.user_id])
+
+    def _learn(self, outcomes: Sequence[Outcome]) -> None:
+        if self._live is None:
+            return
+        try:
+            self._live.write(outcomes)
+        except Exception as error:
+            _warn(error, "live sources cannot learn")
 
     def _write(self, outcomes: Sequence[Outcome]) -> Sequence[Status]:
         if self._log is None or not outcomes:

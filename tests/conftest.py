@@ -12,8 +12,9 @@ from index.generations import GenerationStore
 from policy.settings import PolicySettings
 from ranking.model import RankerShape
 from serving.client import CascadeClient
-from serving.generation import Generation, Generations, RetrievalSettings
+from serving.generation import Generation, Generations
 from serving.log import ImpressionLog
+from serving.retrieval import RetrievalSettings
 from serving.server import Server, ServerSettings
 from serving.service import ServiceSettings
 from serving.state import LocalRedis, UserState
@@ -34,7 +35,17 @@ SMALL = CycleSettings(
     policy=PolicySettings(weights=dict(World.weights), temperature=0.2, epsilon=0.1),
     towers=TowerSettings(shape=TowerShape(width=8, embedding=8, hidden=16, heads=1), epochs=1, batch=128),
     ranker=RankerSettings(shape=RankerShape(dim=4, query_width=8, cross_layers=0, hidden=(8,)), epochs=1),
-    retrieval=RetrievalSettings(quotas={"ann": 40, "lexical": 20, "similar": 20, "fresh": 15, "popular": 15}),
+    retrieval=RetrievalSettings(
+        quotas={
+            "ann": 40,
+            "lexical": 20,
+            "similar": 20,
+            "covisitation": 10,
+            "trending": 10,
+            "fresh": 15,
+            "popular": 15,
+        }
+    ),
     gates=OPEN_GATES,
 )
 """Models that learn next to nothing, quickly."""

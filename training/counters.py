@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from training.events import action_code, known_events, numbered
 
-_HALF_LIFE_MS = 7 * 86_400_000
+HALF_LIFE_MS = 7 * 86_400_000
 _PRIOR_SHOWN = 20.0
 
 
@@ -80,8 +80,8 @@ def counters_at(
         h, start = int(np.searchsorted(hit_ms, as_of_ms)), h
         hit_IA += np.bincount(hit_cell[start:h], minlength=count * len(actions)).reshape(count, -1)
         p, start = int(np.searchsorted(liked_known_ms, as_of_ms)), p
-        worth = 0.5 ** ((as_of_ms - liked_ms[start:p]) / _HALF_LIFE_MS)
-        faded = 0.5 ** ((as_of_ms - before_ms) / _HALF_LIFE_MS) if before_ms is not None else 0.0
+        worth = 0.5 ** ((as_of_ms - liked_ms[start:p]) / HALF_LIFE_MS)
+        faded = 0.5 ** ((as_of_ms - before_ms) / HALF_LIFE_MS) if before_ms is not None else 0.0
         popularity_I = faded * popularity_I + np.bincount(liked_item[start:p], worth, minlength=count)
         before_ms = as_of_ms
         prior_A = hit_IA.sum(0) / max(shown_I.sum(), 1)

@@ -4,7 +4,7 @@
 
 Each step is a function of what the one before made; `run` does all of them.
 
-Shape letters: I items, U users, N examples, Q queries, D vector width.
+Shape letters: I items, U users, N examples, H hard negatives of an example, Q queries, D vector width.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,10 +29,12 @@ from ranking.calibration import Calibration
 from ranking.model import Ranker
 from ranking.scorer import RankerScorer
 from serving.catalog_log import Entry
-from serving.generation import RetrievalSettings
+from serving.retrieval import RetrievalSettings
+from training.activity import activity, segment_column
 from training.catalogue import folded
 from training.counters import item_counters
 from training.data import Dataset, searchable
+from training.events import known_events
 from training.examples import Examples, from_impressions, from_log, item_attributes, item_rows, profiles, tower_pairs
 from training.gates import GateSettings, ranker_gates
 from training.publish import IndexSettings, Parts, Published, build_index, publish
@@ -53,6 +55,8 @@ class CycleSettings:
     gates: GateSettings = field(default_factory=GateSettings)
     tower_positives: int = 200_000
     """Most positives that the towers are trained on; of more, evenly spaced ones."""
+    tower_hard_negatives: int = 4
+    """Most items a positive that were shown with it and not taken; the first ones in slot order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,10 @@ class Prepared:
     profile_U: np.ndarray
     tower_query_N: np.ndarray
     tower_positive_N: NDArray[np.int64]
+    tower_hard_NH: NDArray[np.int64]
     examples: Examples
+    positives: pl.DataFrame
+    """Outcomes of the main action, in the order in which they became known."""
     repeats: bool
     """See `Dataset`."""
     catalog_seq: int
@@ -82,6 +89,7 @@ def prepare(
     *,
     as_of_ms: int,
     tower_positives: int,
+    tower_hard_negatives: int = 0,
     served: ServedLog | None = None,
     table: FeatureTable | None = None,
     changes: Sequence[Entry] = (),
@@ -89,7 +97,7 @@ def prepare(
     """Point-in-time rows of everything known at `as_of_ms`.
 
     Args:
-        tower_positives: see `CycleSettings`.
+        tower_positives, tower_hard_negatives: see `CycleSettings`.
         served: what a server logged; its feature bytes are taken as they are.
         table: of the incumbent, which logged bytes were written with; a new one is declared where there is none.
         changes: the whole catalogue log, which wins over the data set. Servers know all of it, so the items do too,
@@ -106,7 +114,7 @@ def prepare(
         table = declare(dataset)
     counters = item_counters(impressions, events, items, as_of_ms=as_of_ms, actions=table.actions)
     item_row_I = item_rows(table, items, counters)
-    query_N, positive_N = tower_pairs(
+    query_N, positive_N, hard_NH = tower_pairs(
         table,
         users=dataset.users,
         items=items,
@@ -114,6 +122,8 @@ def prepare(
         events=events,
         impressions=impressions,
         most=tower_positives,
+        hard=tower_hard_negatives,
+        watermark_ms=as_of_ms,
     )
     parts = []
     if dataset.impressions.height:
@@ -144,7 +154,9 @@ def prepare(
         profile_U=profiles(table, dataset.users),
         tower_query_N=query_N,
         tower_positive_N=positive_N,
+        tower_hard_NH=hard_NH,
         examples=Examples.concatenate(parts),
+        positives=known_events(events.filter(pl.col("action") == table.actions[0])),
         repeats=dataset.repeats,
         catalog_seq=changes[-1].seq if changes else 0,
     )
@@ -172,6 +184,7 @@ def fit_towers(
         prepared.item_row_I,
         prepared.tower_query_N,
         prepared.tower_positive_N,
+        hard_row_NH=prepared.tower_hard_NH,
         settings=settings.towers,
         seed=seed,
         folder=folder / "towers",
@@ -220,8 +233,11 @@ def export(
     )
     held_out = max(1, len(prepared.tower_query_N) // 10)
     retrieval = settings.retrieval
-    if retrieval.hide_seen is None:
-        retrieval = replace(retrieval, hide_seen=not prepared.repeats)
+    retrieval = replace(
+        retrieval,
+        hide_seen=not prepared.repeats if retrieval.hide_seen is None else retrieval.hide_seen,
+        popular_by=segment_column(prepared.table, retrieval.popular_by),
+    )
     predicted = {name: w for name, w in settings.policy.weights.items() if name in prepared.table.actions}
     return publish(
         store,
@@ -234,6 +250,16 @@ def export(
             scorer=RankerScorer(ranker, calibration, prepared.table, items),
             policy=replace(settings.policy, weights=predicted),
             retrieval=retrieval,
+            activity=activity(
+                prepared.positives,
+                table=prepared.table,
+                items=items.ids,
+                users=prepared.users,
+                profile_U=prepared.profile_U,
+                as_of_ms=prepared.as_of_ms,
+                recent=retrieval.recent_events,
+                popular_by=retrieval.popular_by or "",
+            ),
         ),
         build_index(
             items,
@@ -275,6 +301,7 @@ def run(
         dataset,
         as_of_ms=as_of_ms,
         tower_positives=settings.tower_positives,
+        tower_hard_negatives=settings.tower_hard_negatives,
         served=served,
         table=table,
         changes=changes,

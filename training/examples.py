@@ -6,7 +6,8 @@ are taken as they are.
 
 The first action of a feature table is the main one: its outcomes are what popularity counts and what towers learn.
 
-Shape letters: N examples (exposures), R requests, A actions, B queries, L history, I items.
+Shape letters: N examples (exposures or positives), R requests, A actions, B queries, L history, I items, H hard
+negatives of a positive.
 """
 
 import math
@@ -23,6 +24,7 @@ from candidate_gen.features import FeatureTable, RowKind, pair_rows, query_rows
 from candidate_gen.sources import TextSearch
 from protos.impression_pb2 import Impression
 from training.counters import ItemCounters, counters_at
+from training.data import SYNTHETIC
 from training.events import action_code, known_events, numbered, point_in_time_history
 
 ATTRIBUTION_MS = 3_600_000
@@ -251,8 +253,12 @@ def tower_pairs(
     events: pl.DataFrame,
     impressions: pl.DataFrame,
     most: int,
-) -> tuple[np.ndarray, NDArray[np.int64]]:
-    """Query rows, and the row of the item that was then taken: what the towers learn from, oldest first.
+    hard: int,
+    watermark_ms: int,
+    window_ms: int = ATTRIBUTION_MS,
+) -> tuple[np.ndarray, NDArray[np.int64], NDArray[np.int64]]:
+    """What the towers learn from, oldest first: query rows, the row of the item that was then taken, and those of
+    items that the same request showed and that were not taken, (N, hard), with -1 where there are fewer.
 
     A query is the request that led to the outcome (its time, surface and typed text), or the time of the outcome
     where no request is known. Its history ends strictly before, so that it never holds the outcome itself nor those
@@ -260,6 +266,8 @@ def tower_pairs(
 
     Args:
         most: where there are more outcomes than this, evenly spaced ones are taken.
+        hard: of what a request showed and was not taken, the first so many in slot order. Impressions that were made
+            up show nothing, and those less than `window_ms` before `watermark_ms` may yet be followed by an outcome.
     """
     requests = impressions.select("request_id", "surface", "text", asked_ms="time_ms")
     positives = (
@@ -275,7 +283,22 @@ def tower_pairs(
     query_row_N = _query_rows(
         table, item_row_I, users=users, items=items, events=events, asked=positives, strictly=True
     )
-    return query_row_N, positives["item"].to_numpy()
+    taken = events.filter(pl.col("action") == table.actions[0]).select("request_id", "item_id")
+    passed_over = (
+        impressions.filter(
+            pl.col("time_ms") <= watermark_ms - window_ms, ~pl.col("request_id").str.starts_with(SYNTHETIC)
+        )
+        .select("request_id", "item_id")
+        .explode("item_id")
+        .join(taken, on=["request_id", "item_id"], how="anti", maintain_order="left")
+        .join(numbered(items["item_id"], "item_id", "item"), on="item_id", maintain_order="left")
+        .with_columns(column=pl.int_range(pl.len()).over("request_id"))
+        .filter(pl.col("column") < hard)
+    )
+    pairs = positives.select("request_id").with_row_index("row").join(passed_over, on="request_id")
+    hard_row_NH = np.full((positives.height, hard), -1, np.int64)
+    hard_row_NH[pairs["row"].to_numpy(), pairs["column"].to_numpy()] = pairs["item"].to_numpy()
+    return query_row_N, positives["item"].to_numpy(), hard_row_NH
 
 
 def _query_rows(

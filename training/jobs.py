@@ -184,6 +184,7 @@ def replay(settings: ReplaySettings) -> dict[str, Any]:
             "requests": verified.requests,
             "mismatches": 0,
             "skipped": verified.skipped,
+            "with live hits from the log": verified.recalled,
             "requests_per_s": verified.requests / seconds,
         }
     compared = _compared(settings.log, store, _named(store, settings.generation), impressions)
@@ -256,6 +257,7 @@ def _prepared(settings: TrainSettings | PublishSettings) -> Prepared:
         dataset,
         as_of_ms=as_of_ms,
         tower_positives=settings.cycle.tower_positives,
+        tower_hard_negatives=settings.cycle.tower_hard_negatives,
         served=served,
         table=table,
         changes=_changes(store),

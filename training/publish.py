@@ -13,6 +13,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from candidate_gen.activity import Activity
 from candidate_gen.features import FeatureTable
 from candidate_gen.items import Items
 from candidate_gen.towers import Towers
@@ -26,7 +27,8 @@ from index.strings import IdMap, keys64
 from index.vectors import VectorIndex
 from policy.settings import PolicySettings
 from ranking.scorer import RankerScorer
-from serving.generation import Generation, RetrievalSettings, write
+from serving.generation import Generation, write
+from serving.retrieval import RetrievalSettings
 from training.gates import Gate, GateSettings, index_gates, require, smoke_gates
 
 _SAMPLE = 200
@@ -71,6 +73,7 @@ class Parts:
     scorer: RankerScorer
     policy: PolicySettings
     retrieval: RetrievalSettings
+    activity: Activity
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +216,7 @@ def publish(
             scorer=parts.scorer,
             policy=parts.policy,
             retrieval=parts.retrieval,
+            activity=parts.activity,
         )
         try:
             generation = store.publish(

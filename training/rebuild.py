@@ -1,10 +1,10 @@
 """The nightly rebuild: a generation and what the catalogue log says since become the next generation.
 
-    items -> queries -> embeddings -> index -> gates -> written, asked, published -> report -> activated -> old pruned
+    items -> queries -> embeddings -> index -> gates -> written, asked, published -> report -> activated
 
-Models, users and policy stay as they are. Every stage leaves what it made in a work folder whose name is made of what
-determines it, so that a run that died goes on where it was, and gives what it would have given. Once all is done
-the folder holds the report alone, by which a run for which nothing is left to do knows it.
+Models, users, their activity and the policy stay as they are. Every stage leaves what it made in a work folder whose
+name is made of what determines it, so that a run that died goes on where it was, and gives what it would have given.
+Once all is done the folder holds the report alone, by which a run for which nothing is left to do knows it.
 
 Shape letters: I items, B queries, D vector width.
 """
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from candidate_gen.activity import Activity
 from candidate_gen.features import FeatureTable
 from candidate_gen.items import Items
 from candidate_gen.towers import Towers
@@ -36,8 +37,8 @@ from policy.settings import PolicySettings
 from ranking.scorer import RankerScorer
 from serving.catalog_log import FILE, CatalogLog, Entry
 from serving.changes import changed
-from serving.generation import RetrievalSettings
 from serving.log import read_impressions
+from serving.retrieval import RetrievalSettings
 from training import rebuild_report
 from training.catalogue import head_of
 from training.durable import appearing, remove
@@ -77,7 +78,7 @@ class _Run:
 
 
 def rebuild(settings: RebuildSettings, *, holder: str, now_ms: int) -> dict[str, Any]:
-    """Publish the next generation, put it in force where that is asked for, prune, and return what the report says.
+    """Publish the next generation, put it in force where that is asked for, and return what the report says.
 
     Two runs of the same settings over the same generation and catalogue log make one generation: the second finds the
     first's. A generation that must not be published changes nothing.
@@ -116,7 +117,6 @@ def rebuild(settings: RebuildSettings, *, holder: str, now_ms: int) -> dict[str,
         made = report["generation"]
         if settings.activate and made != store.current():
             store.activate(made, time_ms=now_ms, reason="rebuilt", expected=current, job=job)
-        store.prune(settings.keep)
         for left in folder.iterdir():
             if left.name != _PUBLISHED:
                 remove(left)
@@ -192,6 +192,7 @@ def _published(
                 scorer=RankerScorer.load(old, table, items),
                 policy=PolicySettings.from_json((old / "policy.json").read_text()),
                 retrieval=RetrievalSettings(**json.loads((old / "retrieval.json").read_text())),
+                activity=Activity.load(old),
             ),
             built,
             gates=settings.gates,

@@ -3,6 +3,9 @@
 `verify` asks the generation that answered; `counterfactual` asks another one what it would have done. Either knows what
 the catalogue had become when the request was made: the changes since its build are read from the catalogue log.
 
+What was state when a request came, its user's history and the words of the sources that learn while they serve, is in
+the log and taken from there.
+
 Shape letters: M impressions, K slots, N candidates.
 """
 
@@ -36,6 +39,7 @@ _ASKED = (
     "rank_item_ids",
     "filter",
     "features",
+    "live_hits",
     "history_item_key",
     "history_action_key",
     "history_time_ms",
@@ -46,7 +50,7 @@ _STAGES = {
     "retrieve": ("source_names", "eligible_item_key"),
     "features": ("schema", "query_row", "item_rows", "pair_rows"),
     "score": ("action_names", "eligible_utility"),
-    "select": ("policy", "item_id", "propensity", "slot_flags", "utility", "probability", "source_bits"),
+    "select": ("policy", "item_id", "propensity", "slot_flags", "utility", "probability", "source_bits", "source_rank"),
 }
 """Fields that must be equal, by the stage that makes them."""
 
@@ -69,6 +73,9 @@ class Verified:
     divergences: tuple[Divergence, ...]
     skipped: int
     """Answered without the ranker: what failed then does not fail again."""
+    recalled: int
+    """Of the requests, those to which sources that learn while they serve had something to say: what they said is
+    taken from the log, for they know more by now."""
 
 
 class Snapshots:
@@ -131,13 +138,14 @@ def verify(
         ValueError: see `Snapshots.answered`.
     """
     snapshots = Snapshots(generations, catalog)
-    requests = skipped = 0
+    requests = skipped = recalled = 0
     divergences = []
     for logged in in_order(impressions):
         if logged.degraded & Degraded.DEGRADED_RANKER_SKIPPED:
             skipped += 1
             continue
         requests += 1
+        recalled += bool(logged.live_hits)
         again = ask_again(logged, snapshots.answered(logged))
         differing = (
             Divergence(logged.request_id, stage, field)
@@ -146,7 +154,7 @@ def verify(
             if getattr(again, field) != getattr(logged, field)
         )
         divergences += [first] if (first := next(differing, None)) else []
-    return Verified(requests, tuple(divergences), skipped)
+    return Verified(requests, tuple(divergences), skipped, recalled)
 
 
 def in_order(impressions: Iterable[Impression]) -> list[Impression]:

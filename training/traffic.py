@@ -1,13 +1,15 @@
 """Simulated users on a real server: they ask over the wire, look down the slate, and send what they do."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from index.strings import key64
 from serving.client import CallFailed, CascadeClient, Event, ShownSlate
 from training.world import World, WorldRequest
+
+_ROUND = 32
+"""Requests that are asked before what was done with them is reported, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,31 +25,42 @@ class Visit:
 def visit(
     client: CascadeClient, world: World, requests: Sequence[WorldRequest], *, size: int, workers: int = 4
 ) -> list[Visit]:
-    """Send the requests, each user's one after the other, and report what each user did with the answer.
+    """Send the requests in order of time and report what each user did with the answer.
 
-    Users do not influence each other between two generations, so the result does not depend on how the workers
+    They are sent in rounds that hold a user once at most. What is done in a round is reported when all of it is
+    answered, by one writer, so that no answer, from sources that learn from everybody too, depends on how the workers
     take turns.
     """
-    by_worker: list[list[WorldRequest]] = [[] for _ in range(workers)]
-    for request in sorted(requests, key=lambda each: each.time_ms):
-        by_worker[key64(request.user_id) % workers].append(request)
-
-    def work(mine: list[WorldRequest]) -> list[Visit]:
-        return [_visit(client, world, request, size) for request in mine]
-
+    visits: list[Visit] = []
     with ThreadPoolExecutor(workers) as pool:
-        visits = [each for part in pool.map(work, by_worker) for each in part]
-    return sorted(visits, key=lambda each: (each.request.time_ms, each.request.request_id))
+        for together in _rounds(sorted(requests, key=lambda each: (each.time_ms, each.request_id))):
+            answered = list(pool.map(lambda each: timed(client, each, size=size), together))
+            visits += answered
+            _report(client, world, answered)
+    return visits
 
 
-def _visit(client: CascadeClient, world: World, request: WorldRequest, size: int) -> Visit:
-    visited = timed(client, request, size=size)
-    if visited.slate is not None:
-        outcomes = world.respond(request, [item.item_id for item in visited.slate.items])
-        events = [Event(**each) for each in outcomes]  # type: ignore[arg-type]  # rows of the events frame
-        if events:
-            client.write_events(events)
-    return visited
+def _rounds(requests: Sequence[WorldRequest]) -> Iterator[list[WorldRequest]]:
+    """The requests in their order, cut wherever a user would come twice or there are enough."""
+    together: dict[str, WorldRequest] = {}
+    for request in requests:
+        if request.user_id in together or len(together) == _ROUND:
+            yield list(together.values())
+            together = {}
+        together[request.user_id] = request
+    if together:
+        yield list(together.values())
+
+
+def _report(client: CascadeClient, world: World, visits: Sequence[Visit]) -> None:
+    events = [
+        Event(**outcome)  # type: ignore[arg-type]  # rows of the events frame
+        for visit in visits
+        if visit.slate is not None
+        for outcome in world.respond(visit.request, [item.item_id for item in visit.slate.items])
+    ]
+    if events:
+        client.write_events(events)
 
 
 def timed(client: CascadeClient, request: WorldRequest, *, size: int) -> Visit:

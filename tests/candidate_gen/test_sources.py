@@ -1,12 +1,19 @@
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from retrieval_cases import NOW_MS, ExhaustiveSearch, catalogue, hydrated, rows, unit_vectors
 
-from candidate_gen.sources import SOURCES, Ann, Fresh, Lexical, Popular, SimilarToRecent
+from candidate_gen.activity import POPULARITY
+from candidate_gen.sources import SOURCES, Ann, Fresh, Lexical, Popular, SimilarToRecent, Told
+from candidate_gen.types import HydratedQuery
 from index.lexical import LexicalIndex
 from index.masks import Mask
+from index.strings import IdMap, key64
 from index.types import Hits
 from index.vectors import VectorIndex
 from serving.pipeline import Source
@@ -33,7 +40,8 @@ class Echo:
 
 def all_sources() -> list[Source]:
     search = ExhaustiveSearch(VECTORS)
-    return [Ann(search), Lexical(Echo()), SimilarToRecent(search, ITEMS), Fresh(ITEMS), Popular(ITEMS)]
+    told = [Told("covisitation"), Told("trending")]
+    return [Ann(search), Lexical(Echo()), SimilarToRecent(search, ITEMS), *told, Fresh(ITEMS), Popular(ITEMS)]
 
 
 def test_every_source_is_a_source_and_they_are_named_in_the_order_asked() -> None:
@@ -230,6 +238,109 @@ def test_an_empty_catalogue_has_nothing_and_no_error() -> None:
     items = catalogue(embedding_ID=np.zeros((0, 4), np.float32))
     for source in (Popular(items), Fresh(items)):
         assert len(source.retrieve(hydrated(), 5)) == 0
+
+
+def fresh_rows(source: Fresh, k: int, *, request_id: str = "r0", allowed: Mask | None = None) -> list[int]:
+    query = hydrated(allowed=allowed)
+    found: list[int] = source.retrieve(
+        replace(query, query=replace(query.query, request_id=request_id)), k
+    ).row_K.tolist()
+    return found
+
+
+def test_a_share_of_the_fresh_places_goes_to_fresh_items_that_are_not_the_newest() -> None:
+    items = catalogue(embedding_ID=unit_vectors(200), age_days=[row / 100 for row in range(200)])
+    source = Fresh(items, horizon_days=1.0, explored=0.3)
+    drawn: set[int] = set()
+    for number in range(60):
+        found = fresh_rows(source, 10, request_id=f"r{number}")
+        assert found[:7] == list(range(7)), "the newest keep the other places"
+        assert len(set(found)) == 10
+        assert found == sorted(found), "newest first"
+        assert found == fresh_rows(source, 10, request_id=f"r{number}"), "the request id decides"
+        drawn |= set(found[7:])
+    assert len(drawn) > 70, "evenly from all 93 others that are fresh"
+    assert max(drawn) < 100, "and never from behind the horizon"
+
+
+def test_what_is_drawn_of_the_fresh_is_allowed_and_new_items_are_drawn_too() -> None:
+    items = catalogue(embedding_ID=unit_vectors(50), age_days=[row / 100 for row in range(50)])
+    more = replace(
+        catalogue(embedding_ID=unit_vectors(10), age_days=[0.9] * 10), ids=IdMap.of([f"n{row}" for row in range(10)])
+    )
+    grown = items.appended(more)
+    odd = Mask(np.arange(60) % 2 == 1)
+    source = Fresh(items, horizon_days=1.0, explored=0.5).on(grown)
+    found = {row for number in range(40) for row in fresh_rows(source, 8, request_id=f"r{number}", allowed=odd)}
+    assert all(row % 2 for row in found)
+    assert {row for row in found if row >= 50} == {51, 53, 55, 57, 59}
+
+
+def test_where_fewer_are_fresh_than_asked_for_all_are_named_newest_first() -> None:
+    items = catalogue(embedding_ID=unit_vectors(9), age_days=[row / 10 for row in range(9)])
+    assert fresh_rows(Fresh(items, horizon_days=0.45, explored=1.0), 20) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_of_exploration_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="explored is"):
+        Fresh(ITEMS, explored=share)
+
+
+def of_segment(number: int, **asked: Any) -> HydratedQuery:
+    return replace(hydrated(**asked), row=np.array([(number,)], [("country", "<i4")]))
+
+
+def segments(*named: tuple[int, str, float]) -> np.ndarray:
+    return np.array([(number, key64(item_id), worth) for number, item_id, worth in named], POPULARITY)
+
+
+SEGMENTED = Popular(
+    ITEMS,
+    segment="country",
+    segment_P=segments((1, "i9", 3.0), (1, "i5", 2.5), (1, "i2", 2.0), (1, "gone", 1.0), (2, "i4", 1.0)),
+)
+
+
+def test_the_segment_goes_first_and_everybody_behind() -> None:
+    everybody = Popular(ITEMS).retrieve(hydrated(), 12).row_K.tolist()
+    found = SEGMENTED.retrieve(of_segment(1), 12)
+    own = [9, 5] if ITEMS.published_ms_I[2] > NOW_MS else [9, 5, 2]
+    assert found.row_K.tolist() == [*own, *(row for row in everybody if row not in own)][:12]
+    assert (np.diff(found.score_K) <= 0).all()
+    assert SEGMENTED.retrieve(of_segment(2), 12).row_K[0] == 4
+    for number in (0, 3):
+        assert SEGMENTED.retrieve(of_segment(number), 12).row_K.tolist() == everybody, "nobody knows them"
+
+
+def test_what_a_segment_likes_is_shown_only_where_it_is_allowed_and_not_known() -> None:
+    found = SEGMENTED.retrieve(of_segment(1, allowed=ITEMS.allowed, history=rows(9)), 12).row_K.tolist()
+    assert 5 not in found, "not available"
+    assert 9 not in found, "known, and there are others"
+    whole = SEGMENTED.retrieve(of_segment(1, allowed=ITEMS.allowed, history=rows(9)), 40).row_K.tolist()
+    assert whole[-1] == 9, "last of all"
+    assert len(set(whole)) == len(whole)
+
+
+def test_a_segments_items_are_found_where_they_have_moved() -> None:
+    moved = replace(ITEMS.take(rows(9)), popularity_I=np.zeros(1, np.float32))
+    grown = SEGMENTED.on(ITEMS.appended(moved))
+    assert grown.retrieve(of_segment(1, allowed=Mask(~ITEMS.appended(moved).gone_I)), 3).row_K[0] == 40
+
+
+def told(rows_of: dict[str, NDArray[np.int64]], **asked: Any) -> HydratedQuery:
+    query = hydrated(**asked)
+    live = {name: Hits(row_K, np.linspace(1, 0.5, len(row_K), dtype=np.float32)) for name, row_K in rows_of.items()}
+    return replace(query, query=replace(query.query, live=live))
+
+
+def test_what_was_told_is_said_again_where_it_is_allowed() -> None:
+    query = told({"trending": rows(4, 5, 6, 7)}, allowed=ITEMS.allowed)
+    hits = Told("trending").retrieve(query, 2)
+    assert hits.row_K.tolist() == [4, 6], "5 is not available"
+    assert hits.score_K.tolist() == pytest.approx([1.0, 2 / 3])
+    assert len(Told("covisitation").retrieve(query, 9)) == 0
+    assert len(Told("trending").retrieve(query, -1)) == 0
 
 
 @pytest.mark.parametrize("days", [0, -1, float("nan")])

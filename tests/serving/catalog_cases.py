@@ -22,8 +22,9 @@ from ranking.calibration import Calibration
 from ranking.model import Ranker, RankerShape
 from ranking.scorer import RankerScorer
 from serving.client import CascadeClient
-from serving.generation import Generation, Generations, RetrievalSettings, write
+from serving.generation import Generation, Generations, write
 from serving.log import ImpressionLog
+from serving.retrieval import RetrievalSettings
 from serving.server import Address, Server, ServerSettings
 from serving.service import ServiceSettings
 
@@ -45,7 +46,9 @@ TABLE: FeatureTable = feature_table(
 )
 POLICY = PolicySettings(weights={"click": 1.0, "like": 2.0}, temperature=0.3, epsilon=0.05, diversity=0.1)
 RETRIEVAL = RetrievalSettings(
-    quotas={"ann": 2 * COUNT, "lexical": COUNT, "similar": COUNT, "fresh": 30, "popular": 30}, hide_seen=False
+    quotas={"ann": 2 * COUNT, "lexical": COUNT, "similar": COUNT, "fresh": 30, "popular": 30},
+    fresh_explored=0.0,
+    hide_seen=False,
 )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from candidate_gen.activity import Activity
 from candidate_gen.features import FeatureTable, feature_table
 from candidate_gen.filters import Disallowed, Excluded
 from candidate_gen.items import Items
@@ -28,9 +29,10 @@ from policy.selector import SlatePolicy
 from policy.settings import PolicySettings
 from protos.impression_pb2 import Impression, Outcome
 from ranking.types import Scored
-from serving.generation import Generation, GenerationMismatch, Generations, RetrievalSettings
+from serving.generation import Generation, GenerationMismatch, Generations
 from serving.log import LogUnavailable, Status
 from serving.pipeline import Pipeline
+from serving.retrieval import RetrievalSettings
 from serving.server import Address, Server, ServerSettings
 from serving.service import Log, ServiceSettings, State
 from serving.state import StateUnavailable
@@ -180,6 +182,7 @@ def generation(
     pipeline = Pipeline(
         hydrate=hydrate,
         sources=sources,
+        items=count,
         filters=[Disallowed(), Excluded()],
         scorer=NumberScorer(items, switch),
         retrieval_order=OrderScorer(items),
@@ -199,6 +202,7 @@ def generation(
         scorer=cast(Any, None),
         retrieval=RetrievalSettings(),
         settings=SETTINGS,
+        activity=Activity.none(),
         catalog_seq=0,
         pipeline=pipeline,
     )

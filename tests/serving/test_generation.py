@@ -1,12 +1,15 @@
 """A generation answers as one thing or not at all: mixed parts, flipped bytes, cold starts, swaps."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from conftest import SLATE_SIZE, Loop
@@ -18,8 +21,11 @@ from index.strings import keys64
 from index.types import Hits
 from protos.impression_pb2 import Degraded
 from ranking.scorer import RankerScorer
-from serving.generation import Generation, GenerationMismatch, Generations, RetrievalSettings, action_key
+from serving.generation import Generation, GenerationMismatch, Generations, action_key
+from serving.live import Live
 from serving.pipeline import Answer
+from serving.retrieval import RetrievalSettings
+from training.events import known_events
 
 NOTHING = (np.empty(0, np.uint64), np.empty(0, np.uint32), np.empty(0, np.int64))
 
@@ -339,6 +345,79 @@ def test_a_source_without_a_quota_is_not_part_of_the_pipeline(loop: Loop, store:
 def test_quotas_without_a_floor_are_refused(quotas: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"popular's at least 1, got \{"):
         RetrievalSettings(quotas=quotas)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quotas": {"ann": 1, "trendy": 2, "popular": 1}}, "quotas names trendy; there are the sources ann, lexical"),
+        ({"most": 0}, "most is 0; it must be at least 1, or null"),
+        ({"patience_ms": 0.0}, "patience_ms must be positive, got 0.0"),
+        ({"visit_minutes": float("inf")}, "visit_minutes must be positive, got inf"),
+        ({"trending_half_life_hours": float("nan")}, "trending_half_life_hours must be positive, got nan"),
+        ({"fresh_explored": 1.5}, "fresh_explored is 1.5; it must be from 0 to 1"),
+        ({"recent_events": -1}, "recent_events is -1; it must not be negative"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        RetrievalSettings(**changes)
+
+
+def test_what_live_sources_begin_with_belongs_to_one_training(loop: Loop, store: GenerationStore) -> None:
+    mixed = forged(store, loop.second.id, files=["recent_events.npy"], of=loop.first.id)
+    with pytest.raises(GenerationMismatch, match="activity"):
+        Generation.load(store, mixed)
+
+
+def test_a_generation_of_before_there_was_activity_serves_without(loop: Loop, store: GenerationStore) -> None:
+    def forget(folder: Path) -> None:
+        for name in ("recent_events.npy", "segment_popularity.npy"):
+            (folder / name).unlink()
+
+    bound = dict(store.manifest(loop.second.id).fingerprints)
+    del bound["activity"]
+    with store.stage() as folder:
+        shutil.copytree(store.folder(loop.second.id), folder, dirs_exist_ok=True)
+        forget(folder)
+        manifest = store.manifest(loop.second.id)
+        made = store.publish(
+            folder,
+            fingerprints=bound,
+            parent=None,
+            config={},
+            data_window=manifest.data_window,
+            metrics={},
+            created_ms=manifest.created_ms,
+        )
+    assert len(shown(Generation.load(store, made).pipeline.run(query_at(loop)))) == SLATE_SIZE
+
+
+def test_a_generation_carries_the_newest_clicks_and_its_live_sources_begin_with_them(loop: Loop) -> None:
+    generation = loop.generations[1]
+    clicks = known_events(loop.history.filter(pl.col("visible_ms") <= loop.served_end_ms, pl.col("action") == "click"))
+    recent_E = generation.activity.recent_E
+    assert recent_E["item_key"].tolist() == keys64(clicks["item_id"]).tolist()
+    assert recent_E["visitor_key"].tolist() == keys64(clicks["user_id"]).tolist()
+    live = Live(lambda: generation)
+    named = live.named(query_at(loop, seed_row_S=np.array([0], np.int64)), generation, generation.items.allowed)
+    assert len(named["trending"]) == generation.retrieval.quotas["trending"]
+    row_K = named["trending"].row_K
+    count_I = np.bincount(generation.items.ids.rows_of(clicks["item_id"]), minlength=len(generation.items))
+    assert count_I[row_K].mean() > 2 * count_I.mean()
+
+
+def test_the_floor_goes_by_the_users_segment(loop: Loop) -> None:
+    generation = loop.generations[1]
+    assert generation.retrieval.popular_by == "segment"
+    assert set(generation.activity.segment_P["segment"].tolist()) == set(range(1, 9))
+    popular = next(source for source, _ in generation.pipeline.sources if source.name == "popular")
+    named = {}
+    for value in ("", *generation.table["segment"].vocabulary):
+        hydrated = generation.pipeline.hydrate(query_at(loop, features={"segment": value}))
+        named[value] = tuple(popular.retrieve(hydrated, 15).row_K.tolist())
+        assert len(set(named[value])) == 15
+    assert len(set(named.values())) == 9, "everybody and each segment has a list of its own"
 
 
 @pytest.mark.parametrize("days", [0.0, -1.0])

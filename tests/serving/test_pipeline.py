@@ -1,6 +1,9 @@
 """The line from query to slate: what a source, a filter or a scorer may do wrong, and what is shown then."""
 
-from collections.abc import Sequence
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,11 +13,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from serving_cases import NOW_MS, OrderScorer, Switch, catalogue, generation
 
+from candidate_gen.merge import merge
 from candidate_gen.types import Candidates, HydratedQuery, Query
 from index.types import Hits
 from protos.impression_pb2 import Degraded
 from ranking.types import Scored
-from serving.pipeline import Answer, Pipeline, merge
+from serving.fan_out import FanOut
+from serving.pipeline import Answer, Pipeline, Source
 
 NAMES = ("ann", "lexical", "similar", "fresh", "popular")
 QUERY = Query("r1", NOW_MS, "home", 8, user_id="u1", text="title")
@@ -42,6 +47,49 @@ class Rows:
         if self.clock is not None:
             self.clock.now_s += self.takes_s
         return hits(self.rows[:k])
+
+
+@dataclass(frozen=True)
+class Says:
+    """A source that answers with something made up."""
+
+    name: str
+    hits: Hits
+
+    def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:  # noqa: ARG002
+        return self.hits
+
+
+@dataclass(frozen=True)
+class Raises:
+    """A source that fails."""
+
+    name: str
+    error: Exception
+
+    def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:  # noqa: ARG002
+        raise self.error
+
+
+@dataclass(frozen=True)
+class Waits:
+    """A source that answers once a gate is open."""
+
+    name: str
+    gate: threading.Event
+    asked: list[str] = field(default_factory=list)
+
+    def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:  # noqa: ARG002
+        self.asked.append(hydrated.query.request_id)
+        self.gate.wait(30)
+        return hits([1, 2])
+
+
+def in_a_while(true: Callable[[], bool], *, within_s: float = 20.0) -> bool:
+    end = time.monotonic() + within_s
+    while not (done := true()) and time.monotonic() < end:
+        time.sleep(0.01)
+    return done
 
 
 @dataclass
@@ -182,9 +230,10 @@ def test_sources_whose_turn_comes_too_late_are_skipped_and_the_floor_still_answe
     assert answer.trace.stage_ms["retrieve"] == pytest.approx(600.0)
 
 
-def test_without_any_time_left_only_the_floor_is_asked() -> None:
+@pytest.mark.parametrize("threads", [(), ("ann", "lexical")])
+def test_without_any_time_left_only_the_floor_is_asked(threads: tuple[str, ...]) -> None:
     sources = [Rows("ann", [1, 2]), Rows("lexical", [3]), Rows("popular", [6, 7])]
-    pipeline = replace(pipeline_of(), sources=[(source, 9) for source in sources])
+    pipeline = replace(pipeline_of(), sources=[(source, 9) for source in sources], fan_out=FanOut(threads))
 
     answer = pipeline.run(QUERY, budget_s=-1.0)
 
@@ -204,6 +253,106 @@ def test_a_source_left_out_on_purpose_is_not_asked_and_degrades_nothing() -> Non
     assert answer.trace.degraded == 0
     assert answer.scored.candidates.row_N.tolist() == [2, 3]
     assert answer.scored.candidates.source_names == ("ann", "lexical", "popular"), "columns stay where they are"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [hits([3, -1]), hits([60]), Hits(np.array([3]), np.array([np.nan], np.float32))],
+    ids=["a row before the first", "a row behind the last", "a score that is no number"],
+)
+@pytest.mark.parametrize("threads", [False, True])
+def test_a_source_that_names_what_is_no_item_is_left_out_and_the_others_answer(broken: Hits, threads: bool) -> None:
+    pipeline = pipeline_of([1, 2], [3, 4], [5, 6])
+    (ann, quota), *others = pipeline.sources
+    pipeline = replace(pipeline, sources=[(Says(ann.name, broken), quota), *others])
+    pipeline = replace(pipeline, fan_out=FanOut(["ann"])) if threads else pipeline
+    answer = pipeline.run(QUERY)
+    assert answer.trace.skipped_sources == {"ann": "error"}
+    assert answer.trace.degraded == Degraded.DEGRADED_SOURCE_ERROR
+    assert answer.scored.candidates.row_N.tolist() == [3, 4, 5, 6]
+
+
+def in_threads(pipeline: Pipeline, *names: str, each: int = 8, patience_s: float = 60.0) -> Pipeline:
+    return replace(pipeline, fan_out=FanOut(names, each=each), patience_s=patience_s)
+
+
+def test_with_threads_or_without_the_answer_is_the_same() -> None:
+    named = [1, 2, 3], [3, 4], [4, 5, 1], [6, 7], [7, 8]
+    alone, side_by_side = pipeline_of(*named), in_threads(pipeline_of(*named), *NAMES[:3])
+    for budget_s in (60.0, math.inf):
+        one, other = alone.run(QUERY, budget_s=budget_s), side_by_side.run(QUERY, budget_s=budget_s)
+        assert one.scored.candidates.row_N.tolist() == other.scored.candidates.row_N.tolist() == list(range(1, 9))
+        assert (one.scored.candidates.rank_NS == other.scored.candidates.rank_NS).all()
+        assert rows_of(one) == rows_of(other)
+        assert other.trace.degraded == 0
+
+
+def test_a_source_that_sleeps_is_left_out_at_its_deadline_and_the_others_answer() -> None:
+    gate = threading.Event()
+    pipeline = pipeline_of([1, 2], [3, 4], [5, 6])
+    (_, quota), *others = pipeline.sources
+    for patience_s, budget_s in ((1.0, 60.0), (60.0, 2.0)):
+        waiting = in_threads(replace(pipeline, sources=[(Waits("ann", gate), quota), *others]), "ann", "lexical")
+        answer = replace(waiting, patience_s=patience_s).run(QUERY, budget_s=budget_s)
+        assert answer.trace.skipped_sources == {"ann": "timeout"}
+        assert answer.trace.degraded == Degraded.DEGRADED_SOURCE_TIMEOUT
+        assert answer.scored.candidates.row_N.tolist() == [3, 4, 5, 6]
+    gate.set()
+
+
+def test_where_nobody_waits_a_slow_source_is_waited_for() -> None:
+    gate = threading.Event()
+    pipeline = pipeline_of([1, 2], [3, 4])
+    sources = [(Waits("ann", gate), 9), *pipeline.sources[1:]]
+    waiting = in_threads(replace(pipeline, sources=sources), "ann", patience_s=0.001)
+    threading.Timer(0.05, gate.set).start()
+    answer = waiting.run(QUERY)
+    assert answer.trace.degraded == 0
+    assert answer.scored.candidates.row_N.tolist() == [1, 2, 3, 4]
+
+
+def test_a_source_that_hangs_holds_its_own_threads_and_nobody_elses() -> None:
+    gate = threading.Event()
+    pipeline = pipeline_of([1, 2], [3, 4], [5, 6])
+    hangs = Waits("ann", gate)
+    (_, quota), *others = pipeline.sources
+    waiting = in_threads(replace(pipeline, sources=[(hangs, quota), *others]), "ann", "lexical", each=2, patience_s=1.0)
+    for _ in range(5):
+        answer = waiting.run(QUERY, budget_s=60.0)
+        assert answer.trace.skipped_sources == {"ann": "timeout"}
+        assert answer.scored.candidates.row_N.tolist() == [3, 4, 5, 6]
+    assert hangs.asked == ["r1", "r1"], "no third time while both threads wait"
+    gate.set()
+    assert in_a_while(lambda: waiting.run(QUERY, budget_s=60.0).trace.degraded == 0), "asked again when it is back"
+
+
+def test_a_source_that_raises_in_its_thread_is_left_out_even_if_it_raises_a_timeout() -> None:
+    pipeline = pipeline_of([1, 2], [3, 4], [5])
+    sources = [(Raises("ann", TimeoutError("its own")), 9), *pipeline.sources[1:]]
+    answer = in_threads(replace(pipeline, sources=sources), "ann").run(QUERY, budget_s=60.0)
+    assert answer.trace.skipped_sources == {"ann": "error"}
+    assert answer.trace.degraded == Degraded.DEGRADED_SOURCE_ERROR
+
+
+def test_where_the_others_have_nothing_to_say_and_one_fails_the_floor_alone_has_answered() -> None:
+    pipeline = pipeline_of([1], [], [])
+    sources: list[tuple[Source, int]] = [
+        (Raises("ann", OSError("gone")), 9),
+        (Rows("lexical", []), 9),
+        (Rows("popular", [6]), 9),
+    ]
+    answer = replace(pipeline, sources=sources).run(QUERY)
+    assert answer.trace.degraded == Degraded.DEGRADED_SOURCE_ERROR | Degraded.DEGRADED_POPULAR_FALLBACK
+    healthy = replace(pipeline, sources=[(Rows("ann", []), 9), (Rows("popular", [6]), 9)]).run(QUERY)
+    assert healthy.trace.degraded == 0, "nobody failed"
+
+
+def test_the_best_by_fusion_are_scored_and_what_filters_remove_takes_no_place() -> None:
+    mask = Mask("first", frozenset(range(60)) - {1})
+    pipeline = replace(pipeline_of([1, 2, 3, 4], [9, 3, 1], [3, 8], filters=[mask]), most=3)
+    answer = pipeline.run(QUERY)
+    assert answer.scored.candidates.row_N.tolist() == [3, 9, 2]
+    assert answer.trace.removed == {"first": 1}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -189,6 +189,23 @@ def test_no_more_positives_than_told_are_taken_and_they_span_the_log(loop: Loop,
     assert few.tower_query_N.tobytes() == first.tower_query_N[::every].tobytes()
 
 
+def test_the_towers_are_told_what_was_shown_and_not_taken(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, Any] = {}
+
+    def recorded(*_: object, **given: Any) -> None:
+        told.update(given)
+
+    prepared = cycle.prepare(loop.dataset, as_of_ms=loop.first_end_ms, tower_positives=50, tower_hard_negatives=3)
+    monkeypatch.setattr(cycle, "train_towers", recorded)
+    cycle.fit_towers(prepared, SMALL, seed=0, folder=tmp_path)
+    assert told["hard_row_NH"] is prepared.tower_hard_NH
+    assert prepared.tower_hard_NH.shape == (len(prepared.tower_positive_N), 3)
+    assert (prepared.tower_hard_NH >= 0).mean() > 0.9
+    assert not (prepared.tower_hard_NH == prepared.tower_positive_N[:, None]).any()
+
+
 def test_the_table_is_declared_from_the_data(loop: Loop) -> None:
     table = cycle.declare(loop.dataset)
     assert table.actions == loop.world.actions

@@ -13,6 +13,7 @@ from candidate_gen.features import feature_table
 from index.types import Hits
 from protos.impression_pb2 import Impression
 from training.counters import item_counters
+from training.data import SYNTHETIC
 from training.events import point_in_time_history
 from training.examples import ATTRIBUTION_MS, Examples, from_impressions, from_log, item_rows, tower_pairs
 
@@ -340,7 +341,7 @@ def test_tower_pairs_are_positives_with_what_was_known_strictly_before() -> None
     row_I = item_rows(log.table, log.items, counters)
 
     def pairs(most: int) -> tuple[np.ndarray, np.ndarray]:
-        return tower_pairs(
+        query_row_N, item_N, hard_row_NH = tower_pairs(
             log.table,
             users=log.users,
             items=log.items,
@@ -348,7 +349,11 @@ def test_tower_pairs_are_positives_with_what_was_known_strictly_before() -> None
             events=events,
             impressions=searches,
             most=most,
+            hard=0,
+            watermark_ms=log.end_ms,
         )
+        assert hard_row_NH.shape == (len(item_N), 0)
+        return query_row_N, item_N
 
     query_row_N, item_N = pairs(10_000)
     few_row_N, few_N = pairs(len(item_N) // 2 + 1)
@@ -370,3 +375,43 @@ def test_tower_pairs_are_positives_with_what_was_known_strictly_before() -> None
         held = (query_row_N[n]["history_item"] > 0).any(axis=-1).sum()
         assert held == min(before.height, length)
         assert bool(query_row_N[n]["text"].any()) == (each["request_id"] == "r7")
+
+
+@pytest.mark.parametrize("hard", [1, 2, 9])
+def test_hard_negatives_are_the_first_that_the_request_showed_and_that_were_not_taken(hard: int) -> None:
+    log = _small()
+    watermark_ms = int(log.impressions["time_ms"].sort()[-5]) + ATTRIBUTION_MS
+    made_up = log.impressions.with_columns(
+        request_id=pl.when(pl.col("request_id") == "r7").then(pl.lit(f"{SYNTHETIC}7")).otherwise(pl.col("request_id"))
+    )
+    unknown = log.items.filter(pl.col("item_id") != "i3")
+    counters = item_counters(made_up, log.events, unknown, as_of_ms=log.end_ms, actions=ACTIONS)
+    _, item_N, hard_row_NH = tower_pairs(
+        log.table,
+        users=log.users,
+        items=unknown,
+        item_row_I=item_rows(log.table, unknown, counters),
+        events=log.events.filter(pl.col("item_id") != "i3"),
+        impressions=made_up,
+        most=10_000,
+        hard=hard,
+        watermark_ms=watermark_ms,
+    )
+    clicks = log.events.filter(pl.col("action") == "click", pl.col("item_id") != "i3")
+    ordered = (
+        clicks.join(made_up.select("request_id", "item_id", asked_ms="time_ms"), on="request_id", how="left")
+        .with_columns(at_ms=pl.coalesce("asked_ms", "time_ms"))
+        .sort("at_ms", "time_ms", "event_id")
+    )
+    position = {item: n for n, item in enumerate(unknown["item_id"])}
+    expected = []
+    for each in ordered.iter_rows(named=True):
+        taken = set(clicks.filter(pl.col("request_id") == each["request_id"])["item_id"])
+        ripe = each["asked_ms"] is not None and each["asked_ms"] <= watermark_ms - ATTRIBUTION_MS
+        shown = (each["item_id_right"] or []) if ripe else []
+        passed_over = [position[item] for item in shown if item not in taken and item in position][:hard]
+        expected.append(passed_over + [-1] * (hard - len(passed_over)))
+    assert item_N.tolist() == [position[item] for item in ordered["item_id"]]
+    assert hard_row_NH.tolist() == expected
+    assert (hard_row_NH >= 0).any()
+    assert (hard_row_NH[:, 0] < 0).any()

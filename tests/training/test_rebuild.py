@@ -47,7 +47,6 @@ def settings(loop: Loop, store: GenerationStore, **changes: Any) -> RebuildSetti
         generation="",
         output=store.root.parent / "report",
         activate=True,
-        keep=7,
     )
     return replace(told, **changes)
 
@@ -193,21 +192,6 @@ def test_it_can_be_published_without_being_put_in_force_and_activated_by_a_secon
     assert store.current() == before
     assert rebuilt(loop, store)["generation"] == made
     assert store.current() == made
-
-
-def test_old_generations_go_but_never_the_current_or_the_one_before(loop: Loop, store: GenerationStore) -> None:
-    first, before = store.ids()[0], store.current()
-    assert first != before
-    made = rebuilt(loop, store, keep=1)["generation"]
-    assert store.ids() == [before, made]
-    left = rebuilt(loop, store, keep=1, activate=False, index=IndexSettings(kind="ivf"))["generation"]
-    assert store.ids() == [before, made, left]
-    assert (store.before(), store.current()) == (before, made)
-
-
-def test_a_number_of_generations_below_one_is_refused(loop: Loop, store: GenerationStore) -> None:
-    with pytest.raises(ValueError, match="keep is 0; it must be at least 1"):
-        rebuilt(loop, store, keep=0)
 
 
 def test_another_generation_than_the_current_one_can_be_rebuilt(loop: Loop, store: GenerationStore) -> None:
@@ -443,7 +427,7 @@ def attempt(root, last):
         return trace
     sys.settrace(trace)
     rebuild(RebuildSettings(index=IndexSettings(kind="ivf"), gates=OPEN, generations=root, log=log, generation="",
-                            output=root.parent / "report", activate=True, keep=7), holder="a", now_ms=1)
+                            output=root.parent / "report", activate=True), holder="a", now_ms=1)
     sys.settrace(None)
     (root.parent / "lines").write_text(str(lines))
 

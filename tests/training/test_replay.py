@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from conftest import SLATE_SIZE, Loop
 from numpy.typing import NDArray
 
 from candidate_gen.types import Candidates, HydratedQuery
 from index.generations import GenerationStore
+from index.strings import keys64
 from index.types import Hits
 from policy.selector import SlatePolicy
 from protos.impression_pb2 import Degraded, Impression, Kind
@@ -22,6 +24,7 @@ from serving.catalog_log import FILE, CatalogLog
 from serving.client import CascadeClient, ItemChange, ItemEntry
 from serving.codec import query_of
 from serving.generation import Generation, Generations
+from serving.live import Live
 from serving.log import ImpressionLog, read_impressions
 from serving.server import Server, ServerSettings
 from serving.service import ServiceSettings
@@ -75,6 +78,42 @@ def test_everything_that_was_served_gives_the_same_answer_again(loop: Loop) -> N
     assert {each.generation for each in logged} == {loop.first.id, loop.second.id}
     assert {each.kind for each in logged} == {Kind.KIND_RECOMMEND, Kind.KIND_SEARCH}
     assert any(each.history_item_key for each in logged), "otherwise the histories prove nothing"
+    live = [each for each in logged if each.live_hits]
+    assert verified.recalled == len(live) > 0.9 * len(logged), "otherwise the live sources prove nothing"
+    assert {hits.source for each in live for hits in each.live_hits} == {"covisitation", "trending"}
+
+
+def test_what_live_sources_said_is_taken_from_the_log_and_decides(loop: Loop) -> None:
+    logged = next(
+        each
+        for each in loop.everything.impressions
+        if each.generation == loop.second.id and each.kind == Kind.KIND_RECOMMEND and len(each.live_hits) == 2
+    )
+    generation = loop.generations[1]
+    names = list(ask_again(logged, generation).source_names)
+    rank_NS = generation.pipeline.run(query_of(logged, generation)).scored.candidates.rank_NS
+    for hits in logged.live_hits:
+        found = generation.items.ids.rows(np.array(hits.item_key, np.uint64))
+        assert len(found) == (rank_NS[:, names.index(hits.source)] >= 0).sum() > 0
+    silent = tampered(logged, lambda each: each.ClearField("live_hits"))
+    (divergence,) = verify([silent], by_id(loop)).divergences
+    assert divergence.stage in ("retrieve", "features")
+
+
+def test_the_swap_lost_no_live_event(loop: Loop) -> None:
+    """The second generation answers with what it carries and what came after; the first request sees both."""
+    first = min(
+        (each for each in loop.everything.impressions if each.generation == loop.second.id),
+        key=lambda each: each.time_ms,
+    )
+    trending = next(hits for hits in first.live_hits if hits.source == "trending")
+    generation = loop.generations[1]
+    live = Live(lambda: generation)
+    known = loop.everything.events.filter(pl.col("time_ms") > loop.served_end_ms, pl.col("visible_ms") < first.time_ms)
+    assert known.height == 0, "nothing came between, so the generation's own events say it all"
+    hits = live.named(replace(query_of(first, generation), live={}), generation, generation.items.allowed)["trending"]
+    assert keys64(generation.items.ids.ids.take(hits.row_K)).tolist() == list(trending.item_key)
+    assert hits.score_K.tolist() == list(trending.score)
 
 
 def test_asking_again_reads_nothing_but_the_question(loop: Loop) -> None:
@@ -289,7 +328,8 @@ def test_what_a_target_expects_of_a_slot_is_the_mean_over_its_draws(loop: Loop) 
         utility_N, utility_K = np.array(each.eligible_utility), np.array(each.utility)
         before_K = np.concatenate([[0.0], np.cumsum(utility_K)[:-1]])
         left_K = len(utility_N) - np.arange(len(utility_K))
-        np.testing.assert_allclose(by_uniform.target_predicted_MK[m], curve_K * (utility_N.sum() - before_K) / left_K)
+        expected_K = curve_K * (utility_N.sum() - before_K) / left_K
+        np.testing.assert_allclose(by_uniform.target_predicted_MK[m], expected_K, rtol=1e-6)
         assert by_greedy.target_predicted_MK[m, 0] == pytest.approx(utility_N.max())
         np.testing.assert_allclose(by_greedy.predicted_reward_MK[m], curve_K * utility_K)
 

@@ -1,0 +1,47 @@
+"""What the sources named, as one set of candidates.
+
+Shape letters: N candidates, S sources, K hits.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from candidate_gen.types import Candidates
+from index.types import Hits
+
+_FAR = 60.0
+
+
+def only(row_N: NDArray[np.int64], names: tuple[str, ...]) -> Candidates:
+    """A caller's own list as candidates that no source named."""
+    shape = (len(row_N), len(names))
+    return Candidates(row_N, names, np.full(shape, -1, np.int16), np.zeros(shape, np.float32))
+
+
+def merge(names: tuple[str, ...], hits: Sequence[Hits | None]) -> Candidates:
+    """The union of what the sources named, each item once, in order of first appearance."""
+    found = [each.row_K for each in hits if each is not None]
+    all_rows = np.concatenate(found) if found else np.empty(0, np.int64)
+    row_N, first_N = np.unique(all_rows, return_index=True)
+    row_N = row_N[np.argsort(first_N)]
+    candidates = only(row_N, names)
+    sorter_N = np.argsort(row_N)
+    for s, each in enumerate(hits):
+        if each is not None and len(each):
+            at_K = sorter_N[np.searchsorted(row_N, each.row_K, sorter=sorter_N)]
+            candidates.rank_NS[at_K, s] = np.arange(len(each))
+            candidates.score_NS[at_K, s] = each.score_K
+    return candidates
+
+
+def fused(candidates: Candidates, most: int) -> Candidates:
+    """The best by reciprocal rank fusion, best first; of equals the earlier one.
+
+    sum over sources of 1 / (60 + rank), ranks from 1. Source: Cormack, Clarke and Buettcher, SIGIR 2009.
+    """
+    if len(candidates) <= most:
+        return candidates
+    share_NS = np.where(candidates.rank_NS >= 0, 1 / (_FAR + 1 + candidates.rank_NS), 0.0)
+    return candidates.take(np.argsort(-share_NS.sum(axis=1), kind="stable")[:most])

@@ -1,0 +1,116 @@
+"""Which sources a generation asks, and how."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from candidate_gen.activity import Activity
+from candidate_gen.features import FeatureTable
+from candidate_gen.items import Items
+from candidate_gen.live import LIVE
+from candidate_gen.sources import SOURCES, Ann, Fresh, Lexical, Popular, SimilarToRecent, TextSearch, Told, VectorSearch
+from index.vectors import VectorIndex
+from serving.fan_out import FanOut
+from serving.pipeline import Source
+
+_WORTH_THREADS = 50_000
+"""Items from which on a search costs more than handing it to a thread."""
+
+Quotas = Sequence[tuple[Source, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalSettings:
+    """How many candidates each source may name, what it goes by, and which of them are not eligible."""
+
+    quotas: Mapping[str, int] = field(
+        default_factory=lambda: {
+            "ann": 200,
+            "lexical": 100,
+            "similar": 80,
+            "covisitation": 50,
+            "trending": 50,
+            "fresh": 50,
+            "popular": 50,
+        }
+    )
+    most: int | None = None
+    """Candidates that are scored, the best by reciprocal rank fusion; None for all that the sources name."""
+    patience_ms: float = 100.0
+    """How long a search is waited for where searches have threads of their own: with many items, or with shards."""
+    fresh_days: float = 3.0
+    fresh_explored: float = 0.2
+    """Share of the fresh source's places that goes to fresh items drawn evenly, not to the newest."""
+    trending_half_life_hours: float = 12.0
+    covisitation_half_life_days: float = 7.0
+    visit_minutes: float = 30.0
+    """After a longer pause, what a visitor takes is no longer taken together with what was before."""
+    recent_events: int = 20_000
+    """Newest positive outcomes that a generation carries, for trending and co-visitation to begin with."""
+    popular_by: str | None = None
+    """User column by whose values popularity is counted, beside everybody's; None: the data set's first with known
+    values. Empty for everybody's alone."""
+    hide_seen: bool | None = None
+    """Leave out what the user's history holds; None: as suits the data, see `Dataset.repeats`."""
+
+    def __post_init__(self) -> None:
+        if any(quota < 0 for quota in self.quotas.values()) or self.quotas.get("popular", 0) < 1:
+            raise ValueError(f"quotas must not be negative and popular's at least 1, got {dict(self.quotas)}")
+        if unknown := sorted(set(self.quotas) - set(SOURCES)):
+            raise ValueError(f"quotas names {', '.join(unknown)}; there are the sources {', '.join(SOURCES)}")
+        if self.most is not None and self.most < 1:
+            raise ValueError(f"most is {self.most}; it must be at least 1, or null")
+        spans = ("patience_ms", "fresh_days", "trending_half_life_hours", "covisitation_half_life_days")
+        for name in (*spans, "visit_minutes"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.fresh_explored <= 1:
+            raise ValueError(f"fresh_explored is {self.fresh_explored}; it must be from 0 to 1")
+        if self.recent_events < 0:
+            raise ValueError(f"recent_events is {self.recent_events}; it must not be negative")
+
+
+def chosen(
+    settings: RetrievalSettings,
+    items: Items,
+    *,
+    vectors: VectorSearch,
+    lexical: TextSearch,
+    activity: Activity,
+    table: FeatureTable,
+) -> Quotas:
+    """The sources that may name candidates, in the order of `SOURCES`."""
+    segment = settings.popular_by if settings.popular_by in (table.profile_dtype.names or ()) else None
+    sources: tuple[Source, ...] = (
+        Ann(vectors),
+        Lexical(lexical),
+        SimilarToRecent(vectors, items),
+        *(Told(name) for name in LIVE),
+        Fresh(items, horizon_days=settings.fresh_days, explored=settings.fresh_explored),
+        Popular(items, segment=segment or "", segment_P=activity.segment_P),
+    )
+    return [(each, quota) for each in sources if (quota := settings.quotas.get(each.name))]
+
+
+def grown(sources: Quotas, items: Items, *, vectors: VectorSearch, lexical: TextSearch) -> Quotas:
+    """The same of the items that theirs have become."""
+
+    def of(source: Source) -> Source:
+        match source:
+            case Ann():
+                return Ann(vectors)
+            case Lexical():
+                return Lexical(lexical)
+            case SimilarToRecent():
+                return SimilarToRecent(vectors, items)
+            case Fresh() | Popular():
+                return source.on(items)
+        return source
+
+    return [(of(source), quota) for source, quota in sources]
+
+
+def fan_out(vectors: VectorSearch) -> FanOut:
+    """Threads for the sources that search: where that takes long enough to pay for them, or shards may keep silent."""
+    small = isinstance(vectors, VectorIndex) and len(vectors) < _WORTH_THREADS
+    return FanOut(() if small else ("ann", "lexical", "similar"))

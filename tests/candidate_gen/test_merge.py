@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from candidate_gen.merge import fused, merge, only
+from index.types import Hits
+
+ranking = st.lists(st.integers(0, 30), unique=True, max_size=12)
+
+
+def hits(rows: list[int]) -> Hits:
+    return Hits(np.array(rows, np.int64), np.linspace(2, 1, len(rows), dtype=np.float32))
+
+
+@given(st.lists(ranking, min_size=1, max_size=5), st.integers(1, 40))
+def test_fusion_keeps_the_largest_sums_of_reciprocal_ranks(found: list[list[int]], most: int) -> None:
+    names = tuple(f"s{s}" for s in range(len(found)))
+    merged = merge(names, [hits(rows) for rows in found])
+    kept = fused(merged, most)
+
+    def worth(row: int) -> float:
+        return sum(1 / (60 + 1 + rows.index(row)) for rows in found if row in rows)
+
+    everything = merged.row_N.tolist()
+    if len(everything) <= most:
+        assert kept is merged
+        return
+    assert kept.row_N.tolist() == sorted(everything, key=worth, reverse=True)[:most]
+    for n, row in enumerate(kept.row_N.tolist()):
+        at = everything.index(row)
+        assert kept.rank_NS[n].tolist() == merged.rank_NS[at].tolist(), "ranks stay those inside the sources"
+        assert kept.score_NS[n].tolist() == merged.score_NS[at].tolist()
+
+
+def test_what_two_sources_name_beats_what_one_names_a_little_better() -> None:
+    merged = merge(("a", "b"), [hits([1, 2, 3]), hits([4, 3, 5])])
+    # 3: 1/63 + 1/62 = 0.0320; 1 and 4: 1/61 = 0.0164; 2: 1/62.
+    assert fused(merged, 3).row_N.tolist() == [3, 1, 4]
+
+
+def test_a_callers_own_list_keeps_its_order() -> None:
+    own = only(np.array([5, 3, 9], np.int64), ("a",))
+    assert fused(own, 2).row_N.tolist() == [5, 3]
+
+
+def test_positions_beyond_the_candidates_are_no_candidates() -> None:
+    with pytest.raises(IndexError):
+        only(np.array([5, 3], np.int64), ("a",)).take(np.array([2]))
