@@ -8,6 +8,7 @@ import pytest
 
 from training.evaluation import sequence
 from training.evaluation.sequence import _ends, _positive_rows, _query_rows, _sequences, _table
+from training.tower import TowerSettings
 
 ITEMS, USERS = 40, 150
 SETTINGS = {"dim": 16, "epochs": 15, "batch": 128, "learning_rate": 0.02, "history_length": 4}
@@ -68,6 +69,9 @@ def test_a_query_holds_the_newest_of_what_came_before_and_nothing_else() -> None
     assert length_T.tolist() == [4, 4, 4, 4, 2, 2]
     rows = _query_rows(_table(tuple(f"i{n}" for n in range(16)), 2), item_T, start_T, np.array([0, 1, 3, 4, 5]))
     assert rows["history_item"].tolist() == [[0, 0], [11, 0], [13, 12], [0, 0], [15, 0]]
+    counted = _table(tuple(f"i{n}" for n in range(16)), 2, counted=True)
+    length_N = _query_rows(counted, item_T, start_T, np.array([0, 1, 3, 4, 5]))["history_log_length"]
+    assert np.expm1(length_N) == pytest.approx([0, 1, 2, 0, 1], abs=1e-6)
 
 
 def test_windows_hold_each_trained_item_once_as_what_followed_its_past() -> None:
@@ -83,9 +87,28 @@ def test_windows_hold_each_trained_item_once_as_what_followed_its_past() -> None
     assert past[1].tolist() == [106, 105, 104, 103]
 
 
-def test_weighted_means_of_the_past_find_the_next_step_too(tmp_path: Path) -> None:
-    found = sequence.evaluate(write(tmp_path), k=2, history="attention", **SETTINGS)  # type: ignore[arg-type]
+def test_a_transformer_finds_the_next_step_too(tmp_path: Path) -> None:
+    causal = {"history": "transformer", "history_length": 4, "learning_rate": 0.02}
+    found = sequence.evaluate(write(tmp_path), k=2, **(SETTINGS | causal))  # type: ignore[arg-type]
     assert found["recall@2"] > 0.9
+
+
+def test_short_pasts_are_averaged_and_long_ones_are_read_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = []
+
+    def trained(*_: object, settings: TowerSettings, **__: object) -> None:
+        chosen.append(settings.shape.history)
+        raise InterruptedError
+
+    monkeypatch.setattr(sequence, "train_towers", trained)
+    for length in (19, 20):
+        rows = [(user, f"i{(user + pos) % ITEMS}", pos) for user in range(3) for pos in range(length)]
+        pl.DataFrame(rows, schema=["user", "item", "pos"], orient="row").write_parquet(tmp_path / "walks.parquet")
+        with pytest.raises(InterruptedError):
+            sequence.evaluate(tmp_path / "walks.parquet")
+    assert chosen == ["attention", "transformer"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ Shape letters: T interactions by user and position, N examples, P places of a hi
 """
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -19,23 +20,42 @@ from training.evaluation.topk import ItemSets, hits, mean, ndcg, recall, top_k
 from training.tower import Precision, TowerSettings, train_towers
 
 _FEWEST = 3
+_LONG = 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Usual:
+    """What suits a kind of history encoder."""
+
+    history_length: int
+    heads: int
+    id_dropout: float
+    softmax: Literal["sampled", "full"]
+    epochs: int
+    learning_rate: float
+    temperature: float
+
+
+_CAUSAL = _Usual(200, 2, 0.0, "full", 5, 3e-3, 0.07)
+_POOLED = _Usual(50, 4, 0.1, "sampled", 4, 4e-3, 0.1)
 
 
 def evaluate(
     data: Path,
     *,
     dim: int = 64,
-    history: HistoryKind = "transformer",
-    history_length: int = 200,
-    heads: int = 2,
+    history: HistoryKind | None = None,
+    history_length: int | None = None,
+    heads: int | None = None,
     blocks: int = 2,
     dropout: float = 0.2,
-    softmax: Literal["sampled", "full"] = "full",
+    id_dropout: float | None = None,
+    softmax: Literal["sampled", "full"] | None = None,
     uniform_negatives: int = 512,
-    epochs: int = 5,
+    epochs: int | None = None,
     batch: int = 1024,
-    learning_rate: float = 3e-3,
-    temperature: float = 0.07,
+    learning_rate: float | None = None,
+    temperature: float | None = None,
     precision: Precision = "float32",
     k: int = 10,
     seed: int = 0,
@@ -43,9 +63,10 @@ def evaluate(
     """Train the towers on sequences and rank all items as the end of every sequence.
 
     A user's last item is the test, the one before it the validation; the towers train on every earlier item that
-    has a past, given that past, as far as it is in the item's window: those of a long sequence are cut into windows
-    of `history_length`, the newest full. The test's history holds the validation item. A query is its history alone:
-    there is no user id. A user with fewer than 3 interactions only trains.
+    has a past, given that past. A transformer trains on all of a sequence at once, and a past reaches as far as the
+    item's window: those of a long sequence are cut into windows of `history_length`, the newest full. The test's
+    history holds the validation item. A query is its history alone: there is no user id. A user with fewer than 3
+    interactions only trains.
 
     Items of the history are not ranked, as in the reference code of S3-Rec and gSASRec; where an item returns at the
     end of its own sequence it therefore counts as missed.
@@ -53,7 +74,9 @@ def evaluate(
     Args:
         data: Parquet with the columns `user`, `item` and `pos`, which orders a user's interactions.
         dim: width of the vectors and of the ids' embeddings.
-        history: how a past becomes a vector, see `candidate_gen.history`; with `heads`, `blocks` and `dropout`.
+        history: how a past becomes a vector, see `candidate_gen.history`; with `heads`, `blocks` and `dropout`. Where
+            it is not given, a transformer if sequences hold 20 interactions or more on average, else attention: of
+            short pasts there is little order to learn. It decides what else is not given.
         history_length: newest items of the past that are used.
         batch: items to be found in a step, at least `history_length`.
 
@@ -78,20 +101,35 @@ def evaluate(
             f"{data}: column 'user': {trained_T.sum()} interactions have a past and are followed by two more; "
             "at least 2 are needed"
         )
-    table = _table(item_names, history_length)
+    if history is None:
+        history = "transformer" if length_T[place_T == 0].mean() >= _LONG else "attention"
+    usual = _CAUSAL if history == "transformer" else _POOLED
+    history_length = usual.history_length if history_length is None else history_length
+    table = _table(item_names, history_length, counted=history != "transformer")
     item_row_I = table.empty("item", len(item_names))
     item_row_I["item_id"] = np.arange(1, len(item_names) + 1)
-    end_N = _ends(trained_T, start_T, history_length)
+    if history == "transformer":
+        end_N = _ends(trained_T, start_T, history_length)
+        positive_row = _positive_rows(item_T, start_T, end_N, history_length)
+    else:
+        end_N = np.flatnonzero(trained_T)
+        positive_row = item_T[end_N]
     settings = TowerSettings(
         shape=TowerShape(
-            width=dim, embedding=dim, history=history, heads=heads, blocks=blocks, dropout=dropout, id_dropout=0.0
+            width=dim,
+            embedding=dim,
+            history=history,
+            heads=usual.heads if heads is None else heads,
+            blocks=blocks,
+            dropout=dropout,
+            id_dropout=usual.id_dropout if id_dropout is None else id_dropout,
         ),
-        temperature=temperature,
-        softmax=softmax,
+        temperature=usual.temperature if temperature is None else temperature,
+        softmax=usual.softmax if softmax is None else softmax,
         uniform_negatives=uniform_negatives,
-        epochs=epochs,
+        epochs=usual.epochs if epochs is None else epochs,
         batch=batch,
-        learning_rate=learning_rate,
+        learning_rate=usual.learning_rate if learning_rate is None else learning_rate,
         validation=0.0,
         precision=precision,
     )
@@ -101,7 +139,7 @@ def evaluate(
             table,
             item_row_I,
             _query_rows(table, item_T, start_T, end_N),
-            _positive_rows(item_T, start_T, end_N, history_length),
+            positive_row,
             settings=settings,
             seed=seed,
             folder=Path(folder),
@@ -129,11 +167,16 @@ def evaluate(
     }
 
 
-def _table(item_names: tuple[str, ...], length: int) -> FeatureTable:
+def _table(item_names: tuple[str, ...], length: int, *, counted: bool = False) -> FeatureTable:
+    """
+    Args:
+        counted: a query says how long its history is, which a mean does not.
+    """
     size = len(item_names) + 1
     return FeatureTable(
         (
             Feature("history_item", "history", "id", size, (length,), shares="item_id"),
+            *([Feature("history_log_length", "history", "number")] if counted else []),
             Feature("item_id", "item", "id", size, vocabulary=item_names),
         ),
         actions=(),
@@ -174,4 +217,6 @@ def _query_rows(
         at_N = target_N - 1 - back
         held_N = at_N >= start_T[target_N]
         rows_N["history_item"][:, back] = np.where(held_N, 1 + item_T[np.maximum(at_N, 0)], 0)
+    if "history_log_length" in (rows_N.dtype.names or ()):
+        rows_N["history_log_length"] = np.log1p((rows_N["history_item"] > 0).sum(axis=1))
     return rows_N
