@@ -168,7 +168,7 @@ def item_to_item(pairs: Pairs) -> NDArray[np.int64]:
 
 
 def _matrix(pairs: Pairs) -> Any:
-    from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
+    from scipy.sparse import csr_matrix
 
     shape = len(pairs.users), len(pairs.items)
     return csr_matrix((np.ones(len(pairs.train_user_T), np.float32), (pairs.train_user_T, pairs.train_item_T)), shape)

@@ -35,6 +35,8 @@ HOMES = {
     "omegaconf": ("training/configuration.py",),
     "matplotlib": ("training/",),
     "optuna": ("training/sweep.py",),
+    "lightgbm": ("training/",),
+    "scipy": ("training/",),
     "torch": ("candidate_gen/", "ranking/", "serving/", "training/"),
     "protos": ("serving/", "training/"),
 }

@@ -347,8 +347,8 @@ def test_every_available_task_says_which_options_it_needs(name: str) -> None:
 
 
 def test_a_planned_task_says_what_there_is_instead() -> None:
-    with pytest.raises(ValueError, match="not built yet; available now: retrieval, sequence, search"):
-        tasks.run("clicks", {})
+    with pytest.raises(ValueError, match="not built yet; available now: retrieval, sequence, search, clicks, ltr"):
+        tasks.run("session", {})
 
 
 class FakeClient:
