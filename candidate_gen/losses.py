@@ -6,7 +6,9 @@ F hashes, D width.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -204,7 +206,7 @@ def _softmax(
         counts_BE = torch.cat([counts_BE, counts_BH], 1)
     scaled_BD, item_CD = (query_BD / temperature).float(), item_CD.float()
     terms = _Terms(offset_S, exact_BE, counts_BE, share_B, products)
-    sums: Tensor = _WeightedLogSumExp.apply(scaled_BD, item_CD, terms)  # type: ignore[no-untyped-call]
+    sums = with_gradients(scaled_BD, item_CD, partial(_sums_and_gradients, terms=terms))
     positive_B = (scaled_BD * item_CD.index_select(0, own_B)).sum(1)
     if positive_temperature is not None:
         positive_B = positive_B * (temperature / positive_temperature)
@@ -224,19 +226,26 @@ class _Terms:
     products: torch.dtype
 
 
-class _WeightedLogSumExp(torch.autograd.Function):
-    """sum_b weight_b log( sum_{e: counts_be} exp(q_b . i_e) + sum_{s < S, s not exact_b} exp(q_b . i_s + offset_s) ).
+Computed = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""From vectors of queries and items to a number and its gradients by both."""
 
-    Both gradients are made in the forward pass, some rows at a time, so that nothing of size B x S is ever held and
-    each logit is computed once.
+
+def with_gradients(query_BD: Tensor, item_CD: Tensor, compute: Computed) -> Tensor:
+    """The number that `compute` gives, with its gradients, which it makes beside it in the forward pass.
+
+    Some rows at a time, so that nothing of size queries x items is ever held and each logit is computed once.
     """
+    number: Tensor = _WithGradients.apply(query_BD, item_CD, compute)  # type: ignore[no-untyped-call]
+    return number
 
+
+class _WithGradients(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query_BD: Tensor, item_CD: Tensor, terms: _Terms) -> Tensor:
+    def forward(ctx: Any, query_BD: Tensor, item_CD: Tensor, compute: Computed) -> Tensor:
         with torch.autocast(query_BD.device.type, enabled=False):
-            sums, query_grad_BD, item_grad_CD = _sums_and_gradients(query_BD, item_CD, terms)
-        ctx.save_for_backward(query_grad_BD, item_grad_CD)
-        return sums
+            number, *gradients = compute(query_BD, item_CD)
+        ctx.save_for_backward(*gradients)
+        return number
 
     @staticmethod
     @once_differentiable
@@ -245,7 +254,10 @@ class _WeightedLogSumExp(torch.autograd.Function):
         return query_grad_BD * grad[0], item_grad_CD * grad[0], None
 
 
-def _sums_and_gradients(query_BD: Tensor, item_CD: Tensor, terms: _Terms) -> tuple[Tensor, Tensor, Tensor]:
+def _sums_and_gradients(query_BD: Tensor, item_CD: Tensor, *, terms: _Terms) -> tuple[Tensor, Tensor, Tensor]:
+    """
+    sum_b weight_b log( sum_{e: counts_be} exp(q_b . i_e) + sum_{s < S, s not exact_b} exp(q_b . i_s + offset_s) )
+    """
     exact_BE, weight_B, products = terms.exact_BE, terms.weight_B, terms.products
     rows, sampled = len(query_BD), len(terms.offset_S)
     some = min(rows, max(1, (_CELLS_CPU if query_BD.device.type == "cpu" else _CELLS_GPU) // sampled))

@@ -8,11 +8,12 @@ Shape letters: B queries, P positives of them all, I items, D width.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from candidate_gen.losses import with_gradients
 
 _CELLS = {"cpu": 1 << 22}
 """Logits at a time. Few rows of a wide catalogue make slow products, so more than the inner caches hold."""
@@ -46,7 +47,7 @@ def set_softmax(
     share_B = query_BD.new_zeros(len(query_BD)).index_add_(0, query_P, share_P)
     scaled_BD, item_ID = (query_BD / temperature).float(), item_ID.float()
     terms = _Terms(share_B, query_P, item_row_P, positive_temperature is not None, products)
-    sums: Tensor = _WeightedLogSumExp.apply(scaled_BD, item_ID, terms)  # type: ignore[no-untyped-call]
+    sums = with_gradients(scaled_BD, item_ID, partial(_sums_and_gradients, terms=terms))
     positive_P = (scaled_BD[query_P] * item_ID[item_row_P]).sum(1)
     return sums - (share_P * positive_P).sum() * (temperature / (positive_temperature or temperature))
 
@@ -62,27 +63,8 @@ class _Terms:
     products: torch.dtype
 
 
-class _WeightedLogSumExp(torch.autograd.Function):
-    """sum_b weight_b log( sum_i exp(q_b . i_i) ), over all items or those that are no positive of b.
-
-    Both gradients are made in the forward pass, some rows at a time, as in `losses`.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query_BD: Tensor, item_ID: Tensor, terms: _Terms) -> Tensor:
-        with torch.autocast(query_BD.device.type, enabled=False):
-            sums, *gradients = _sums_and_gradients(query_BD, item_ID, terms)
-        ctx.save_for_backward(*gradients)
-        return sums
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        query_grad_BD, item_grad_ID = ctx.saved_tensors
-        return query_grad_BD * grad[0], item_grad_ID * grad[0], None
-
-
-def _sums_and_gradients(query_BD: Tensor, item_ID: Tensor, terms: _Terms) -> tuple[Tensor, Tensor, Tensor]:
+def _sums_and_gradients(query_BD: Tensor, item_ID: Tensor, *, terms: _Terms) -> tuple[Tensor, Tensor, Tensor]:
+    """sum_b weight_b log( sum_i exp(q_b . i_i) ), over all items or those that are no positive of b."""
     weight_B, query_P, products = terms.weight_B, terms.query_P, terms.products
     count = len(query_BD)
     some = max(1, min(count, _CELLS.get(query_BD.device.type, _CELLS_ELSEWHERE) // len(item_ID)))
