@@ -1,7 +1,7 @@
 """What the same visitors take next, counted as it happens.
 
 Each item keeps a bounded number of companions: those that visitors took soon after it or before it, in counts with
-exponential decay (held as `candidate_gen.trending` holds its own). A new companion takes the place of the weakest.
+exponential decay (`candidate_gen.decay`). A new companion takes the place of the weakest.
 
 Shape letters: P places (items that have companions), C companions of one, L what the visitor took before, N rows,
 K results.
@@ -10,11 +10,12 @@ K results.
 import numpy as np
 from numpy.typing import NDArray
 
+from candidate_gen.decay import Decay
+from candidate_gen.sources import known_to
 from candidate_gen.types import NO_ROWS, HydratedQuery
 from index.masks import Mask
 from index.types import Hits
 
-_REACH = 512
 _NOTHING = Hits(NO_ROWS, np.empty(0, np.float32))
 
 
@@ -43,15 +44,12 @@ class Covisitation:
         depth: int = 5,
         backward: float = 0.3,
     ) -> None:
-        if not half_life_s > 0:
-            raise ValueError(f"half_life_s is {half_life_s}; it must be above 0")
+        self._decay = Decay(half_life_s)
         for name, value, least in (("companions", companions, 1), ("places", places, 2), ("depth", depth, 1)):
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
         if not 0 <= backward <= 1:
             raise ValueError(f"backward is {backward}; it must be from 0 to 1")
-        self._half_life_ms = half_life_s * 1000
-        self._landmark_ms = self._newest_ms = 0
         self._row_PC = np.full((0, companions), -1, np.int32)
         self._count_PC = np.zeros((0, companions))
         self._places = places
@@ -68,12 +66,11 @@ class Covisitation:
         if not len(past_row_L):
             return
         if not self._place:
-            self._landmark_ms = self._newest_ms = time_ms
-        self._newest_ms = max(time_ms, self._newest_ms)
-        if self._newest_ms - self._landmark_ms > _REACH * self._half_life_ms:
-            self._count_PC *= self._worth(self._newest_ms)
-            self._landmark_ms = self._newest_ms
-        weight = float(np.exp2((time_ms - self._landmark_ms) / self._half_life_ms))
+            self._decay.begin(time_ms)
+        fading = self._decay.reach(time_ms)
+        if fading != 1:
+            self._count_PC *= fading
+        weight = float(self._decay.weight(time_ms))
         for past in past_row_L[: self._depth].tolist():
             if past != row:
                 self._add(past, row, weight)
@@ -90,7 +87,9 @@ class Covisitation:
             order_C = np.argsort(row_C)
             at_N = np.minimum(np.searchsorted(row_C, row_N, sorter=order_C), len(row_C) - 1)
             found_N = order_C[at_N]
-            count_N = np.where(row_C[found_N] == row_N, self._count_PC[place, found_N], 0.0) * self._worth(time_ms)
+            count_N = np.where(row_C[found_N] == row_N, self._count_PC[place, found_N], 0.0) * self._decay.worth(
+                time_ms
+            )
         return count_N
 
     def top(self, past_row_L: NDArray[np.int64], time_ms: int, k: int, allowed: Mask | None = None) -> Hits:
@@ -117,20 +116,16 @@ class Covisitation:
             shown_N[shown_N] = allowed.allowed_I[row_N[shown_N]]
         row_N, count_N = row_N[shown_N], count_N[shown_N]
         best_K = np.argsort(-count_N, kind="stable")[:k]
-        return Hits(row_N[best_K].astype(np.int64), (count_N[best_K] * self._worth(time_ms)).astype(np.float32))
+        return Hits(row_N[best_K].astype(np.int64), (count_N[best_K] * self._decay.worth(time_ms)).astype(np.float32))
 
     def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
         """Companions of the seeds, or where there are none of the history; seeds, history and excluded are left out."""
         query = hydrated.query
         past_row_L = query.seed_row_S if len(query.seed_row_S) else query.history.row_L
-        left_out_X = np.concatenate([query.exclude_row_X, query.seed_row_S, query.history.row_L])
+        left_out_X = known_to(query)
         hits = self.top(past_row_L, query.time_ms, k + len(left_out_X), hydrated.allowed)
         kept = np.flatnonzero(~np.isin(hits.row_K, left_out_X))[: max(k, 0)]
         return Hits(hits.row_K[kept], hits.score_K[kept])
-
-    def _worth(self, time_ms: int) -> float:
-        """Of a count of 1 in the landmark's scale."""
-        return float(np.exp2((self._landmark_ms - max(time_ms, self._newest_ms)) / self._half_life_ms))
 
     def _add(self, row: int, companion: int, count: float) -> None:
         place = self._place.get(row)

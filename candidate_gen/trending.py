@@ -1,9 +1,7 @@
 """What is taken most right now, counted as it happens.
 
-Every event counts 1 when it happens and half as much a half-life later. Counts are held in the scale of a past moment,
-the landmark: an event at time t adds 2^((t - landmark) / half-life), which grows where the others would shrink
-(Cormode, Shkapenyuk, Srivastava and Xu, ICDE 2009, "Forward Decay"). So counts only ever grow, their order does not
-change with time, and the largest can be kept at hand: a query passes over them alone.
+Every event counts 1 when it happens and half as much a half-life later. Counts only ever grow, in a scale of their own
+(`candidate_gen.decay`), so the largest can be kept at hand: a query passes over them alone.
 
 Shape letters: I items (rows), M leaders, N events, K results.
 """
@@ -11,12 +9,11 @@ Shape letters: I items (rows), M leaders, N events, K results.
 import numpy as np
 from numpy.typing import NDArray
 
+from candidate_gen.decay import Decay
+from candidate_gen.sources import known_to
 from candidate_gen.types import NO_ROWS, HydratedQuery
 from index.masks import Mask
 from index.types import Hits
-
-_REACH = 512
-"""Half-lives behind the landmark after which it moves on; a float64 holds twice as many."""
 
 
 class Trending:
@@ -33,12 +30,9 @@ class Trending:
     name = "trending"
 
     def __init__(self, *, half_life_s: float, leaders: int = 1024) -> None:
-        if not half_life_s > 0:
-            raise ValueError(f"half_life_s is {half_life_s}; it must be above 0")
+        self._decay = Decay(half_life_s)
         if leaders < 1:
             raise ValueError(f"leaders is {leaders}; at least 1 must be kept")
-        self._half_life_ms = half_life_s * 1000
-        self._landmark_ms = self._newest_ms = 0
         self._count_I = np.zeros(0)
         self._leads_I = np.zeros(0, np.bool_)
         self._leader_M = NO_ROWS
@@ -51,7 +45,7 @@ class Trending:
         if not len(row_N):
             return
         self._reach(int(row_N.max()) + 1, int(time_ms_N.max()))
-        np.add.at(self._count_I, row_N, np.exp2((time_ms_N - self._landmark_ms) / self._half_life_ms))
+        np.add.at(self._count_I, row_N, self._decay.weight(time_ms_N))
         rising = row_N[~self._leads_I[row_N] & (self._count_I[row_N] > self._least)]
         if len(rising):
             self._promote(np.unique(rising))
@@ -61,7 +55,7 @@ class Trending:
         count_N = np.zeros(len(row_N))
         known_N = row_N < len(self._count_I)
         count_N[known_N] = self._count_I[row_N[known_N]]
-        return count_N * self._worth(time_ms)
+        return count_N * self._decay.worth(time_ms)
 
     def top(self, time_ms: int, k: int, allowed: Mask | None = None) -> Hits:
         """The k largest counts as of a time, as `count` has it; items without an event are not named.
@@ -77,33 +71,26 @@ class Trending:
             part = np.argpartition(-count_M, k - 1)[:k] if k > 0 else NO_ROWS
             row_M, count_M = row_M[part], count_M[part]
         best_K = np.lexsort((row_M, -count_M))
-        return Hits(row_M[best_K], (count_M[best_K] * self._worth(time_ms)).astype(np.float32))
+        return Hits(row_M[best_K], (count_M[best_K] * self._decay.worth(time_ms)).astype(np.float32))
 
     def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
         """Seeds, excluded items and the history are left out."""
-        query = hydrated.query
-        known_X = np.concatenate([query.seed_row_S, query.exclude_row_X, query.history.row_L])
-        hits = self.top(query.time_ms, k + len(known_X), hydrated.allowed)
+        known_X = known_to(hydrated.query)
+        hits = self.top(hydrated.query.time_ms, k + len(known_X), hydrated.allowed)
         kept = np.flatnonzero(~np.isin(hits.row_K, known_X))[: max(k, 0)]
         return Hits(hits.row_K[kept], hits.score_K[kept])
 
-    def _worth(self, time_ms: int) -> float:
-        """Of a count of 1 in the landmark's scale."""
-        return float(np.exp2((self._landmark_ms - max(time_ms, self._newest_ms)) / self._half_life_ms))
-
     def _reach(self, rows: int, time_ms: int) -> None:
         if not len(self._count_I):
-            self._landmark_ms = self._newest_ms = time_ms
-        self._newest_ms = max(time_ms, self._newest_ms)
+            self._decay.begin(time_ms)
         if rows > len(self._count_I):
             more = max(rows, 2 * len(self._count_I)) - len(self._count_I)
             self._count_I = np.append(self._count_I, np.zeros(more))
             self._leads_I = np.append(self._leads_I, np.zeros(more, np.bool_))
-        if self._newest_ms - self._landmark_ms > _REACH * self._half_life_ms:
-            worth = self._worth(self._newest_ms)
-            self._count_I *= worth
-            self._least *= worth
-            self._landmark_ms = self._newest_ms
+        fading = self._decay.reach(time_ms)
+        if fading != 1:
+            self._count_I *= fading
+            self._least *= fading
 
     def _promote(self, row_N: NDArray[np.int64]) -> None:
         """Keep the largest of the leaders and these."""
