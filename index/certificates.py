@@ -3,8 +3,10 @@
 Shape letters: A allowed rows, B queries, D embedding width, I rows, K results, N rows of a chunk.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import faiss
 import numpy as np
@@ -20,6 +22,8 @@ SHARES = (0.1, 0.01, 0.001)
 QUERIES = 500
 """That unfiltered recall is measured on, at most."""
 FILTERED_QUERIES = 100
+TIMED = 50
+"""Queries that latencies are measured with, at most."""
 
 _ANCHORS = 8
 _CHUNK = 16_384
@@ -42,6 +46,41 @@ class Certificate:
         """As in `k=100`, `k=100 share=0.01 random`; with the effort, unique among an index's points."""
         share = "" if self.share == 1 else f" share={self.share:g} {'regions' if self.regions else 'random'}"
         return f"k={self.recall.k}{share}"
+
+    @classmethod
+    def stored(cls, fields: Mapping[str, Any]) -> Self:
+        """What `dataclasses.asdict` made of one."""
+        return cls(**{**fields, "recall": Recall(**fields["recall"])})
+
+
+def at_work(curve: Sequence[Certificate], efforts: Mapping[int, int]) -> tuple[Certificate, ...]:
+    """The points of a curve that searches work at, unfiltered ones first, each by ascending k."""
+    working = [each for each in curve if each.effort == efforts[each.recall.k]]
+    return tuple(sorted(working, key=lambda each: (-each.share, each.regions, each.recall.k)))
+
+
+def least_recall(certificates: Sequence[Certificate]) -> float:
+    """The lowest certified recall without a filter, over the ks; NaN where there is none."""
+    return min((each.recall.value for each in certificates if each.share == 1), default=math.nan)
+
+
+def timed(
+    points: Sequence[Certificate],
+    query_BD: NDArray[np.float32],
+    search: Callable[[NDArray[np.float32], Certificate], object],
+    *,
+    clock: Callable[[], float],
+) -> dict[str, float]:
+    """Median milliseconds of a search at every point, by its name and effort; nothing without a query."""
+    taken_ms = {}
+    for each in points if len(query_BD) else ():
+        taken_s = []
+        for query_D in query_BD:
+            started_s = clock()
+            search(query_D, each)
+            taken_s.append(clock() - started_s)
+        taken_ms[f"{each.name} effort={each.effort}"] = round(1000 * float(np.median(taken_s)), 4)
+    return taken_ms
 
 
 class Truth:

@@ -29,6 +29,7 @@ from types import EllipsisType
 from typing import Any
 
 from index.leases import Lease, leased
+from index.on_disk import sync
 
 _ID = re.compile(r"[0-9]{6,}-[0-9a-f]{8}")
 _JOB = re.compile(r"[a-z]+")
@@ -196,7 +197,7 @@ class GenerationStore:
                 raise ValueError(f"{path} is a pickle by its name, and loading one can run any code")
         files = {path: _entry(folder / path) for path in paths}
         for path in paths:
-            _sync(folder / path)
+            sync(folder / path)
         manifest = Manifest(
             id=self._next(hash8),
             parent=parent,
@@ -214,11 +215,11 @@ class GenerationStore:
                 job.check()
             manifest = replace(manifest, id=self._next(hash8))
             (folder / _MANIFEST).write_text(_sealed(manifest))
-            _sync(folder / _MANIFEST)
+            sync(folder / _MANIFEST)
             for inside, _, _ in os.walk(folder, topdown=False):
-                _sync(Path(inside))
+                sync(Path(inside))
             folder.rename(self.root / manifest.id)
-            _sync(self.root)
+            sync(self.root)
         return manifest.id
 
     def ids(self) -> list[str]:
@@ -388,7 +389,7 @@ class GenerationStore:
                 gone = self.root / f"{_STAGING}{each}"
                 (self.root / each).rename(gone)
                 shutil.rmtree(gone)
-            _sync(self.root)
+            sync(self.root)
         return removed
 
     def diff(self, a: str, b: str) -> Difference:
@@ -429,9 +430,9 @@ class GenerationStore:
             os.fsync(file.fileno())
         fresh = self.root / ".CURRENT"
         fresh.write_text("".join(f"{each}\n" for each in lines))
-        _sync(fresh)
+        sync(fresh)
         fresh.replace(self.root / "CURRENT")
-        _sync(self.root)
+        sync(self.root)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -480,14 +481,6 @@ def _entry(path: Path) -> FileEntry:
         while part := file.read(_PART_BYTES):
             digest.update(part)
         return FileEntry(digest.hexdigest(), os.fstat(file.fileno()).st_size)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _canonical(value: Any, name: str) -> str:

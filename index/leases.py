@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from index.on_disk import sync
+
 _RENEWALS = 4
 """In the time after which a lease that was not renewed is lost: some may come late."""
 
@@ -125,11 +127,7 @@ def _taken(path: Path, *, holder: str, ttl_s: float, clock: Callable[[], float])
         _touch(descriptor, clock())
         os.fsync(descriptor)
         fresh.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(path.parent)
     except BaseException:
         os.close(descriptor)
         raise

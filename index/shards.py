@@ -23,7 +23,20 @@ from weakref import ReferenceType, WeakKeyDictionary, finalize, ref
 import numpy as np
 from numpy.typing import NDArray
 
-from index.certificates import CURVE_K, FILTERED_QUERIES, QUERIES, Certificate, Truth, certified, filters, tuned
+from index.certificates import (
+    CURVE_K,
+    FILTERED_QUERIES,
+    QUERIES,
+    TIMED,
+    Certificate,
+    Truth,
+    at_work,
+    certified,
+    filters,
+    least_recall,
+    timed,
+    tuned,
+)
 from index.kinds import Kind
 from index.lengths import unit
 from index.masks import Mask
@@ -33,7 +46,6 @@ from index.types import Hits
 from index.vectors import Metric, VectorIndex
 
 _FACTS, _ROWS, _VECTORS = "shards.json", "rows.npy", "vectors.npy"
-_TIMED = 50
 _BUILD_MS = 3_600_000.0
 _AT_ONCE = 8
 """Searches of one shard at a time; more wait their turn."""
@@ -241,7 +253,7 @@ class ShardedIndex:
                 "kind": stored["kind"],
                 "typical_norm": float(stored["typical_norm"]),
                 "efforts": {int(k): int(effort) for k, effort in stored["efforts"].items()},
-                "curve": tuple(Certificate(**{**each, "recall": Recall(**each["recall"])}) for each in stored["curve"]),
+                "curve": tuple(Certificate.stored(each) for each in stored["curve"]),
             }
             shape, quarantined = (stored["count"], stored["d"]), stored["quarantined"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -308,13 +320,12 @@ class ShardedIndex:
     @property
     def certificates(self) -> tuple[Certificate, ...]:
         """As `VectorIndex.certificates`, of whole answers."""
-        working = [each for each in self.curve if each.effort == self.efforts[each.recall.k]]
-        return tuple(sorted(working, key=lambda each: (-each.share, each.regions, each.recall.k)))
+        return at_work(self.curve, self.efforts)
 
     @property
     def recall(self) -> float:
-        """The lowest certified recall without a filter, over the ks."""
-        return min((each.recall.value for each in self.certificates if each.share == 1), default=math.nan)
+        """As `VectorIndex.recall`."""
+        return least_recall(self.certificates)
 
     def search(self, query_D: NDArray[np.float32], k: int, allowed: Mask | None = None) -> Hits:
         """As `VectorIndex.search`, on threads of the shards. What a mask means to them is kept while it lives."""
@@ -348,20 +359,16 @@ class ShardedIndex:
         self, query_BD: NDArray[np.float32], *, clock: Callable[[], float] = time.perf_counter
     ) -> dict[str, float]:
         """As `VectorIndex.latencies_ms`, of whole answers, at the points of `certificates`."""
-        query_BD = query_BD[:: max(1, math.ceil(len(query_BD) / _TIMED))]
+        query_BD = query_BD[:: max(1, math.ceil(len(query_BD) / TIMED))]
         usable_I = np.ones(len(self), np.bool_)
         usable_I[self.quarantined_Q] = False
         told_ID = unit(self.vector_ID) if self.metric == "cosine" else self.vector_ID
         masks = {(share, regions): mask for share, regions, mask in filters(told_ID, Mask(usable_I))}
-        taken_ms = {}
-        for each in self.certificates if len(query_BD) else ():
-            taken_s = []
-            for query_D in query_BD:
-                started_s = clock()
-                self.search(query_D, each.recall.k, masks.get((each.share, each.regions)))
-                taken_s.append(clock() - started_s)
-            taken_ms[f"{each.name} effort={each.effort}"] = round(1000 * float(np.median(taken_s)), 4)
-        return taken_ms
+
+        def search(query_D: NDArray[np.float32], point: Certificate) -> Hits:
+            return self.search(query_D, point.recall.k, masks.get((point.share, point.regions)))
+
+        return timed(self.certificates, query_BD, search, clock=clock)
 
     def _check(self, query_BD: NDArray[np.float32], k: int) -> None:
         """Misuse must not lose a shard."""

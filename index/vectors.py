@@ -23,10 +23,14 @@ from index.certificates import (
     CURVE_K,
     FILTERED_QUERIES,
     QUERIES,
+    TIMED,
     Certificate,
     Truth,
+    at_work,
     certified,
     filters,
+    least_recall,
+    timed,
     true_scores,
     tuned,
 )
@@ -44,7 +48,6 @@ Metric = Literal["inner_product", "cosine"]
 
 _FACTS = "vectors.json"
 _NO_HITS = Hits(np.empty(0, np.int64), np.empty(0, np.float32))
-_TIMED = 50
 
 
 class VectorIndex:
@@ -186,7 +189,7 @@ class VectorIndex:
                 "metric": metric,
                 "typical_norm": math.nan if stored["typical_norm"] is None else float(stored["typical_norm"]),
                 "efforts": {int(k): int(effort) for k, effort in stored["efforts"].items()},
-                "curve": tuple(Certificate(**{**each, "recall": Recall(**each["recall"])}) for each in stored["curve"]),
+                "curve": tuple(Certificate.stored(each) for each in stored["curve"]),
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{facts} does not describe a vector index: {error!r}") from error
@@ -247,17 +250,12 @@ class VectorIndex:
     @property
     def certificates(self) -> tuple[Certificate, ...]:
         """The points of the curve that searches work at, unfiltered ones first, each by ascending k."""
-        return tuple(
-            sorted(
-                (each for each in self.curve if each.effort == self.efforts[each.recall.k]),
-                key=lambda each: (-each.share, each.regions, each.recall.k),
-            )
-        )
+        return at_work(self.curve, self.efforts)
 
     @property
     def recall(self) -> float:
         """The lowest certified recall without a filter, over the ks; NaN for an index without vectors."""
-        return min((each.recall.value for each in self.certificates if each.share == 1), default=math.nan)
+        return least_recall(self.certificates)
 
     def effort(self, k: int) -> int:
         """Of a search for k: as certified, between two ks by the logarithm of k, in proportion beyond the largest."""
@@ -324,22 +322,17 @@ class VectorIndex:
             query_BD: up to 50 evenly spaced ones are used.
             clock: seconds.
         """
-        query_BD = self._asked(query_BD[:: max(1, math.ceil(len(query_BD) / _TIMED))], 0)
+        query_BD = self._asked(query_BD[:: max(1, math.ceil(len(query_BD) / TIMED))], 0)
         told_ID = unit(self.vector_ID) if self.metric == "cosine" else self.vector_ID
         masks = {(share, regions): mask for share, regions, mask in filters(told_ID, self._all)}
-        taken_ms = {}
-        for each in self.curve if len(query_BD) else ():
-            mask = masks.get((each.share, each.regions))
-            taken_s = []
-            for query_D in query_BD:
-                started_s = clock()
-                if mask is None:
-                    self._among_all(query_D, each.recall.k, each.effort)
-                else:
-                    self._among(query_D, each.recall.k, mask)
-                taken_s.append(clock() - started_s)
-            taken_ms[f"{each.name} effort={each.effort}"] = round(1000 * float(np.median(taken_s)), 4)
-        return taken_ms
+
+        def search(query_D: NDArray[np.float32], point: Certificate) -> Hits:
+            mask = masks.get((point.share, point.regions))
+            if mask is None:
+                return self._among_all(query_D, point.recall.k, point.effort)
+            return self._among(query_D, point.recall.k, mask)
+
+        return timed(self.curve, query_BD, search, clock=clock)
 
     def _asked(self, query_BD: NDArray[np.float32], k: int) -> NDArray[np.float32]:
         if k < 0:

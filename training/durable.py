@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from index.on_disk import sync
+
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
@@ -21,13 +23,13 @@ def appearing(path: Path) -> Iterator[Path]:
         yield draft
         for inside, _, names in os.walk(draft, topdown=False):
             for name in (*names, "."):
-                _sync(Path(inside, name))
+                sync(Path(inside, name))
         if draft.is_file():
-            _sync(draft)
+            sync(draft)
         else:
             remove(path)
         draft.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     except BaseException:
         remove(draft)
         raise
@@ -39,11 +41,3 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,28 +12,21 @@ import faiss
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from vector_cases import D, clustered
 
 from index.gpu import MOST, NominatedByGpu, half_of, hold, on_gpu, pq_of
 from index.kinds import Codes, Kind, Rows, Scores
 from index.masks import Mask
 from index.vectors import Metric, VectorIndex
 
-D = 16
 F = np.float32
 HALF = 2.0**-9
 """Half precision rounds inner products of these vectors by less than this, on either side."""
 
 
-def _clustered(rows: int, seed: int) -> NDArray[np.float32]:
-    centre_CD = np.random.default_rng(99).standard_normal((20, D))
-    generator = np.random.default_rng(seed)
-    vector_ID = centre_CD[generator.integers(0, 20, rows)] + 0.5 * generator.standard_normal((rows, D))
-    return np.asarray(vector_ID / np.linalg.norm(vector_ID, axis=1, keepdims=True), F)
-
-
-ITEM_ID = _clustered(4000, 0)
+ITEM_ID = clustered(4000, 0)
 ITEM_ID[5], ITEM_ID[77] = 0, np.nan
-QUERY_BD = _clustered(40, 1)
+QUERY_BD = clustered(40, 1)
 IVF: tuple[Kind, ...] = ("ivf", "ivf_sq8", "ivf_pq")
 
 

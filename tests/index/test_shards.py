@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from vector_cases import D, clustered
 
 from index.kinds import Kind
 from index.masks import Mask
@@ -23,19 +24,12 @@ from index.shards import Part, ShardedIndex, is_sharded, opened_here
 from index.types import Hits
 from index.vectors import VectorIndex
 
-D, SHARDS = 16, 3
+SHARDS = 3
 F = np.float32
 
 
-def _clustered(rows: int, seed: int) -> NDArray[np.float32]:
-    centre_CD = np.random.default_rng(99).standard_normal((20, D))
-    generator = np.random.default_rng(seed)
-    vector_ID = centre_CD[generator.integers(0, 20, rows)] + 0.5 * generator.standard_normal((rows, D))
-    return np.asarray(vector_ID / np.linalg.norm(vector_ID, axis=1, keepdims=True), F)
-
-
-ITEM_ID = _clustered(3000, 0)
-QUERY_BD = _clustered(60, 1)
+ITEM_ID = clustered(3000, 0)
+QUERY_BD = clustered(60, 1)
 SHARD_I = np.random.default_rng(2).integers(0, SHARDS, len(ITEM_ID))
 HALF = 2.0**-10
 """Half precision rounds a unit vector's inner product by less than this."""

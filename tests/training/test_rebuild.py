@@ -403,7 +403,8 @@ from training.settings import RebuildSettings
 source, place, log, points, seed = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), *map(int, sys.argv[4:])
 TRACED = tuple(f"/{name}.py" for name in (
     "training/rebuild", "training/publish", "training/durable", "training/embeddings", "training/rebuild_report",
-    "training/gates", "index/generations", "index/leases", "serving/generation", "candidate_gen/items"))
+    "training/gates", "index/generations", "index/on_disk", "index/leases", "serving/generation",
+    "candidate_gen/items"))
 OPEN = GateSettings(index_recall=0.0, ranker_auc=0.0, ranker_ece=1.0, found=0.0, shrink=1.0)
 
 def in_child(run):
