@@ -54,19 +54,6 @@ class Batch:
     share: float
     """The part's weight over the mean weight of a part."""
 
-    def to(self, device: torch.device) -> "Batch":
-        return Batch(
-            {name: column.to(device) for name, column in self.query.items()},
-            None if self.as_of is None else (self.as_of[0].to(device), self.as_of[1].to(device)),
-            self.weight_B.to(device),
-            self.item_row_C.to(device),
-            self.count_S.to(device),
-            self.own_B.to(device),
-            self.hard_BH.to(device),
-            self.positive_row_W.to(device),
-            self.share,
-        )
-
 
 class Batches:
     """Slices of the examples; with a seed, of a new permutation of them.

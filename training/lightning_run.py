@@ -7,8 +7,9 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -16,6 +17,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressB
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
 
 _EXPECTED_WARNINGS = (
     # Batches are made from tensors in memory; there is no loader that workers could help.
@@ -68,6 +70,22 @@ def trainer_on(
         # On CUDA that needs a setting of the environment, made before the process starts.
         deterministic=accelerator == "cpu",
     )
+
+
+BatchT = TypeVar("BatchT")
+
+
+def moved(batch: BatchT, device: torch.device) -> BatchT:
+    """A dataclass with its tensors, and those in its mappings and tuples, on a device."""
+
+    def there(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device)
+        if isinstance(value, dict):
+            return {name: there(each) for name, each in value.items()}
+        return tuple(map(there, value)) if isinstance(value, tuple) else value
+
+    return replace(batch, **{each.name: there(getattr(batch, each.name)) for each in fields(batch)})  # type: ignore[type-var, arg-type]
 
 
 def unfinished(checkpoint: Path, arguments: str, *, epochs: int) -> int:

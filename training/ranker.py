@@ -8,7 +8,7 @@ Shape letters: R requests, N examples, B a batch, Q requests of a batch, A actio
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -30,7 +30,7 @@ from ranking.metrics import auc, ece, gauc, logloss, ndcg_at
 from ranking.model import Ranker, RankerShape
 from ranking.position import Examination
 from training.examples import Examples
-from training.lightning_run import cpu_trainer, deterministic, quiet, warmed_cosine
+from training.lightning_run import cpu_trainer, deterministic, moved, quiet, warmed_cosine
 
 _WATCHED = "held_out_loss"
 _EXAMINATION_PACE = 10.0
@@ -100,13 +100,6 @@ class Batch:
             self.label_BA[row_B],
             self.weight_B[row_B],
         )
-
-    def to(self, device: torch.device) -> "Batch":
-        def moved(columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: column.to(device) for name, column in columns.items()}
-
-        rest = (self.request_B, self.position_B, self.label_BA, self.weight_B)
-        return Batch(moved(self.query), moved(self.item), moved(self.pair), *(each.to(device) for each in rest))
 
 
 class Batches:
@@ -178,7 +171,7 @@ class RankerTraining(pl.LightningModule):
         return warmed_cosine(optimizer, steps=steps, warm=steps // 20)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:  # noqa: ARG002
-        return batch.to(device)
+        return moved(batch, device)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of P(action | examined), (B, A)."""

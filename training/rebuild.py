@@ -11,7 +11,6 @@ Shape letters: I items, B queries, D vector width.
 
 import hashlib
 import json
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from candidate_gen.activity import Activity
@@ -43,6 +41,7 @@ from training import rebuild_report
 from training.catalogue import head_of
 from training.durable import appearing, remove
 from training.embeddings import embedded
+from training.progress import progress
 from training.publish import Built, Parts, build_index, publish
 from training.report import plain
 from training.settings import RebuildSettings
@@ -106,8 +105,8 @@ def rebuild(settings: RebuildSettings, *, holder: str, now_ms: int) -> dict[str,
             if other != folder:
                 remove(other)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-            run = _Run(folder, job, progress)
+        with progress(*columns) as bar:
+            run = _Run(folder, job, bar)
             report = _read(folder / _PUBLISHED)
             if not _is_whole(store, report.get("generation", "")):
                 report = _published(

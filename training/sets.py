@@ -58,16 +58,6 @@ class SetBatch:
     share: float
     """The part's weight over the mean weight of a part."""
 
-    def to(self, device: torch.device) -> "SetBatch":
-        return SetBatch(
-            {name: column.to(device) for name, column in self.query.items()},
-            self.query_P.to(device),
-            self.item_row_P.to(device),
-            self.weight_P.to(device),
-            self.positive_row_W.to(device),
-            self.share,
-        )
-
 
 class SetBatches:
     """A pass over the queries in the order of a new permutation.

@@ -26,7 +26,7 @@ from candidate_gen.losses import StreamingShare, full_softmax, mixture_log_q, sa
 from candidate_gen.set_softmax import set_softmax
 from candidate_gen.towers import Towers, TowerShape
 from training.batches import Batch, Batches, Examples
-from training.lightning_run import deterministic, keep_log, quiet, trainer_on, unfinished, warmed_cosine
+from training.lightning_run import deterministic, keep_log, moved, quiet, trainer_on, unfinished, warmed_cosine
 from training.row_adam import RowAdamW
 from training.sets import SetBatch, SetBatches, Sets
 
@@ -180,7 +180,7 @@ class TowerTraining(pl.LightningModule):
         device: torch.device,
         dataloader_idx: int,  # noqa: ARG002
     ) -> Batch | SetBatch:
-        return batch.to(device)
+        return moved(batch, device)
 
     def on_fit_start(self) -> None:
         self._item = {name: column.to(self.device) for name, column in self._item.items()}

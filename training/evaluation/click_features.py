@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from training.evaluation.click_history import sigmoid
 from training.windows import Windows, coded
 
 Columns = dict[str, NDArray[np.floating]]
@@ -119,12 +120,12 @@ def _expected(
     fitted_Z, fitted_label = z_NZ[log.fitted_N], label_N[log.fitted_N]
     weight_Z = np.zeros(z_NZ.shape[1])
     for _ in range(8):
-        odds = _sigmoid(fitted_Z @ weight_Z)
+        odds = sigmoid(fitted_Z @ weight_Z)
         curvature_ZZ = (fitted_Z * (odds * (1 - odds))[:, None]).T @ fitted_Z + np.eye(len(weight_Z))
         weight_Z += np.linalg.solve(curvature_ZZ, fitted_Z.T @ (fitted_label - odds) - weight_Z)
     logit_N = z_NZ @ weight_Z
-    level_N = everything.effect(label_N, _sigmoid(logit_N), strength=400, window_ms=_LEVEL_MS)
-    return _sigmoid(logit_N + level_N), level_N
+    level_N = everything.effect(label_N, sigmoid(logit_N), strength=400, window_ms=_LEVEL_MS)
+    return sigmoid(logit_N + level_N), level_N
 
 
 def plain_counters(log: ClickLog, action: str) -> Columns:
@@ -173,8 +174,3 @@ def _logit(rate_N: NDArray[np.float64]) -> NDArray[np.float64]:
     cut_N = np.clip(rate_N, 1e-6, 1 - 1e-6)
     logit: NDArray[np.float64] = np.log(cut_N / (1 - cut_N))
     return logit
-
-
-def _sigmoid(logit: NDArray[np.float64]) -> NDArray[np.float64]:
-    odds: NDArray[np.float64] = 1 / (1 + np.exp(-logit))
-    return odds

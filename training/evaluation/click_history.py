@@ -64,7 +64,7 @@ class HistoryEffects:
         logit_H = np.full(len(item_H), np.log(base / (1 - base)))
         for _ in range(_SWEEPS):
             for name, code_H, size, strength in blocks:
-                odds_H, prior = _sigmoid(logit_H), _INFORMATION * strength
+                odds_H, prior = sigmoid(logit_H), _INFORMATION * strength
                 slope = np.bincount(code_H, taken_H - odds_H, size) - prior * effects[name]
                 step = slope / (np.bincount(code_H, odds_H * (1 - odds_H), size) + prior)
                 effects[name] += step
@@ -72,12 +72,12 @@ class HistoryEffects:
         self._user_U, self._item_I = effects["user"], effects["item"]
         quality_I = effects["item"] + sum(effects[name][code_I] for name, code_I in codes.items())
         self._quality_I = quality_I
-        expected_H = _sigmoid(logit_H)
+        expected_H = sigmoid(logit_H)
         self._residual_H = taken_H - expected_H
         self._information_H = expected_H * (1 - expected_H)
         self._bins = bins
         recent_H = shown.back_H < _RECENT
-        without_H = _sigmoid(logit_H - effects["user"][user_H])
+        without_H = sigmoid(logit_H - effects["user"][user_H])
         self._recent_U = np.bincount(user_H, recent_H * (taken_H - without_H), shown.users) / (
             np.bincount(user_H, recent_H * self._information_H, shown.users) + 2
         )
@@ -161,7 +161,7 @@ def _ranked(number_I: NDArray[np.float64]) -> NDArray[np.float64]:
     return ranked_I
 
 
-def _sigmoid(logit: NDArray[np.float64]) -> NDArray[np.float64]:
+def sigmoid(logit: NDArray[np.float64]) -> NDArray[np.float64]:
     odds: NDArray[np.float64] = 1 / (1 + np.exp(-logit))
     return odds
 

@@ -3,7 +3,6 @@
 Shape letters: N rows of the log in order of time, H pairs of the history, U users, I items.
 """
 
-import sys
 import time as clock
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,13 +12,12 @@ import lightgbm
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import Progress
 
 from ranking.metrics import auc, ece, gauc, logloss
 from training.evaluation.click_features import ClickLog, Columns, log_features, plain_counters
-from training.evaluation.click_history import HistoryEffects, Shown, back_positions
+from training.evaluation.click_history import HistoryEffects, Shown, back_positions, sigmoid
 from training.evaluation.interactions import read_columns
+from training.progress import progress
 from training.tables import read_table, require_unique
 
 
@@ -191,7 +189,7 @@ def _odds(
     for seed in seeds:
         model = lightgbm.train({**_FITTED, **settings, "seed": seed}, data, trees)
         logit = np.asarray(model.predict(held_NF, raw_score=True, num_threads=settings["num_threads"]))
-        odds += 1 / (1 + np.exp(-(logit if offset_N is None else logit + offset_N[~fitted_N]))) / len(seeds)
+        odds += sigmoid(logit if offset_N is None else logit + offset_N[~fitted_N]) / len(seeds)
     return odds
 
 
@@ -281,6 +279,6 @@ def _words(text: str) -> tuple[str, ...]:
 @contextmanager
 def _progress(steps: int) -> Iterator[Callable[[str], None]]:
     """Called with what is done; shown on a terminal only."""
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
-        task = progress.add_task("clicks", total=steps)
-        yield lambda what: progress.update(task, advance=1, description=what)
+    with progress(transient=True) as bar:
+        task = bar.add_task("clicks", total=steps)
+        yield lambda what: bar.update(task, advance=1, description=what)

@@ -9,7 +9,6 @@ of the ranking.
 """
 
 import math
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,8 +17,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from candidate_gen.covisitation import Covisitation
 from candidate_gen.merge import fused, merge
@@ -28,6 +26,7 @@ from candidate_gen.types import Candidates, History, HydratedQuery, Query
 from training.data import DataError
 from training.evaluation.interactions import numbered, read_columns
 from training.evaluation.topk import ItemSets, coverage, hit_rate, hits, interval, mean, mrr
+from training.progress import progress
 
 SOURCES = ("trending_5m", "covisitation_20m", "covisitation_1d")
 """Named by half-life. The shorter co-visitation counts only what is clicked after an item, not what before it."""
@@ -87,13 +86,13 @@ def evaluate(
             raise DataError(f"{data}: no session has a second click {when} {_shown(from_ms)}")
     stream = Stream(clicks)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    with progress(*columns) as bar:
         fitted_Q = fitted_Q[:: math.ceil(len(fitted_Q) / _FITTED)]
-        seen = progress.track(fitted_Q.tolist(), description="clicks of the day before")
+        seen = bar.track(fitted_Q.tolist(), description="clicks of the day before")
         weight_W = fit(np.stack([stream.pool(at).share_of(clicks.item_T[at]) for at in seen]))
         ranked: dict[str, list[NDArray[np.int64]]] = {}
         named_Q = np.zeros(len(asked_Q), np.bool_)
-        for query, at in enumerate(progress.track(asked_Q.tolist(), description="clicks of the test")):
+        for query, at in enumerate(bar.track(asked_Q.tolist(), description="clicks of the test")):
             pool = stream.pool(at)
             named_Q[query] = clicks.item_T[at] in pool.candidates.row_N
             for name, row_K in pool.rankings(weight_W, k).items():

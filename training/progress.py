@@ -1,0 +1,11 @@
+"""Bars for work that takes a while."""
+
+import sys
+
+from rich.console import Console
+from rich.progress import Progress, ProgressColumn
+
+
+def progress(*columns: ProgressColumn, transient: bool = False) -> Progress:
+    """Bars on standard error, shown on a terminal and nowhere else; without columns the usual ones."""
+    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=transient)
