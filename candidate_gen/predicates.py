@@ -228,6 +228,14 @@ class Attributes:
                 self._kept.popitem(last=False)
         return mask
 
+    def allowed(self, text: str) -> Mask | None:
+        """`mask` of a filter as it was written; without one, of what is available: None where that is everything.
+
+        Raises:
+            FilterError: as `parse` and `mask`.
+        """
+        return self.mask(parse(text)) if text else self._items.allowed
+
     def _satisfied(self, condition: Condition, satisfied_R: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """All rows, of which the first were judged before. No span lies across the end of what a column began with."""
         start, end, column = len(satisfied_R), len(self._items), self._items.published_ms_I

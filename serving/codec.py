@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from candidate_gen.features import Feature
 from candidate_gen.items import Items
 from candidate_gen.predicates import FilterError
-from candidate_gen.predicates import parse as parse_filter
 from candidate_gen.types import NO_ROWS, Query
 from index.strings import keys64
 from index.types import Hits
@@ -176,11 +175,10 @@ def check_against(asked: Impression, generation: Generation) -> None:
             that names what is no attribute, or compares it with what it is not.
     """
     check_columns("context.features", asked.features, generation.table.profile)
-    if asked.filter:
-        try:
-            generation.attributes.mask(parse_filter(asked.filter))
-        except FilterError as error:
-            raise InvalidFilter(error) from None
+    try:
+        generation.attributes.allowed(asked.filter)
+    except FilterError as error:
+        raise InvalidFilter(error) from None
 
 
 def check_columns(field: str, values: Mapping[str, FeatureValue], columns: Iterable[Feature]) -> None:

@@ -23,7 +23,7 @@ from candidate_gen.activity import Activity
 from candidate_gen.features import FeatureTable, query_rows
 from candidate_gen.filters import Disallowed, Excluded, Seen, Unpublished
 from candidate_gen.items import Items
-from candidate_gen.predicates import Attributes, parse
+from candidate_gen.predicates import Attributes
 from candidate_gen.towers import Towers
 from candidate_gen.types import History, HydratedQuery, Query
 from index.columns import growing
@@ -306,7 +306,7 @@ def _hydration(
 ) -> Callable[[Query], HydratedQuery]:
     def hydrate(query: Query) -> HydratedQuery:
         row = _query_row(table, items, users, profile_U, query)
-        allowed = attributes.mask(parse(query.filter)) if query.filter else items.allowed
+        allowed = attributes.allowed(query.filter)
         return HydratedQuery(query, row, towers.encode_queries(row)[0], allowed)
 
     return hydrate

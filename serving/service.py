@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from candidate_gen.live import LIVE
-from candidate_gen.predicates import parse
 from candidate_gen.types import Query
 from index.strings import key64
 from policy.selector import SlatePolicy
@@ -260,7 +259,7 @@ class RecommenderService:
         if self._live is None or query.only_row_N is not None:
             return query
         try:
-            allowed = generation.attributes.mask(parse(query.filter)) if query.filter else generation.items.allowed
+            allowed = generation.attributes.allowed(query.filter)
             codec.tell(asked, self._live.named(query, generation, allowed), generation)
         except Exception as error:
             _warn(error, "live sources cannot be asked")
