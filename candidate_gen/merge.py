@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from candidate_gen.types import Candidates
+from candidate_gen.types import NO_ROWS, Candidates
 from index.types import Hits
 
 _FAR = 60.0
@@ -36,12 +36,29 @@ def merge(names: tuple[str, ...], hits: Sequence[Hits | None]) -> Candidates:
     return candidates
 
 
-def fused(candidates: Candidates, most: int) -> Candidates:
+def with_rows(candidates: Candidates, row_N: NDArray[np.int64]) -> Candidates:
+    """With those of the rows that are missing as the last candidates, which no source named."""
+    if not len(row_N):
+        return candidates
+    added = only(row_N[~np.isin(row_N, candidates.row_N)], candidates.source_names)
+    return Candidates(
+        np.concatenate([candidates.row_N, added.row_N]),
+        candidates.source_names,
+        np.concatenate([candidates.rank_NS, added.rank_NS]),
+        np.concatenate([candidates.score_NS, added.score_NS]),
+    )
+
+
+def fused(candidates: Candidates, most: int, *, always: NDArray[np.int64] = NO_ROWS) -> Candidates:
     """The best by reciprocal rank fusion, best first; of equals the earlier one.
 
     sum over sources of 1 / (60 + rank), ranks from 1. Source: Cormack, Clarke and Buettcher, SIGIR 2009.
+
+    Args:
+        always: rows that stay whatever their rank, and count towards `most`.
     """
     if len(candidates) <= most:
         return candidates
     share_NS = np.where(candidates.rank_NS >= 0, 1 / (_FAR + 1 + candidates.rank_NS), 0.0)
-    return candidates.take(np.argsort(-share_NS.sum(axis=1), kind="stable")[:most])
+    share_N = np.where(np.isin(candidates.row_N, always), np.inf, share_NS.sum(axis=1))
+    return candidates.take(np.argsort(-share_N, kind="stable")[:most])

@@ -2,7 +2,7 @@
 
 Where a metric is undefined it is NaN, and who averages says how many were left out.
 
-Shape letters: K slots (or any other set of shown items), D embedding width, I items of the catalogue.
+Shape letters: K slots (or any other set of shown items), D embedding width, I items of the catalogue, M impressions.
 """
 
 import math
@@ -93,3 +93,32 @@ def fresh_share(age_ms_K: ArrayLike, fresh_days: float) -> float:
     """Share of the items shown that are at most `fresh_days` old. NaN for nothing shown."""
     age_K = np.asarray(age_ms_K, np.int64)
     return float((age_K <= fresh_days * DAY_MS).mean()) if len(age_K) else math.nan
+
+
+def time_to_impressions(
+    row_M: ArrayLike, time_ms_M: ArrayLike, *, published_ms_I: ArrayLike, count: int
+) -> NDArray[np.float64]:
+    """How long each item waited from its publication to its `count`-th impression, (I,), in milliseconds.
+
+    NaN for an item that has had fewer: who summarises must say how many these are, for they are the ones that waited
+    longest. An impression before the publication counts as one at it.
+
+    Args:
+        row_M: the item of each impression (M of them, in any order).
+        time_ms_M: when it was.
+        published_ms_I: of every item.
+
+    Raises:
+        ValueError: where `count` is below 1.
+    """
+    if count < 1:
+        raise ValueError(f"count is {count}; at least 1 impression is needed")
+    row, time_ms = np.asarray(row_M, np.int64), np.asarray(time_ms_M, np.int64)
+    published = np.asarray(published_ms_I, np.int64)
+    order_M = np.lexsort((time_ms, row))
+    shown_I = np.bincount(row, minlength=len(published))
+    first_I = np.cumsum(shown_I) - shown_I
+    reached_I = np.flatnonzero(shown_I >= count)
+    waited_I = np.full(len(published), np.nan)
+    waited_I[reached_I] = np.maximum(time_ms[order_M][first_I[reached_I] + count - 1] - published[reached_I], 0)
+    return waited_I

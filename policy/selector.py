@@ -1,9 +1,10 @@
 """The policy is the sampler: everything that can change a slate happens inside the draw.
 
-Shape letters: K slots, N candidates, F feasible candidates of a slot, D embedding width.
+Shape letters: K slots, N candidates, D embedding width.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,43 +12,59 @@ from numpy.typing import NDArray
 from candidate_gen.items import Items
 from candidate_gen.types import Query
 from index.strings import key64
-from policy.constraints import SlateConstraints
-from policy.diversity import SlateSimilarity
+from policy.constraints import RELAXATION, limits
+from policy.diversity import similarity
+from policy.rules import Ruled, RulesInForce
 from policy.settings import PolicySettings
-from policy.types import Draw, Slate, SlotFlag
+from policy.types import Draw, Slate
 from policy.value import DAY_MS, freshness, utility
+from policy.walk import walk
 from ranking.types import Scored
+
+_NONE_GIVEN = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class SlatePolicy:
     """Draws slates, and says how likely it was to draw one.
 
-    Slot by slot the adjusted utility of a candidate is its utility, minus `diversity` times its largest cosine
-    similarity to the slate so far, plus `freshness_weight` halved with every `half_life_days` of its age. The slot
-    is drawn from `slot_distribution` of the adjusted utilities of the feasible candidates (`SlateConstraints`).
+    Slot by slot the adjusted utility of a candidate is its utility, plus `freshness_weight` halved with every
+    `half_life_days` of its age, plus what rules add, and by `diversity_by`
 
-    The draw is a function of the settings, the generation, the query and the candidates in their order.
+    - `mmr`: minus `diversity` times its largest cosine similarity to the slate so far (maximal marginal relevance,
+      Carbonell and Goldstein, SIGIR 1998, with utility for relevance). The first slot knows no similarity; a candidate
+      that points away from the whole slate gains.
+    - `dpp`: plus `diversity` times the logarithm of the squared length of what is left of its vector outside the span
+      of the slate so far. The largest is the greedy choice for the determinantal point process of the kernel
+      q_i cos(i, j) q_j with q = exp(utility / (2 diversity)) (Chen, Zhang and Zhou, NeurIPS 2018).
+
+    Of the feasible candidates (`policy.constraints`) one is drawn: with the share `epsilon` any, with the share
+    `fresh_floor` any fresh one, otherwise from the softmax of adjusted utility / `temperature`; temperature 0 is its
+    limit, the first of the largest.
+
+    The draw is a function of the settings, the rules, the generation, the query and the candidates in their order.
+
+    Args:
+        rules: None for none.
     """
 
     settings: PolicySettings
     items: Items
     generation: str
+    rules: RulesInForce | None = None
 
     def seed(self, query: Query) -> int:
         """Seed of the query's draw."""
         return key64(f"{self.generation}/{query.request_id}")
 
     def select(self, query: Query, scored: Scored) -> Slate:
-        """Draw a slate of `query.size` candidates, or of all where there are fewer.
+        """Draw a slate of `query.size` candidates, or of all that are not blocked where there are fewer.
 
         Raises:
-            ValueError: for a weight of an action that was not predicted and for a probability that is not finite.
+            ValueError: for a weight of an action that was not predicted, for a probability that is not finite and for
+                a setting that names an attribute which the items do not have.
         """
-        walk = self._walk(query, scored)
-        slots_K = np.arange(len(walk.index_K))
-        propensity_K = walk.distribution_KN[slots_K, walk.index_K]
-        return Slate(walk.index_K, walk.utility_N, propensity_K, walk.flag_K, walk.relaxed)
+        return self._walk(query, scored, None, np.zeros((0, 0)))
 
     def propensity_of(self, query: Query, scored: Scored, index_K: NDArray[np.int64]) -> Draw:
         """How this policy would have drawn a given slate, by the code that draws.
@@ -56,105 +73,68 @@ class SlatePolicy:
             index_K: positions among the candidates; -1 for an item that is not among them, which has propensity 0
                 and, for the slots after it, took a place and nothing else (no cap, no similarity, no freshness).
                 May stop before this policy would, and is then a prefix; the slots that go beyond what it would
-                fill have propensity 0.
+                fill have propensity 0. A slot that is pinned to another item has propensity 0, and what was pinned
+                there may be drawn later.
 
         Raises:
             ValueError: for a position outside the candidates or given twice, and as `select` does.
         """
-        given_K = np.asarray(index_K, np.int64)
+        given_K = np.array(index_K, np.int64)
         outside_K = given_K[(given_K < -1) | (given_K >= len(scored))]
         if len(outside_K):
             raise ValueError(f"index_K holds {outside_K[0]}; positions go from -1 to {len(scored) - 1}")
         index_U, count_U = np.unique(given_K[given_K >= 0], return_counts=True)
         if (count_U > 1).any():
             raise ValueError(f"index_K holds {index_U[count_U > 1][0]} twice; a slate holds an item once")
-        walk = self._walk(query, scored, given_K)
-        distribution_KN = np.zeros((len(given_K), len(scored)))
-        distribution_KN[: len(walk.distribution_KN)] = walk.distribution_KN
-        if not len(scored):
-            return Draw(np.zeros(len(given_K)), distribution_KN)
-        propensity_K = distribution_KN[np.arange(len(given_K)), given_K]
-        return Draw(np.where(given_K >= 0, propensity_K, 0.0), distribution_KN)
+        propensity_K, distribution_KN = np.zeros(len(given_K)), np.zeros((len(given_K), len(scored)))
+        slate = self._walk(query, scored, given_K, distribution_KN)
+        propensity_K[: len(slate)] = slate.propensity_K
+        return Draw(propensity_K, distribution_KN)
 
-    def _walk(self, query: Query, scored: Scored, given_K: NDArray[np.int64] | None = None) -> "_Walk":
+    def _walk(
+        self, query: Query, scored: Scored, given_K: NDArray[np.int64] | None, distribution_KN: NDArray[np.float64]
+    ) -> Slate:
         """Fill the slots one after the other, with the given items or, without them, with drawn ones."""
-        settings = self.settings
+        settings, row_N = self.settings, scored.candidates.row_N
         utility_N = utility(scored.probability_NA, action_names=scored.action_names, weights=settings.weights)
-        row_N = scored.candidates.row_N
         age_ms_N = query.time_ms - self.items.published_ms_I[row_N]
-        worth_N = utility_N.astype(np.float64)
+        ruled = Ruled.nothing(len(row_N)) if self.rules is None else self.rules.judged(query, row_N)
+        worth_N = utility_N + ruled.boost_N
         if settings.freshness_weight:
             worth_N += settings.freshness_weight * freshness(age_ms_N, settings.half_life_days)
-        similarity = SlateSimilarity(self.items.embedding_ID[row_N]) if settings.diversity else None
-        size = max(0, min(query.size, len(scored)))
-        constraints = SlateConstraints(
+        held = limits(
             settings,
-            size=size,
-            category_N=scored.item_row_N["category"],
-            creator_N=scored.item_row_N["creator"],
+            ruled,
+            items=self.items,
+            scored=scored,
+            size=query.size,
             fresh_N=age_ms_N <= settings.fresh_days * DAY_MS,
         )
-        if given_K is None:
-            chance_K = np.random.default_rng(self.seed(query)).random(size)
-        else:
-            size = min(size, len(given_K))
-        index_K = np.empty(size, np.int64)
-        flag_K = np.zeros(size, np.uint8)
-        distribution_KN = np.zeros((size, len(scored)))
-        relaxed: dict[str, None] = {}
-        for k in range(size):
-            feasible = constraints.feasible()
-            index_F = np.flatnonzero(feasible.mask_N)
-            adjusted_F = worth_N[index_F]
-            if similarity:
-                adjusted_F -= settings.diversity * similarity.max_N[index_F]
-            probability_F = slot_distribution(adjusted_F, settings.temperature, settings.epsilon)
-            distribution_KN[k, index_F] = probability_F
-            index = int(given_K[k] if given_K is not None else index_F[position_at(probability_F, chance_K[k])])
-            index_K[k] = index
-            flag_K[k] = (
-                SlotFlag.EXPLORED * (index != index_F[adjusted_F.argmax()])
-                | SlotFlag.FRESH_QUOTA * feasible.fresh_only
-                | SlotFlag.RELAXED * bool(feasible.relaxed)
-            )
-            relaxed |= dict.fromkeys(feasible.relaxed)
-            constraints.place(index)
-            if similarity and index >= 0:
-                similarity.place(index)
-        return _Walk(index_K, utility_N, distribution_KN, flag_K, tuple(relaxed))
+        pin_K, spanning = held.pool.pin_K, settings.diversity_by == "dpp"
+        vector_ND = self.items.embedding_ID[row_N] if settings.diversity else np.zeros((len(row_N), 0), np.float32)
+        index_K, propensity_K, flag_K, given_up = walk(
+            Knobs(settings.temperature, settings.epsilon, settings.fresh_floor, settings.diversity, spanning),
+            worth_N,
+            held,
+            similarity(vector_ND, len(pin_K), spanning=spanning),
+            (
+                np.uint64(self.seed(query)),
+                given_K is not None,
+                _NONE_GIVEN if given_K is None else given_K,
+                distribution_KN,
+            ),
+        )
+        relaxed = [RELAXATION[level] for level in given_up[given_up >= 0].tolist()]
+        if query.only_row_N is None and any(slot < len(pin_K) and pin_K[slot] < 0 for slot, _ in ruled.pins):
+            relaxed.insert(0, RELAXATION[0])
+        return Slate(index_K, utility_N, propensity_K, flag_K, tuple(relaxed))
 
 
-@dataclass(frozen=True, slots=True)
-class _Walk:
-    """Every slot with the distribution that it was, or would have been, drawn from."""
+class Knobs(NamedTuple):
+    """What the walk reads of the settings."""
 
-    index_K: NDArray[np.int64]
-    utility_N: NDArray[np.float32]
-    distribution_KN: NDArray[np.float64]
-    flag_K: NDArray[np.uint8]
-    relaxed: tuple[str, ...]
-
-
-def slot_distribution(adjusted_F: NDArray[np.float64], temperature: float, epsilon: float) -> NDArray[np.float64]:
-    """P(f) = (1 - epsilon) softmax(adjusted / temperature)_f + epsilon / F, for one or more feasible items.
-
-    Temperature 0 is the limit: all of the first term goes to the largest, the first of them where several are.
-    Never above 1, and exactly 1 for a single item.
-    """
-    if temperature == 0:
-        greedy_F = np.zeros(len(adjusted_F))
-        greedy_F[adjusted_F.argmax()] = 1.0
-    else:
-        # The largest exponent is 0; one so small that it overflows to -inf has probability 0, as it should.
-        with np.errstate(over="ignore"):
-            greedy_F = np.exp((adjusted_F - adjusted_F.max()) / temperature)
-        greedy_F /= greedy_F.sum()
-    return (1 - epsilon) * greedy_F + epsilon / len(adjusted_F)
-
-
-def position_at(probability_F: NDArray[np.float64], chance: float) -> int:
-    """Inverse of the cumulative distribution at `chance` in [0, 1]; never a position of probability 0."""
-    cumulative_F = probability_F.cumsum()
-    index = int(cumulative_F.searchsorted(chance * cumulative_F[-1], side="right"))
-    # The product can round up to the total, which lies beyond every position.
-    return index if index < len(probability_F) else int(probability_F.nonzero()[0][-1])
+    temperature: float
+    epsilon: float
+    fresh_floor: float
+    diversity: float
+    spanning: bool

@@ -3,10 +3,22 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from difflib import get_close_matches
 from functools import cached_property
 from hashlib import sha256
+from typing import Literal
+
+MAX_MINIMA = 24
+"""Categories with a minimum."""
+_ADDED = (
+    "diversity_by",
+    "category_window",
+    "creator_window",
+    "min_per_category",
+    "duplicate_attribute",
+    "fresh_floor",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +43,28 @@ class PolicySettings:
     """Share of draws that are uniform over the feasible items: every feasible item has at least epsilon / N."""
     diversity: float = 0.05
     """Utility lost by an item whose direction the slate already holds (the lambda of MMR)."""
+    diversity_by: Literal["mmr", "dpp"] = "mmr"
+    """Similarity to the nearest item of the slate, or what a determinantal point process makes of all of them."""
     freshness_weight: float = 0.0
     """Utility gained by an item published this instant."""
     half_life_days: float = 7.0
     """Age at which half of that gain is left."""
     max_per_category: int = 0
     """Items of one category in a slate; 0 sets no cap."""
+    category_window: int = 0
+    """Consecutive slots for which that cap holds, wherever they begin; 0: the whole slate."""
     max_per_creator: int = 0
     """Items of one creator in a slate; 0 sets no cap."""
+    creator_window: int = 0
+    """Consecutive slots for which that cap holds, wherever they begin; 0: the whole slate."""
+    min_per_category: Mapping[str, int] = field(default_factory=dict)
+    """Items of a category, by its name, that a slate holds at least."""
+    duplicate_attribute: str = ""
+    """Item attribute whose value duplicates share: a slate holds at most one of them; empty: there are none."""
     fresh_quota: float = 0.0
     """Share of the slots that hold fresh items at least, rounded up to whole slots."""
+    fresh_floor: float = 0.0
+    """Share of draws that are uniform over the feasible fresh items, where there are any."""
     fresh_days: float = 1.0
     """Age up to which an item is fresh."""
 
@@ -53,21 +77,50 @@ class PolicySettings:
             ("freshness_weight", 0.0, 1e6),
             ("half_life_days", 0.0, math.inf),
             ("fresh_quota", 0.0, 1.0),
+            ("fresh_floor", 0.0, 1.0),
             ("fresh_days", 0.0, math.inf),
         ):
             object.__setattr__(self, name, _number(name, getattr(self, name), low, high))
-        for name in ("max_per_category", "max_per_creator"):
-            cap = getattr(self, name)
-            if isinstance(cap, bool) or not isinstance(cap, int) or cap < 0:
-                raise ValueError(f"{name} is {cap!r}; a cap is a whole number, 0 for none")
+        for name in ("max_per_category", "category_window", "max_per_creator", "creator_window"):
+            _check_whole(name, getattr(self, name))
+        minima = dict(self.min_per_category)
+        for category, least in minima.items():
+            _check_whole(f"min_per_category[{category!r}]", least)
+        if len(minima) > MAX_MINIMA:
+            raise ValueError(f"min_per_category names {len(minima)} categories; at most {MAX_MINIMA} are allowed")
+        if self.diversity_by not in ("mmr", "dpp"):
+            raise ValueError(f"diversity_by is {self.diversity_by!r}; it must be mmr or dpp")
+        if not isinstance(self.duplicate_attribute, str):
+            raise ValueError(f"duplicate_attribute is {self.duplicate_attribute!r}; the name of an attribute is needed")
         if not self.half_life_days:
             raise ValueError("half_life_days is 0.0; it must be above 0")
         negative = self.negative_actions
         if not isinstance(negative, tuple | list) or not all(isinstance(action, str) for action in negative):
             raise ValueError(f"negative_actions is {negative!r}; a list of action names is needed")
+        object.__setattr__(self, "min_per_category", minima)
         object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "negative_actions", tuple(negative))
         self._check_signs()
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """That no two settings contradict each other."""
+        if self.epsilon + self.fresh_floor > 1:
+            raise ValueError(
+                f"epsilon is {self.epsilon} and fresh_floor is {self.fresh_floor}; together they are at most 1"
+            )
+        for kind in ("category", "creator"):
+            most, window = getattr(self, f"max_per_{kind}"), getattr(self, f"{kind}_window")
+            if window and not 0 < most < window:
+                raise ValueError(
+                    f"{kind}_window is {window} and max_per_{kind} {most}; a cap of a window is from 1 to {window - 1}"
+                )
+        for category, least in self.min_per_category.items():
+            if self.max_per_category and not self.category_window and least > self.max_per_category:
+                raise ValueError(
+                    f"min_per_category[{category!r}] is {least} and max_per_category {self.max_per_category}; "
+                    "no slate holds as many and as few"
+                )
 
     def _check_signs(self) -> None:
         for action, weight in self.weights.items():
@@ -86,7 +139,14 @@ class PolicySettings:
         return sha256(self.to_json().encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        """Without what was added since the first generations were published and has its default: theirs must go on to
+        have the fingerprints that they were published with."""
+        written = asdict(self)
+        for each in fields(self):
+            default = each.default if each.default_factory is MISSING else each.default_factory()
+            if each.name in _ADDED and written[each.name] == default:
+                del written[each.name]
+        return json.dumps(written, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "PolicySettings":
@@ -103,6 +163,11 @@ class PolicySettings:
                 nearest = get_close_matches(name, known, 1, 0.0)[0]
                 raise ValueError(f"no policy setting {name!r}; the nearest is {nearest!r}")
         return cls(**read)
+
+
+def _check_whole(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name} is {value!r}; a whole number is needed, 0 for none")
 
 
 def _number(name: str, value: object, low: float, high: float) -> float:

@@ -12,13 +12,15 @@ class SlotFlag(IntFlag):
 
     NONE = 0
     EXPLORED = 1
-    """Not the item that the slot's adjusted utility ranks first."""
+    """Another feasible item has a larger adjusted utility."""
     FRESH_QUOTA = 2
-    """Drawn while only fresh items were feasible."""
+    """A fresh item, drawn while only items that quotas still owed were feasible, the quota of fresh ones among them."""
     RELAXED = 4
     """Drawn after a constraint had to be given up; see `Slate.relaxed`."""
     PINNED = 8
     """Put there by a rule; its propensity is 1."""
+    QUOTA = 16
+    """Likewise of a category's minimum or of a rule."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,6 +218,18 @@ class PutRulesResponse(_message.Message):
     etag: str
     def __init__(self, rules: _Optional[_Iterable[_Union[Rule, _Mapping]]] = ..., etag: _Optional[str] = ...) -> None: ...
 
+class GetRulesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetRulesResponse(_message.Message):
+    __slots__ = ("rules", "etag")
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    ETAG_FIELD_NUMBER: _ClassVar[int]
+    rules: _containers.RepeatedCompositeFieldContainer[Rule]
+    etag: str
+    def __init__(self, rules: _Optional[_Iterable[_Union[Rule, _Mapping]]] = ..., etag: _Optional[str] = ...) -> None: ...
+
 class GetStatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

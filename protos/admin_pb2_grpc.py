@@ -65,6 +65,11 @@ class AdminStub:
                 request_serializer=protos_dot_admin__pb2.PutRulesRequest.SerializeToString,
                 response_deserializer=protos_dot_admin__pb2.PutRulesResponse.FromString,
                 _registered_method=True)
+        self.GetRules = channel.unary_unary(
+                '/cascade.v1.Admin/GetRules',
+                request_serializer=protos_dot_admin__pb2.GetRulesRequest.SerializeToString,
+                response_deserializer=protos_dot_admin__pb2.GetRulesResponse.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/cascade.v1.Admin/GetStatus',
                 request_serializer=protos_dot_admin__pb2.GetStatusRequest.SerializeToString,
@@ -112,7 +117,15 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PutRules(self, request, context):
-        """Business rules: what is pinned, boosted, blocked, and where.
+        """Business rules: what is pinned, boosted, blocked, and where. In force, for every server of the store, from the next
+        answer on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRules(self, request, context):
+        """The rules in force.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -157,6 +170,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.PutRules,
                     request_deserializer=protos_dot_admin__pb2.PutRulesRequest.FromString,
                     response_serializer=protos_dot_admin__pb2.PutRulesResponse.SerializeToString,
+            ),
+            'GetRules': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRules,
+                    request_deserializer=protos_dot_admin__pb2.GetRulesRequest.FromString,
+                    response_serializer=protos_dot_admin__pb2.GetRulesResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -327,6 +345,33 @@ class Admin:
             '/cascade.v1.Admin/PutRules',
             protos_dot_admin__pb2.PutRulesRequest.SerializeToString,
             protos_dot_admin__pb2.PutRulesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRules(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cascade.v1.Admin/GetRules',
+            protos_dot_admin__pb2.GetRulesRequest.SerializeToString,
+            protos_dot_admin__pb2.GetRulesResponse.FromString,
             options,
             channel_credentials,
             insecure,

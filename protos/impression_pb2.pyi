@@ -60,7 +60,7 @@ class StageTime(_message.Message):
     def __init__(self, stage: _Optional[str] = ..., milliseconds: _Optional[float] = ..., status: _Optional[str] = ...) -> None: ...
 
 class Policy(_message.Message):
-    __slots__ = ("temperature", "epsilon", "diversity", "seed", "log_propensity", "relaxed", "fingerprint")
+    __slots__ = ("temperature", "epsilon", "diversity", "seed", "log_propensity", "relaxed", "fingerprint", "rules")
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     EPSILON_FIELD_NUMBER: _ClassVar[int]
     DIVERSITY_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +68,7 @@ class Policy(_message.Message):
     LOG_PROPENSITY_FIELD_NUMBER: _ClassVar[int]
     RELAXED_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
     temperature: float
     epsilon: float
     diversity: float
@@ -75,7 +76,8 @@ class Policy(_message.Message):
     log_propensity: float
     relaxed: _containers.RepeatedScalarFieldContainer[str]
     fingerprint: str
-    def __init__(self, temperature: _Optional[float] = ..., epsilon: _Optional[float] = ..., diversity: _Optional[float] = ..., seed: _Optional[int] = ..., log_propensity: _Optional[float] = ..., relaxed: _Optional[_Iterable[str]] = ..., fingerprint: _Optional[str] = ...) -> None: ...
+    rules: str
+    def __init__(self, temperature: _Optional[float] = ..., epsilon: _Optional[float] = ..., diversity: _Optional[float] = ..., seed: _Optional[int] = ..., log_propensity: _Optional[float] = ..., relaxed: _Optional[_Iterable[str]] = ..., fingerprint: _Optional[str] = ..., rules: _Optional[str] = ...) -> None: ...
 
 class SourceHits(_message.Message):
     __slots__ = ("source", "item_key", "score")

@@ -8,18 +8,25 @@ from importlib.metadata import PackageNotFoundError, version
 import grpc
 
 from index.generations import CorruptGeneration, Manifest
+from policy.rules import RulesInForce
 from protos import admin_pb2
 from serving import codec
-from serving.generation import Generations
-from serving.rpc import Unavailable, handlers
+from serving.generation import Generation, Generations
+from serving.rpc import StaleRules, Unavailable, handlers
+from serving.rules import rule_book
 from serving.telemetry import Telemetry
 
 _LATER = {
     "SetTraffic": "SetTraffic is not built yet; it will split traffic between arms. Meanwhile Activate serves one "
     "generation to all",
-    "PutRules": "PutRules is not built yet; it will pin, boost and block items. Meanwhile send exclude_item_ids, or "
-    "change the policy's settings and publish a new generation",
 }
+
+
+class InvalidRules(codec.InvalidRequest):
+    """Rules that cannot be followed, or contradict each other; what is wrong with them is the reason."""
+
+    def __init__(self, why: ValueError) -> None:
+        ValueError.__init__(self, f"rules: {why}")
 
 
 class AdminService:
@@ -55,6 +62,8 @@ class AdminService:
                 "Prepare": self.prepare,
                 "Activate": self.activate,
                 "Rollback": self.rollback,
+                "PutRules": self.put_rules,
+                "GetRules": self.get_rules,
                 "GetStatus": self.get_status,
             },
             later=_LATER,
@@ -93,6 +102,39 @@ class AdminService:
         active = self._generations.roll_back()
         self._changed()
         return admin_pb2.RollbackResponse(generation=self._info(active.manifest)).SerializeToString()
+
+    def put_rules(self, wire: bytes, _context: grpc.ServicerContext) -> bytes:
+        """On disk, and in force for every server of the store, when it returns."""
+        request = admin_pb2.PutRulesRequest()
+        codec.parse(request, wire)
+        if any(rule.kind == admin_pb2.RULE_REDIRECT for rule in request.rules):
+            raise codec.Unsupported("REDIRECT rules are not supported yet; meanwhile the caller has to redirect")
+        response = admin_pb2.PutRulesResponse(rules=request.rules)
+
+        def plan(generation: Generation) -> admin_pb2.PutRulesRequest:
+            if request.etag != generation.rules_etag:
+                raise StaleRules(request.etag, generation.rules_etag)
+            response.etag = str(generation.catalog_seq + 1)
+            try:
+                RulesInForce(rule_book(request, response.etag), generation.items, generation.attributes).check()
+            except ValueError as error:
+                raise InvalidRules(error) from None
+            return admin_pb2.PutRulesRequest(rules=request.rules)
+
+        if self._generations.active is None:
+            raise Unavailable("no generation is active, so there is nothing that rules could be checked against")
+        self._generations.change(plan, time_ms=_now_ms())
+        return response.SerializeToString()
+
+    def get_rules(self, wire: bytes, _context: grpc.ServicerContext) -> bytes:
+        codec.parse(admin_pb2.GetRulesRequest(), wire)
+        head = self._generations.catalog.head()
+        put = self._generations.catalog.rules(until=head)
+        response = admin_pb2.GetRulesResponse()
+        if put is not None and isinstance(put.request, admin_pb2.PutRulesRequest):
+            response.rules.extend(put.request.rules)
+            response.etag = str(put.seq)
+        return response.SerializeToString()
 
     def get_status(self, wire: bytes, _context: grpc.ServicerContext) -> bytes:
         codec.parse(admin_pb2.GetStatusRequest(), wire)

@@ -88,6 +88,7 @@ def record(asked: Impression, *, query: Query, answer: Answer, generation: Gener
     asked.policy.log_propensity = slate.log_propensity
     asked.policy.relaxed.extend(slate.relaxed)
     asked.policy.fingerprint = settings.fingerprint
+    asked.policy.rules = generation.rules_etag
     asked.degraded = answer.trace.degraded
     asked.stages.extend(stage_times(answer.trace))
     asked.skipped_sources.extend(answer.trace.skipped_sources)

@@ -1,4 +1,5 @@
-"""The catalogue log: what changed between two generations, durable, in one order for every process of a store.
+"""The catalogue log: what changed between two generations, items and rules, durable, in one order for every process of
+a store.
 
 A file in SQLite with a write-ahead log. A row is one call that changed something, holding what of it was accepted, so
 that the log is also the record of who was deleted when. Every row carries a CRC-32, which readers check.
@@ -13,10 +14,11 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
+from protos.admin_pb2 import PutRulesRequest
 from protos.catalog_pb2 import DeleteItemsRequest, PatchItemsRequest, UpsertItemsRequest
 from serving.log import CorruptLog, explained, open_to_read
 
-Change = UpsertItemsRequest | DeleteItemsRequest | PatchItemsRequest
+Change = UpsertItemsRequest | DeleteItemsRequest | PatchItemsRequest | PutRulesRequest
 
 FILE = "catalog.db"
 """Name of the log in the folder of a generation store."""
@@ -26,6 +28,7 @@ _CHANGES: dict[str, type[Change]] = {
     "upsert_items": UpsertItemsRequest,
     "delete_items": DeleteItemsRequest,
     "patch_items": PatchItemsRequest,
+    "put_rules": PutRulesRequest,
 }
 _KIND_OF = {change: kind for kind, change in _CHANGES.items()}
 _SCHEMA = """
@@ -102,6 +105,23 @@ class CatalogLog:
             if entry.seq != expected:
                 raise CorruptLog(f"{self.path}: entry {expected} is missing, the next is {entry.seq}")
         return entries
+
+    def rules(self, until: int) -> Entry | None:
+        """The last entry up to and with `until` that put rules; None where none did."""
+        with self._reading:
+            try:
+                reader = self._open_to_read()
+                found = (
+                    reader
+                    and reader.execute(
+                        "SELECT seq, time_ms, kind, crc, payload FROM entries WHERE seq <= ? AND kind = 'put_rules' "
+                        "ORDER BY seq DESC LIMIT 1",
+                        (until,),
+                    ).fetchone()
+                )
+            except (sqlite3.Error, UnicodeDecodeError) as error:
+                raise self._failed(error) from error
+        return self._entry(*found) if found else None
 
     def append(self, request: Change, *, time_ms: int, after: int) -> Entry:
         """Write the entry that follows number `after`; on disk (fsync) when this returns.

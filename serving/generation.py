@@ -12,9 +12,11 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,14 +36,17 @@ from index.placement import Placement, opened
 from index.shards import ShardedIndex
 from index.strings import IdMap
 from index.vectors import VectorIndex
+from policy.rules import RulesInForce
 from policy.selector import SlatePolicy
 from policy.settings import PolicySettings
+from protos.admin_pb2 import PutRulesRequest
 from ranking.scorer import RankerScorer, RetrievalOrder
 from serving.catalog_log import FILE, CatalogLog, Change, Entry, StaleHead
 from serving.changes import changed
 from serving.log import CorruptLog
-from serving.pipeline import Filter, Pipeline
+from serving.pipeline import Filter, Pipeline, nothing_pinned
 from serving.retrieval import RetrievalSettings, chosen, fan_out, grown
+from serving.rules import rules_after
 
 _NO_ACTIVITY = Activity.none().fingerprint
 """Of generations made before there was any."""
@@ -116,17 +121,23 @@ class Generation:
     catalog_seq: int
     """Number of the last change that it knows of."""
     pipeline: Pipeline
+    rules: RulesInForce | None = None
+    """None where there were never any."""
 
     @classmethod
     def load(cls, store: GenerationStore, generation: str, *, placement: Placement | None = None) -> "Generation":
-        """Verify every file against the manifest, then `read`.
+        """Verify every file against the manifest, then `read`, and apply the rules that its catalogue knew.
 
         Raises:
             UnknownGeneration, CorruptGeneration: see `GenerationStore`.
             GenerationMismatch: both fingerprints are in the message.
+            CorruptLog, LogUnavailable, UnknownChange: see `CatalogLog` and `rules_after`.
         """
         manifest = store.verify(generation)
-        return cls.read(store.folder(generation), manifest, placement=placement)
+        made = cls.read(store.folder(generation), manifest, placement=placement)
+        with closing(CatalogLog(store.root / FILE)) as log:
+            put = log.rules(until=made.catalog_seq)
+        return made if put is None else made._with(made.items, put, made.catalog_seq)
 
     @classmethod
     def read(cls, folder: Path, manifest: Manifest, *, placement: Placement | None = None) -> "Generation":
@@ -211,19 +222,29 @@ class Generation:
         Raises:
             ValueError: where an entry is not the next one.
         """
-        items, seq = self.items, self.catalog_seq
+        items, put, seq = self.items, None, self.catalog_seq
         for entry in entries:
             if entry.seq != seq + 1:
                 raise ValueError(f"entry {entry.seq} was given, change {seq + 1} of the catalogue is next")
             items, seq = changed(items, entry, table=self.table, towers=self.towers), entry.seq
-        return self if seq == self.catalog_seq else self._with(items, seq)
+            put = entry if isinstance(entry.request, PutRulesRequest) else put
+        return self if seq == self.catalog_seq else self._with(items, put, seq)
 
-    def _with(self, items: Items, catalog_seq: int) -> "Generation":
-        """The same with other items, of which the first rows are those that it has."""
+    def _with(self, items: Items, put: Entry | None, catalog_seq: int) -> "Generation":
+        """The same with other items, of which the first rows are those that it has, and with other rules if they were
+        put."""
+        attributes = self.attributes if items is self.items else self.attributes.on(items)
+        rules = rules_after(put, self.rules, items=items, attributes=attributes)
+        if items is self.items:
+            return replace(
+                self,
+                catalog_seq=catalog_seq,
+                rules=rules,
+                pipeline=replace(self.pipeline, **_ruled(self.settings, items, self.id, rules)),
+            )
         base = self.vectors.base if isinstance(self.vectors, GrownIndex) else self.vectors
         vectors = GrownIndex(base, growing(items.embedding_ID).tail)
         lexical = self.lexical.grown(items.searchable.take(np.arange(len(self.items), len(items))))
-        attributes = self.attributes.on(items)
         scorer = RankerScorer(self.scorer.ranker, self.scorer.calibration, self.table, items)
 
         return replace(
@@ -234,6 +255,7 @@ class Generation:
             attributes=attributes,
             scorer=scorer,
             catalog_seq=catalog_seq,
+            rules=rules,
             pipeline=replace(
                 self.pipeline,
                 hydrate=_hydration(
@@ -249,9 +271,14 @@ class Generation:
                 filters=_filters(self.retrieval, items),
                 scorer=scorer,
                 retrieval_order=RetrievalOrder(self.table, items),
-                selector=SlatePolicy(self.settings, items, self.id),
+                **_ruled(self.settings, items, self.id, rules),
             ),
         )
+
+    @property
+    def rules_etag(self) -> str:
+        """Version of the rules in force; empty where there were never any."""
+        return self.rules.book.etag if self.rules else ""
 
     @property
     def tail(self) -> int:
@@ -310,6 +337,12 @@ def _hydration(
         return HydratedQuery(query, row, towers.encode_queries(row)[0], allowed)
 
     return hydrate
+
+
+def _ruled(settings: PolicySettings, items: Items, generation: str, rules: RulesInForce | None) -> dict[str, Any]:
+    """What of a pipeline depends on the rules."""
+    pinned = rules.pinned if rules else nothing_pinned
+    return {"selector": SlatePolicy(settings, items, generation, rules), "pinned": pinned}
 
 
 def _filters(retrieval: RetrievalSettings, items: Items) -> list[Filter]:

@@ -16,8 +16,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from candidate_gen.merge import fused, merge, only
-from candidate_gen.types import Candidates, HydratedQuery, Query
+from candidate_gen.merge import fused, merge, only, with_rows
+from candidate_gen.types import NO_ROWS, Candidates, HydratedQuery, Query
 from index.types import Hits
 from policy.types import Slate
 from protos.impression_pb2 import Degraded
@@ -82,6 +82,10 @@ class Answer:
     trace: Trace
 
 
+def nothing_pinned(_query: Query) -> NDArray[np.int64]:
+    return NO_ROWS
+
+
 @dataclass(frozen=True, slots=True)
 class Pipeline:
     """The four stages of one generation."""
@@ -102,6 +106,8 @@ class Pipeline:
     """How long such a source is waited for."""
     most: int | None = None
     """Candidates that are scored, the best by reciprocal rank fusion; None for all that the sources name."""
+    pinned: Callable[[Query], NDArray[np.int64]] = nothing_pinned
+    """Rows that are candidates even if no source names them."""
 
     def run(self, query: Query, *, budget_s: float = math.inf, without: frozenset[str] = frozenset()) -> Answer:
         """Answer a query.
@@ -119,7 +125,7 @@ class Pipeline:
             candidates = self._retrieve(hydrated, started + 0.5 * budget_s, without, trace)
         with trace.stage("filter"):
             candidates = self._filter(hydrated, candidates, trace)
-            candidates = candidates if self.most is None else fused(candidates, self.most)
+            candidates = candidates if self.most is None else fused(candidates, self.most, always=self.pinned(query))
         with trace.stage("score"):
             scored = self._score(hydrated, candidates, trace)
         with trace.stage("select"):
@@ -163,7 +169,7 @@ class Pipeline:
                 trace.degraded |= Degraded.DEGRADED_SOURCE_ERROR
         if trace.skipped_sources and not any(len(found.get(name, ())) for name in names[:-1]):
             trace.degraded |= Degraded.DEGRADED_POPULAR_FALLBACK
-        return merge(names, [found.get(name) for name in names])
+        return with_rows(merge(names, [found.get(name) for name in names]), self.pinned(hydrated.query))
 
     def _checked(self, hits: Hits) -> Hits:
         """

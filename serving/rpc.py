@@ -49,6 +49,13 @@ class Unavailable(RuntimeError):
     """Nothing can answer now; trying again later, or elsewhere, may help."""
 
 
+class StaleRules(RuntimeError):
+    """Somebody else put rules first."""
+
+    def __init__(self, etag: str, now: str) -> None:
+        super().__init__(f"etag: {etag!r} given, the rules in force have {now!r}; read them with GetRules, try again")
+
+
 class CatalogFull(RuntimeError):
     """So much has changed since the last generation that the next one must be built first."""
 
@@ -62,6 +69,7 @@ _STATUS_OF: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (grpc.RpcError, grpc.StatusCode.CANCELLED),  # the caller of a stream is gone
     (UnknownGeneration, grpc.StatusCode.NOT_FOUND),
     (StaleExpected, grpc.StatusCode.FAILED_PRECONDITION),
+    (StaleRules, grpc.StatusCode.FAILED_PRECONDITION),
     (CorruptGeneration, grpc.StatusCode.FAILED_PRECONDITION),
     (GenerationMismatch, grpc.StatusCode.FAILED_PRECONDITION),
     (CatalogFull, grpc.StatusCode.RESOURCE_EXHAUSTED),

@@ -401,8 +401,8 @@ class EventsService:
 
 def _without_chance(generation: Generation) -> Generation:
     """The same generation with a policy that takes the best: what cannot be logged must not be explored."""
-    settings = replace(generation.settings, temperature=0.0, epsilon=0.0)
-    policy = SlatePolicy(settings, generation.items, generation.id)
+    settings = replace(generation.settings, temperature=0.0, epsilon=0.0, fresh_floor=0.0)
+    policy = SlatePolicy(settings, generation.items, generation.id, generation.rules)
     return replace(generation, settings=settings, pipeline=replace(generation.pipeline, selector=policy))
 
 

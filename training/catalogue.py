@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 
 from index.generations import Manifest
-from protos.catalog_pb2 import CatalogItem, PatchItemsRequest, UpsertItemsRequest
+from protos.catalog_pb2 import CatalogItem, DeleteItemsRequest, PatchItemsRequest, UpsertItemsRequest
 from serving.catalog_log import CatalogLog, Entry
 from serving.changes import values_of
 from serving.log import CorruptLog
@@ -64,7 +64,7 @@ def folded(items: pl.DataFrame, entries: Sequence[Entry], *, columns: Columns) -
                 if before is not None:
                     available = {"available": patch.available} if patch.HasField("available") else {}
                     now[patch.item_id] = before | available | _declared(values_of(patch), columns)
-        else:
+        elif isinstance(request, DeleteItemsRequest):
             now |= dict.fromkeys(request.item_ids)
     untouched = items.filter(~pl.col("item_id").is_in(list(now)))
     rows = [row for row in now.values() if row is not None]

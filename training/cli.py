@@ -76,8 +76,9 @@ _JOBS = {
     "ope": (
         "estimate from the log what another generation would have earned",
         "Runs the logged requests through the other generation, weighs what was seen by the ratio of the exact "
-        "propensities and prints every estimator with its interval. Ends with code 3 where the two policies overlap "
-        "too little for an honest number.",
+        "propensities, prints every estimator with its interval, the uplift and a verdict, and writes ope.html with "
+        "plots, slices and what the log can carry. Ends with code 3 where the two policies overlap too little for an "
+        "honest number; the page then shows why.",
         "cascade ope log=outputs/latest/log.db generation=<id>",
     ),
     "nightly": (

@@ -55,8 +55,17 @@ def job(given: Namespace) -> None:
         results = configuration.sweep(given.command, overrides, run)
         names = dict.fromkeys(name for result in results.values() for name in result)
         _OUT.print(tabulated({name: {of: result.get(name) for of, result in results.items()} for name in names}))
+        return
+    result: Any = run(configuration.settings(given.command, overrides))
+    if given.command == "ope":
+        from training import estimate_report
+
+        _OUT.print(tabulated(estimate_report.told(result)), "")
+        for finding in result["findings"]:
+            _OUT.print(finding["text"])
+        _OUT.print(f"\n{result['page']}")
     else:
-        _OUT.print(tabulated(run(configuration.settings(given.command, overrides))))
+        _OUT.print(tabulated(result))
 
 
 def _names_sweep(text: str) -> bool:

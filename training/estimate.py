@@ -1,22 +1,25 @@
-"""What another generation would have earned on a log, by several estimators side by side.
+"""What another generation would have earned on a log, by several estimators side by side, as a whole and by slice.
 
-Shape letters: M impressions, K slots.
+Shape letters: M impressions, K slots, R draws, N candidates.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from candidate_gen.features import FeatureTable
 from policy.ope import (
     Estimate,
-    InsufficientOverlap,
+    Interval,
     Overlap,
+    PropensityBin,
     cascade_dr,
     diagnose,
-    require_overlap,
+    faults,
+    propensity_bins,
     rips,
     sips,
     sn_cascade_dr,
@@ -24,11 +27,44 @@ from policy.ope import (
     sn_sips,
     truncated,
 )
-from training.replay import Counterfactual
+from policy.selector import SlatePolicy
+from protos.impression_pb2 import Degraded, Impression
+from serving.catalog_log import CatalogLog
+from serving.codec import query_of
+from serving.generation import Generation
+from training.replay import Counterfactual, Snapshots, in_order
 
 HEADLINE = "truncated_cascade_dr"
 """The estimator whose figure stands for all: self-normalised, doubly robust, its weights cut to sqrt(requests). On
 the simulated world its intervals held the truth where those of the others were beside it or several times as wide."""
+_CHECKED_REQUESTS = 300
+_MOST_VALUES = 12
+"""A column with more values than this makes no slices."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnDraws:
+    """How a logging policy's own propensities fare beside what it drew."""
+
+    overlap: Overlap
+    """Of the policy with itself, one row a draw: how many actions it could show."""
+    bins: tuple[PropensityBin, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SliceEstimate:
+    """The headline estimator on a part of the requests."""
+
+    column: str
+    """What the requests of a slice have in common: "surface", "users", a stored user column, a label."""
+    value: str
+    depth: int
+    """As of all requests, or less where the log of the part does not reach as far."""
+    estimate: Estimate
+    logged: Estimate
+    uplift: Estimate
+    faults: tuple[str, ...]
+    """Why the part is too little by itself; its figures are then no more than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,66 +76,129 @@ class Estimates:
     """
 
     depth: int
-    """The most slots whose overlap, of truncated weights, `require_overlap` accepts; 1 where it accepts none."""
+    """The most slots whose truncated weights have no faults; 1 where even those of the first have."""
     by_name: Mapping[str, Estimate]
     logged: Estimate
     """What the logging policy itself earned: the plain mean."""
+    uplift: Estimate
+    """The headline less `logged`, request by request: what they share does not widen its interval."""
     overlap: Overlap
+    by_depth: tuple[Overlap, ...]
+    """Of the first slot, the first two, ... of truncated weights."""
+    bins: tuple[PropensityBin, ...]
+    slices: tuple[SliceEstimate, ...]
 
     @property
     def headline(self) -> Estimate:
         return self.by_name[HEADLINE]
 
 
-def estimate(compared: Counterfactual) -> Estimates:
-    """Every slate estimator on one comparison, of as many slots as the log supports."""
-    outside = float(1 - compared.inside_M.mean())
-    depth, overlap = 1, _overlap(compared, 1, outside)
-    for deeper in range(2, compared.reward_MK.shape[1] + 1):
-        below = _overlap(compared, deeper, outside)
-        if not _sufficient(below):
-            break
-        depth, overlap = deeper, below
-    reward_MK, logged_MK, target_MK, predicted_MK, expected_MK = (
-        column_MK[:, :depth]
-        for column_MK in (
-            compared.reward_MK,
-            compared.logged_prefix_MK,
-            compared.target_prefix_MK,
-            compared.predicted_reward_MK,
-            compared.target_predicted_MK,
+def estimate(
+    compared: Counterfactual,
+    *,
+    slices: Mapping[tuple[str, str], NDArray[np.bool_]] | None = None,
+    own: OwnDraws | None = None,
+    interval: Interval = "delta",
+) -> Estimates:
+    """Every slate estimator on one comparison, of as many slots as the log supports.
+
+    Args:
+        slices: which requests are in each, (M,), by column and value.
+        own: what is known of the logging policy's propensities.
+    """
+    by_depth = _by_depth(compared, slice(None), compared.reward_MK.shape[1])
+    depth = _reach(by_depth)
+    overlap = by_depth[depth - 1]
+    if own is not None:
+        overlap = replace(
+            overlap,
+            shown_actions=own.overlap.shown_actions,
+            shown_actions_error=own.overlap.shown_actions_error,
+            miscalibration=own.overlap.miscalibration,
         )
-    )
-    joint = (reward_MK, logged_MK[:, -1], target_MK[:, -1])
-    prefixed = (reward_MK, logged_MK, target_MK)
+    log = _Prefixed.of(compared, depth)
+    joint = (log.reward_MK, log.logged_MK[:, -1], log.target_MK[:, -1])
+    prefixed = (log.reward_MK, log.logged_MK, log.target_MK)
     return Estimates(
         depth=depth,
         by_name={
-            "sips": sips(*joint),
-            "sn_sips": sn_sips(*joint),
-            "rips": rips(*prefixed),
-            "sn_rips": sn_rips(*prefixed),
-            "cascade_dr": cascade_dr(*prefixed, predicted_MK, expected_MK),
-            "sn_cascade_dr": sn_cascade_dr(*prefixed, predicted_MK, expected_MK),
-            HEADLINE: sn_cascade_dr(reward_MK, logged_MK, truncated(logged_MK, target_MK), predicted_MK, expected_MK),
+            "sips": sips(*joint, interval=interval),
+            "sn_sips": sn_sips(*joint, interval=interval),
+            "rips": rips(*prefixed, interval=interval),
+            "sn_rips": sn_rips(*prefixed, interval=interval),
+            "cascade_dr": cascade_dr(*prefixed, *log.model, interval=interval),
+            "sn_cascade_dr": sn_cascade_dr(*prefixed, *log.model, interval=interval),
+            HEADLINE: log.truncated().headline(interval),
         },
-        logged=sips(reward_MK, logged_MK[:, -1], logged_MK[:, -1]),
+        logged=log.earned(interval),
+        uplift=log.truncated().uplift(interval),
         overlap=overlap,
+        by_depth=by_depth,
+        bins=() if own is None else own.bins,
+        slices=tuple(
+            _slice(compared, depth, (column, value), inside_M, interval)
+            for (column, value), inside_M in (slices or {}).items()
+            if inside_M.any()
+        ),
     )
 
 
-def _overlap(compared: Counterfactual, depth: int, outside: float) -> Overlap:
-    logged_MK = compared.logged_prefix_MK[:, :depth]
-    cut_MK = truncated(logged_MK, compared.target_prefix_MK[:, :depth])
-    return diagnose(logged_MK[:, -1], cut_MK[:, -1], outside_support=outside)
+def own_draws(
+    impressions: Iterable[Impression], generation: Generation, *, catalog: CatalogLog | None = None
+) -> OwnDraws | None:
+    """A logging policy asked again for what it drew from, for up to 300 of its impressions; None where none is whole.
+
+    Raises:
+        ValueError: where it gives an item another propensity than the log does.
+    """
+    whole = [
+        each
+        for each in impressions
+        if each.generation == generation.id
+        and each.eligible_item_key
+        and not each.degraded & Degraded.DEGRADED_RANKER_SKIPPED
+    ]
+    chosen = (
+        [whole[at] for at in np.unique(np.linspace(0, len(whole) - 1, _CHECKED_REQUESTS).astype(int))] if whole else []
+    )
+    snapshots = Snapshots({generation.id: generation}, catalog)
+    drawn = [_drawn_again(each, snapshots.answered(each)) for each in in_order(chosen)]
+    width = max((len(distribution_N) for distribution_KN, _ in drawn for distribution_N in distribution_KN), default=0)
+    if not width:
+        return None
+    distribution_RN = np.concatenate(
+        [np.pad(distribution_KN, ((0, 0), (0, width - distribution_KN.shape[1]))) for distribution_KN, _ in drawn]
+    )
+    action_R = np.concatenate([index_K for _, index_K in drawn])
+    propensity_R = distribution_RN[np.arange(len(action_R)), action_R]
+    bins = propensity_bins(distribution_RN, action_R)
+    count_R = np.count_nonzero(distribution_RN, axis=1)
+    return OwnDraws(diagnose(propensity_R, propensity_R, actions_N=count_R, bins=bins), bins)
 
 
-def _sufficient(overlap: Overlap) -> bool:
-    try:
-        require_overlap(overlap)
-    except InsufficientOverlap:
-        return False
-    return True
+def slices_of(
+    impressions: Iterable[Impression], request_ids: Sequence[str], table: FeatureTable
+) -> dict[tuple[str, str], NDArray[np.bool_]]:
+    """Which of the requests are in each slice, by column and value.
+
+    Columns are `users` (new: without any history; returning), `surface`, every stored user column with a vocabulary,
+    every label and every experiment. One that has a single value, or more than 12, makes no slices.
+
+    Args:
+        table: what the logged feature rows mean.
+    """
+    columns: dict[str, dict[str, list[int]]] = {}
+    at = {request_id: row for row, request_id in enumerate(request_ids)}
+    for each in impressions:
+        if each.request_id in at:
+            for column, value in _marks(each, table):
+                columns.setdefault(column, {}).setdefault(value, []).append(at[each.request_id])
+    slices = {}
+    for column, rows_of in columns.items():
+        if 1 < len(rows_of) <= _MOST_VALUES:
+            for value in sorted(rows_of):
+                slices[column, value] = np.isin(np.arange(len(at)), rows_of[value])
+    return slices
 
 
 def outcome_rewards(
@@ -123,3 +222,115 @@ def examination(metrics: Mapping[str, float]) -> NDArray[np.float64]:
     prefix = "ranker.examination."
     learned = {int(name.removeprefix(prefix)): p for name, p in metrics.items() if name.startswith(prefix)}
     return np.array([learned[position] for position in sorted(learned)] or [1.0])
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefixed:
+    """The first slots of a comparison."""
+
+    reward_MK: NDArray[np.float64]
+    logged_MK: NDArray[np.float64]
+    target_MK: NDArray[np.float64]
+    predicted_MK: NDArray[np.float64]
+    expected_MK: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, compared: Counterfactual, depth: int, inside_M: NDArray[np.bool_] | slice = slice(None)) -> "_Prefixed":
+        whole = (
+            compared.reward_MK,
+            compared.logged_prefix_MK,
+            compared.target_prefix_MK,
+            compared.predicted_reward_MK,
+            compared.target_predicted_MK,
+        )
+        return cls(*(column_MK[inside_M, :depth] for column_MK in whole))
+
+    @property
+    def model(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return self.predicted_MK, self.expected_MK
+
+    def truncated(self) -> "_Prefixed":
+        return replace(self, target_MK=truncated(self.logged_MK, self.target_MK))
+
+    def headline(self, interval: Interval) -> Estimate:
+        return sn_cascade_dr(self.reward_MK, self.logged_MK, self.target_MK, *self.model, interval=interval)
+
+    def uplift(self, interval: Interval) -> Estimate:
+        """A slot before the first, certain under both policies, that costs what was earned: the rest is as it was."""
+        cost_M1 = -self.reward_MK.sum(axis=1, keepdims=True)
+        certain_M1, nothing_M1 = np.ones_like(cost_M1), np.zeros_like(cost_M1)
+        return _Prefixed(
+            np.hstack([cost_M1, self.reward_MK]),
+            np.hstack([certain_M1, self.logged_MK]),
+            np.hstack([certain_M1, self.target_MK]),
+            np.hstack([nothing_M1, self.predicted_MK]),
+            np.hstack([nothing_M1, self.expected_MK]),
+        ).headline(interval)
+
+    def earned(self, interval: Interval) -> Estimate:
+        return sips(self.reward_MK, self.logged_MK[:, -1], self.logged_MK[:, -1], interval=interval)
+
+
+def _slice(
+    compared: Counterfactual,
+    most: int,
+    named: tuple[str, str],
+    inside_M: NDArray[np.bool_],
+    interval: Interval,
+) -> SliceEstimate:
+    by_depth = _by_depth(compared, inside_M, most)
+    depth = _reach(by_depth)
+    log = _Prefixed.of(compared, depth, inside_M)
+    return SliceEstimate(
+        *named,
+        depth,
+        log.truncated().headline(interval),
+        log.earned(interval),
+        log.truncated().uplift(interval),
+        faults(by_depth[depth - 1]),
+    )
+
+
+def _by_depth(compared: Counterfactual, inside_M: NDArray[np.bool_] | slice, most: int) -> tuple[Overlap, ...]:
+    outside = float(1 - compared.inside_M[inside_M].mean())
+    logs = (_Prefixed.of(compared, depth, inside_M).truncated() for depth in range(1, most + 1))
+    return tuple(diagnose(log.logged_MK[:, -1], log.target_MK[:, -1], outside_support=outside) for log in logs)
+
+
+def _reach(by_depth: Sequence[Overlap]) -> int:
+    """How many slots there are before the first whose weights have faults; 1 where there are none. What lies outside
+    the log's support is the same at every depth and has no say."""
+    weights = (faults(replace(each, outside_support=0.0)) for each in by_depth)
+    return max(1, next((k for k, found in enumerate(weights) if found), len(by_depth)))
+
+
+def _drawn_again(logged: Impression, generation: Generation) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """What each slot was drawn from, and what was drawn."""
+    policy = generation.pipeline.selector
+    if not isinstance(policy, SlatePolicy):
+        raise ValueError(f"generation {generation.id} has no policy that knows its propensities")
+    query = query_of(logged, generation)
+    scored = generation.pipeline.run(query, without=frozenset(logged.skipped_sources)).scored
+    index_of = {row: n for n, row in enumerate(scored.candidates.row_N.tolist())}
+    index_K = np.array([index_of.get(row, -1) for row in generation.items.ids.rows_of(logged.item_id).tolist()])
+    draw = policy.propensity_of(query, scored, index_K)
+    differing_K = np.flatnonzero(~np.isclose(draw.propensity_K, logged.propensity, rtol=1e-6, atol=0))
+    if len(differing_K):
+        k = differing_K[0]
+        raise ValueError(
+            f"request {logged.request_id}: slot {k + 1} was logged with propensity {logged.propensity[k]:.6g}, but "
+            f"generation {generation.id} gives {draw.propensity_K[k]:.6g}; `cascade replay verify` says what differs"
+        )
+    return draw.distribution_KN, index_K
+
+
+def _marks(logged: Impression, table: FeatureTable) -> Iterable[tuple[str, str]]:
+    """What a request can be sliced by: column and value."""
+    yield "users", "returning" if logged.history_item_key else "new"
+    yield "surface", logged.surface or "none"
+    row = np.frombuffer(logged.query_row, table.dtype("query")) if logged.schema == table.fingerprint else None
+    for feature in table.profile:
+        if feature.vocabulary and row is not None and not feature.shape:
+            yield feature.name, ("unknown", *feature.vocabulary)[int(row[feature.name][0])]
+    yield from logged.labels.items()
+    yield from logged.experiment_arms.items()

@@ -25,14 +25,14 @@ from ranking.scorer import RankerScorer
 from serving.catalog_log import FILE, CatalogLog, Entry
 from serving.generation import Generation
 from serving.log import read_impressions
-from training import cycle, rebuild_report
+from training import cycle, estimate_report, rebuild_report
 from training import rebuild as rebuilds
 from training import replay as replays
 from training.catalogue import head_of
 from training.cycle import Prepared
 from training.data import Dataset, synthesise_impressions
 from training.durable import appearing
-from training.estimate import estimate, examination, outcome_rewards
+from training.estimate import estimate, examination, outcome_rewards, own_draws, slices_of
 from training.publish import Published
 from training.served import ServedLog
 from training.settings import (
@@ -206,33 +206,36 @@ def replay(settings: ReplaySettings) -> dict[str, Any]:
 
 
 def ope(settings: EstimateSettings) -> dict[str, Any]:
-    """Every estimator of one generation's reward from what another logged after its training data ended.
+    """Every estimator of one generation's reward from what another logged after its training data ended; and a page.
 
     Raises:
-        ValueError: where nothing was logged after that.
-        InsufficientOverlap: with the figures.
+        ValueError: where nothing was logged after that, and where the log's propensities are not the policy's.
+        InsufficientOverlap: with the figures, after the page is written.
     """
     store = GenerationStore(settings.generations)
     target = _named(store, settings.generation)
     impressions = _logged(settings.log)
-    answered = Counter(each.generation for each in impressions if each.generation != target)
-    if not settings.logged and not answered:
+    answered = Counter(each.generation for each in impressions)
+    others = [each for each, _ in answered.most_common() if each != target]
+    if settings.logged and settings.logged not in answered:
+        raise ValueError(f"{settings.log} holds no request that {settings.logged} answered; {', '.join(answered)} did")
+    if not settings.logged and not others:
         raise ValueError(f"{settings.log} holds no request that another generation than {target} answered")
-    logged = settings.logged or answered.most_common(1)[0][0]
+    logged = settings.logged or others[0]
     torch.set_num_threads(1)
     impressions = replays.unseen([each for each in impressions if each.generation == logged], store.manifest(target))
-    estimates = estimate(_compared(settings.log, store, target, impressions))
+    incumbent = Generation.load(store, logged)
+    compared = _compared(settings.log, store, target, impressions)
+    estimates = estimate(
+        compared,
+        slices=slices_of(impressions, compared.request_ids, incumbent.table),
+        own=own_draws(impressions, incumbent, catalog=CatalogLog(store.root / FILE)),
+        interval=settings.interval,
+    )
+    report = estimate_report.report(estimates, target=target, logged=logged)
+    page = estimate_report.write(report, settings.output)
     require_overlap(estimates.overlap)
-    rows = {f"{logged} as logged": estimates.logged, **{f"{target}, {n}": e for n, e in estimates.by_name.items()}}
-    return {
-        f"{name}, slots 1 to {estimates.depth}": {
-            "reward per request": each.value,
-            "low": each.low,
-            "high": each.high,
-            "effective sample size": each.effective_sample_size,
-        }
-        for name, each in rows.items()
-    }
+    return report | {"page": page}
 
 
 def read(source: Data, *, seed: int) -> Dataset:

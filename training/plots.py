@@ -53,7 +53,7 @@ _STYLE: dict[Any, Any] = {
     "lines.markersize": 5,
     "figure.constrained_layout.use": True,
 }
-_ESTIMATORS = {
+ESTIMATORS = {
     "sips": "IPS, whole slates",
     "sn_sips": "SNIPS, whole slates",
     "rips": "IPS, slot by slot",
@@ -110,26 +110,74 @@ def examination(curves: Sequence[Curve]) -> str:
 
 
 @_styled
-def estimates(estimated: Sequence[Estimated], truth: float | None, logged: float | None) -> str:
-    """Every estimator with its interval, beside what the world knows and what the logging policy earned."""
+def estimates(
+    estimated: Sequence[Estimated], truth: float | None, logged: float | None, *, earned: str = "cycle 1"
+) -> str:
+    """Every estimator with its interval, beside what the world knows and what the logging policy, `earned`, did."""
     figure, (axes,) = _figure(height=1.35 + 0.42 * len(estimated))
     for row, each in enumerate(estimated):
         axes.plot([each.low, each.high], [row, row], color=SERIES[0], linewidth=2.5, solid_capstyle="round")
         axes.plot([each.value], [row], "o", color=SERIES[0], markersize=8)
     for value, label, colour, dashes in (
         (truth, "truth", SERIES[1], "solid"),
-        (logged, "cycle 1", _REFERENCE, (0, (4, 3))),
+        (logged, earned, _REFERENCE, (0, (4, 3))),
     ):
         if value is not None:
             axes.axvline(value, color=colour, linestyle=dashes, linewidth=2, label=f"{label} {_short(value)}", zorder=0)
     axes.set_yticks(
-        range(len(estimated)), [_ESTIMATORS.get(each.estimator, each.estimator) for each in estimated], color=INK
+        range(len(estimated)), [ESTIMATORS.get(each.estimator, each.estimator) for each in estimated], color=INK
     )
     axes.set(xlabel="reward per request", ylim=(len(estimated) - 0.4, -0.6))
     axes.grid(visible=False, axis="y")
     if truth is not None or logged is not None:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, borderaxespad=0)
     return _svg(figure, "estimates")
+
+
+@_styled
+def differences(estimated: Sequence[Estimated], label: str) -> str:
+    """Each with its interval, beside 0: wholly to the right of it in green, wholly to the left in orange."""
+    figure, (axes,) = _figure(height=0.8 + 0.36 * len(estimated))
+    axes.axvline(0, color=_REFERENCE, linestyle=(0, (4, 3)), linewidth=2, zorder=0)
+    for row, each in enumerate(estimated):
+        colour = SERIES[2] if each.low > 0 else SERIES[1] if each.high < 0 else SERIES[0]
+        axes.plot([each.low, each.high], [row, row], color=colour, linewidth=2.5, solid_capstyle="round")
+        axes.plot([each.value], [row], "o", color=colour, markersize=8)
+    axes.set_yticks(range(len(estimated)), [each.estimator for each in estimated], color=INK)
+    axes.set(xlabel=label, ylim=(len(estimated) - 0.4, -0.6))
+    axes.grid(visible=False, axis="y")
+    return _svg(figure, "differences")
+
+
+@_styled
+def reach(sizes: Sequence[float], *, needed: float, depth: int) -> str:
+    """Effective sample size by how many slots are taken together; those that the log reaches are filled."""
+    figure, (axes,) = _figure()
+    slots = range(1, len(sizes) + 1)
+    axes.axhline(needed, color=_REFERENCE, linestyle=(0, (4, 3)), linewidth=1.5)
+    axes.annotate(f"needed: {_short(needed)}", (1, needed), xytext=(0, 5), textcoords="offset points")
+    axes.plot(slots, sizes, color=SERIES[0], marker="o", markerfacecolor="none")
+    axes.plot(slots[:depth], sizes[:depth], "o", color=SERIES[0], markersize=8)
+    axes.set(xlabel="first slots taken together", ylabel="effective sample size", yscale="log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(lambda value, _: _short(value))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    return _svg(figure, "reach")
+
+
+@_styled
+def propensities(propensity: Sequence[float], ratio: Sequence[float], error: Sequence[float]) -> str:
+    """How often what was logged with some probability happened, over how often it should have, +- 2 standard errors."""
+    figure, (axes,) = _figure()
+    axes.axhline(1, color=_REFERENCE, linestyle=(0, (4, 3)), linewidth=1.5)
+    for at, middle, off in zip(propensity, ratio, error, strict=True):
+        axes.plot([at, at], [middle - 2 * off, middle + 2 * off], color=SERIES[0], solid_capstyle="round")
+    axes.plot(propensity, ratio, "o", color=SERIES[0], markersize=7)
+    axes.set(xscale="log", xlabel="logged propensity", ylabel="drawn / expected")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    return _svg(figure, "propensities")
 
 
 @_styled

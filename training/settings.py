@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+from policy.ope import Interval
 from training.configuration import Origin
 from training.cycle import CycleSettings
 from training.data import Dataset
@@ -117,3 +118,10 @@ class EstimateSettings:
     generations: Path
     generation: str
     logged: str
+    interval: Interval
+    output: Path
+
+    def __post_init__(self) -> None:
+        known = get_args(Interval)
+        if self.interval not in known:
+            raise ValueError(f"interval is {self.interval!r}; there are {', '.join(known)}")

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candidate_gen.merge import fused, merge, only
+from candidate_gen.merge import fused, merge, only, with_rows
 from index.types import Hits
 
 ranking = st.lists(st.integers(0, 30), unique=True, max_size=12)
@@ -47,3 +47,12 @@ def test_a_callers_own_list_keeps_its_order() -> None:
 def test_positions_beyond_the_candidates_are_no_candidates() -> None:
     with pytest.raises(IndexError):
         only(np.array([5, 3], np.int64), ("a",)).take(np.array([2]))
+
+
+def test_rows_that_must_be_there_are_added_last_and_stay_whatever_their_rank() -> None:
+    merged = merge(("a",), [hits([3, 1, 4])])
+    pinned = np.array([9, 1], np.int64)
+    whole = with_rows(merged, pinned)
+    assert whole.row_N.tolist() == [3, 1, 4, 9]
+    assert whole.rank_NS[:, 0].tolist() == [0, 1, 2, -1]
+    assert fused(whole, 3, always=pinned).row_N.tolist() == [1, 9, 3]

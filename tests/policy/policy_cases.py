@@ -6,7 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from candidate_gen.items import Items
+from candidate_gen.predicates import Attributes
 from candidate_gen.types import Candidates, Query
+from index.strings import key64
+from policy.rules import Rule, RuleBook, RulesInForce
 from policy.selector import SlatePolicy
 from policy.settings import PolicySettings
 from policy.value import DAY_MS
@@ -28,8 +31,13 @@ def case(
     creator_N: Sequence[int] | None = None,
     age_days_N: Sequence[float] | None = None,
     embedding_ND: NDArray[np.float64] | None = None,
+    work_N: Sequence[int] | None = None,
+    rules: Sequence[Rule] = (),
 ) -> tuple[SlatePolicy, Scored]:
-    """A policy, and candidates of it: all items of a catalogue with as many, in an order of its own (reversed)."""
+    """A policy, and candidates of it: all items of a catalogue with as many, in an order of its own (reversed).
+
+    Candidate n is item `i<count - 1 - n>`, its category is called `c<number>`, its attribute `work` is `w<number>`.
+    """
     count = len(probability_NA)
     ids = [f"i{row}" for row in range(count)]
     embedding_ND = np.eye(max(count, 1))[:count] if embedding_ND is None else embedding_ND
@@ -44,6 +52,10 @@ def case(
         row_I=item_row_N[row_N],
         published_ms=(NOW_MS - age_days * DAY_MS)[row_N],
         embedding_ID=embedding_ND.astype(np.float32)[row_N],
+        attributes={
+            name: np.array([key64(f"{name[0]}{code}") if code else 0 for code in code_N], np.uint64)[row_N]
+            for name, code_N in (("category", item_row_N["category"]), ("work", work_N or [0] * count))
+        },
     )
     scored = Scored(
         candidates=Candidates(row_N, (), np.zeros((count, 0), np.int16), np.zeros((count, 0), np.float32)),
@@ -53,7 +65,8 @@ def case(
         item_row_N=item_row_N,
         pair_row_N=np.zeros(count, [("bm25", "<f4")]),
     )
-    return SlatePolicy(settings, items, "g1"), scored
+    in_force = RulesInForce(RuleBook(tuple(rules), "1"), items, Attributes(items)) if rules else None
+    return SlatePolicy(settings, items, "g1", in_force), scored
 
 
 def unit_vectors(rng: np.random.Generator, count: int, width: int) -> NDArray[np.float64]:

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from policy_cases import unit_vectors
 
-from policy.metrics import category_coverage, exposure_gini, fresh_share, intra_list_diversity, novelty
+from policy.metrics import (
+    category_coverage,
+    exposure_gini,
+    fresh_share,
+    intra_list_diversity,
+    novelty,
+    time_to_impressions,
+)
 from policy.value import DAY_MS
 
 
@@ -64,3 +71,22 @@ def test_novelty_is_the_bits_that_an_item_is_worth() -> None:
 def test_fresh_share_counts_items_up_to_the_age() -> None:
     assert fresh_share([0, DAY_MS, DAY_MS + 1, -5], 1) == 0.75
     assert math.isnan(fresh_share([], 1))
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 50)), max_size=40), st.integers(1, 4))
+def test_the_wait_for_n_impressions_is_read_off_the_items_own_list(shown: list[tuple[int, int]], count: int) -> None:
+    published = [0, 10, 20, 30, 0, 5]
+    waited_I = time_to_impressions(
+        [row for row, _ in shown], [time for _, time in shown], published_ms_I=published, count=count
+    )
+    for row, waited in enumerate(waited_I.tolist()):
+        times = sorted(time for shown_row, time in shown if shown_row == row)
+        if len(times) < count:
+            assert math.isnan(waited)
+        else:
+            assert waited == max(times[count - 1] - published[row], 0)
+
+
+def test_the_wait_for_no_impression_is_refused() -> None:
+    with pytest.raises(ValueError, match="count is 0; at least 1"):
+        time_to_impressions([0], [0], published_ms_I=[0], count=0)

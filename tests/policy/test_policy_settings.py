@@ -1,6 +1,7 @@
 """The knobs: what is refused, and that they survive a file."""
 
 import json
+from hashlib import sha256
 
 import pytest
 
@@ -19,6 +20,12 @@ def test_settings_survive_json_and_keep_their_fingerprint() -> None:
         max_per_creator=1,
         fresh_quota=0.2,
         fresh_days=2,
+        diversity_by="dpp",
+        category_window=5,
+        creator_window=3,
+        min_per_category={"news": 2},
+        duplicate_attribute="isbn",
+        fresh_floor=0.1,
     )
     again = PolicySettings.from_json(settings.to_json())
     assert again == settings
@@ -29,6 +36,18 @@ def test_the_fingerprint_tells_meanings_apart_and_not_spellings() -> None:
     settings = PolicySettings(weights={"click": 1, "like": 2})
     assert settings.fingerprint == PolicySettings(weights={"like": 2.0, "click": 1.0}).fingerprint
     assert settings.fingerprint != PolicySettings(weights={"click": 1, "like": 2}, epsilon=0.06).fingerprint
+
+
+def test_a_generation_of_before_the_later_settings_keeps_its_fingerprint() -> None:
+    """The text is what the first release wrote for these weights; the manifest of a generation holds its hash."""
+    written = (
+        '{"diversity": 0.05, "epsilon": 0.05, "fresh_days": 1.0, "fresh_quota": 0.0, "freshness_weight": 0.0, '
+        '"half_life_days": 7.0, "max_per_category": 0, "max_per_creator": 0, '
+        '"negative_actions": ["hide", "dislike", "report", "block"], "temperature": 0.1, "weights": {"click": 1.0}}'
+    )
+    settings = PolicySettings.from_json(written)
+    assert settings.to_json() == written
+    assert settings.fingerprint == sha256(written.encode()).hexdigest()[:16]
 
 
 def test_settings_do_not_change_with_the_mapping_they_were_made_from() -> None:
@@ -60,8 +79,20 @@ def test_fields_left_out_of_the_file_keep_their_defaults() -> None:
         ({"diversity": -1}, "diversity is -1; it must be between 0 and"),
         ({"freshness_weight": None}, "freshness_weight is None; a finite number"),
         ({"half_life_days": 0}, "half_life_days is 0.0; it must be above 0"),
-        ({"max_per_category": -1}, "max_per_category is -1; a cap is a whole number"),
-        ({"max_per_creator": 1.5}, "max_per_creator is 1.5; a cap is a whole number"),
+        ({"max_per_category": -1}, "max_per_category is -1; a whole number"),
+        ({"max_per_creator": 1.5}, "max_per_creator is 1.5; a whole number"),
+        ({"min_per_category": {"news": -1}}, r"min_per_category\['news'\] is -1; a whole number"),
+        ({"min_per_category": dict.fromkeys(map(str, range(25)), 1)}, "names 25 categories; at most 24"),
+        ({"diversity_by": "mrm"}, "diversity_by is 'mrm'; it must be mmr or dpp"),
+        ({"duplicate_attribute": 1}, "duplicate_attribute is 1; the name of an attribute"),
+        ({"fresh_floor": -1}, "fresh_floor is -1; it must be between 0 and 1"),
+        ({"epsilon": 0.6, "fresh_floor": 0.5}, "epsilon is 0.6 and fresh_floor is 0.5; together they are at most 1"),
+        ({"category_window": 5}, "category_window is 5 and max_per_category 0; a cap of a window is from 1 to 4"),
+        ({"creator_window": 2, "max_per_creator": 2}, "creator_window is 2 and max_per_creator 2; a cap of a window"),
+        (
+            {"min_per_category": {"news": 3}, "max_per_category": 2},
+            r"min_per_category\['news'\] is 3 and max_per_category 2; no slate holds as many and as few",
+        ),
         ({"fresh_quota": 2}, "fresh_quota is 2; it must be between 0 and 1"),
         ({"fresh_days": -1}, "fresh_days is -1; it must be at least 0"),
     ],

@@ -1,10 +1,8 @@
-"""Utility, freshness and similarity against their closed forms."""
+"""Utility and freshness against their closed forms."""
 
 import numpy as np
 import pytest
-from policy_cases import unit_vectors
 
-from policy.diversity import SlateSimilarity
 from policy.value import DAY_MS, freshness, utility
 
 
@@ -38,15 +36,3 @@ def test_a_probability_that_is_not_finite_is_refused() -> None:
 def test_freshness_halves_with_every_half_life_and_never_exceeds_one() -> None:
     age_ms_N = np.array([-5 * DAY_MS, 0, 3 * DAY_MS, 6 * DAY_MS, 10**15])
     np.testing.assert_allclose(freshness(age_ms_N, 3.0), [1, 1, 0.5, 0.25, 0], atol=1e-12)
-
-
-def test_similarity_is_the_largest_cosine_to_what_was_placed() -> None:
-    vector_ND = unit_vectors(np.random.default_rng(1), 20, 4)
-    similarity = SlateSimilarity(vector_ND.astype(np.float32))
-    assert not similarity.max_N.any()
-    placed: list[int] = []
-    for index in (3, 11, 7):
-        similarity.place(index)
-        placed.append(index)
-        np.testing.assert_allclose(similarity.max_N, (vector_ND @ vector_ND[placed].T).max(axis=1), atol=1e-6)
-    assert similarity.max_N.min() < 0

@@ -1,15 +1,20 @@
-"""What is estimated from a comparison: how deep, and what must come out where the answer is known."""
+"""What is estimated from a comparison: how deep, for whom, and what must come out where the answer is known."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from conftest import SLATE_SIZE, Loop
 from numpy.typing import NDArray
 
-from policy.ope import InsufficientOverlap, require_overlap
+from policy.ope import InsufficientOverlap, diagnose, faults, propensity_bins, require_overlap
+from protos.impression_pb2 import Impression
+from training import cli
 from training.data import EVENT_SCHEMA
-from training.estimate import HEADLINE, estimate, outcome_rewards
+from training.estimate import HEADLINE, OwnDraws, estimate, outcome_rewards, own_draws, slices_of
 from training.replay import Counterfactual
 
 
@@ -105,6 +110,9 @@ def test_a_target_that_the_log_never_shows_has_no_weight_at_all() -> None:
 def test_what_lies_outside_the_logs_support_is_told() -> None:
     compared = replace(own_log(), inside_M=np.repeat([1.0, 0.5], 500))
     assert estimate(compared).overlap.outside_support == pytest.approx(0.25)
+    far = estimate(replace(compared, inside_M=np.full(1000, 0.5)))
+    assert far.depth == 4, "it is the same at every depth"
+    assert [each for each in faults(far.overlap) if "outside" in each] == list(faults(far.overlap)) != []
 
 
 def test_a_good_model_narrows_the_interval_and_a_bad_one_does_not_move_the_middle() -> None:
@@ -133,6 +141,146 @@ def test_a_good_model_narrows_the_interval_and_a_bad_one_does_not_move_the_middl
     for each in (good, bad, plain):
         assert each.low < truth < each.high
     assert good.high - good.low < 0.5 * (plain.high - plain.low)
+
+
+def test_the_uplift_is_the_headline_less_what_was_earned_and_what_both_share_does_not_widen_it() -> None:
+    rng = np.random.default_rng(4)
+    compared = own_log()
+    same = estimate(compared).uplift
+    assert (same.value, same.low, same.high) == pytest.approx((0, 0, 0), abs=1e-12)
+    nearly_MK = compared.target_prefix_MK * rng.uniform(0.8, 1, (1000, 1))
+    estimates = estimate(replace(compared, target_prefix_MK=nearly_MK))
+    uplift, headline, logged = estimates.uplift, estimates.headline, estimates.logged
+    assert uplift.value == pytest.approx(headline.value - logged.value, abs=1e-12)
+    assert uplift.high - uplift.low < 0.2 * (logged.high - logged.low)
+    assert uplift.effective_sample_size == pytest.approx(headline.effective_sample_size)
+
+
+def test_intervals_are_made_as_they_are_asked_for() -> None:
+    compared = own_log()
+    delta, bootstrap, bernstein = (estimate(compared, interval=name) for name in ("delta", "bootstrap", "bernstein"))
+    for name, each in delta.by_name.items():
+        width = each.high - each.low
+        assert bootstrap.by_name[name].value == bernstein.by_name[name].value == each.value
+        assert bootstrap.by_name[name].high - bootstrap.by_name[name].low == pytest.approx(width, rel=0.1)
+        assert bernstein.by_name[name].high - bernstein.by_name[name].low > 1.2 * width
+        assert bootstrap.by_name[name] != each
+
+
+def test_a_slice_is_estimated_as_if_there_were_nothing_else() -> None:
+    rng = np.random.default_rng(5)
+    compared = own_log()
+    compared = replace(compared, target_prefix_MK=compared.target_prefix_MK * rng.uniform(0.85, 1, (1000, 1)))
+    part_M = np.arange(1000) % 3 == 0
+    slices = {
+        ("surface", "home"): part_M,
+        ("surface", "few"): np.arange(1000) < 50,
+        ("surface", "none"): part_M & ~part_M,
+    }
+    home, few = estimate(compared, slices=slices).slices
+    alone = estimate(
+        Counterfactual(
+            request_ids=compared.request_ids[::3],
+            reward_MK=compared.reward_MK[part_M],
+            logged_prefix_MK=compared.logged_prefix_MK[part_M],
+            target_prefix_MK=compared.target_prefix_MK[part_M],
+            predicted_reward_MK=compared.predicted_reward_MK[part_M],
+            target_predicted_MK=compared.target_predicted_MK[part_M],
+            inside_M=compared.inside_M[part_M],
+            target_item_ids=compared.target_item_ids[::3],
+        )
+    )
+    assert (home.column, home.value, home.faults) == ("surface", "home", ())
+    assert (home.estimate, home.logged, home.uplift) == (alone.headline, alone.logged, alone.uplift)
+    assert "effective sample size" in few.faults[0]
+
+
+def test_propensities_that_are_not_the_policys_refuse_an_estimate_that_looks_fine() -> None:
+    half_N = np.full(500, 0.5)
+    distribution_NA = np.full((500, 2), 0.5)
+    biased = propensity_bins(np.tile([0.3, 0.7], (500, 1)), np.arange(500) % 2)
+    for bins, right in ((propensity_bins(distribution_NA, np.arange(500) % 2), True), (biased, False)):
+        own = OwnDraws(diagnose(half_N, half_N, actions_N=2, bins=bins), bins)
+        estimates = estimate(own_log(), own=own)
+        assert (not faults(estimates.overlap)) is right
+        assert estimates.depth == 4, "the weights are as good as they were"
+        assert estimates.overlap.shown_actions == 1
+        assert estimates.bins == bins
+
+
+def of_first(loop: Loop, most: int = 60) -> list[Impression]:
+    return [each for each in loop.everything.impressions if each.generation == loop.first.id][:most]
+
+
+def test_a_served_log_was_drawn_as_it_says(loop: Loop) -> None:
+    own = own_draws(of_first(loop), loop.generations[0])
+    assert own is not None
+    assert own.overlap.n == 60 * SLATE_SIZE
+    assert not any("E[1/p]" in each or "propensities" in each for each in faults(own.overlap))
+    assert sum(each.observed for each in own.bins) == 60 * SLATE_SIZE
+    assert own_draws(of_first(loop), loop.generations[1]) is None, "none of them is its own"
+
+
+def test_a_log_with_other_propensities_than_its_policy_gives_is_not_believed(loop: Loop) -> None:
+    logged = Impression.FromString(of_first(loop, 1)[0].SerializeToString())
+    logged.propensity[1] *= 0.9
+    with pytest.raises(ValueError, match=rf"request {logged.request_id}: slot 2 was logged with propensity"):
+        own_draws([logged], loop.generations[0])
+
+
+def test_requests_are_sliced_by_history_surface_user_columns_and_labels(loop: Loop) -> None:
+    impressions = [Impression.FromString(each.SerializeToString()) for each in of_first(loop)]
+    for number, each in enumerate(impressions):
+        each.labels["side"] = "left" if number % 2 else "right"
+        each.labels["request"] = str(number)
+        each.labels["same"] = "always"
+    ids = [each.request_id for each in impressions]
+    slices = slices_of(impressions, ids, loop.generations[0].table)
+    columns = {column for column, _ in slices}
+    assert {"surface", "segment", "age_band", "side"} <= columns
+    assert not columns & {"request", "same"}, "too many values, and only one"
+    told = dict(loop.world.users.select("user_id", "segment").iter_rows())
+    for (column, value), inside_M in slices.items():
+        for each, inside in zip(impressions, inside_M, strict=True):
+            match column:
+                case "surface":
+                    assert (each.surface == value) is bool(inside)
+                case "segment":
+                    assert (told[each.user_id] == value) is bool(inside)
+                case "users":
+                    assert (not each.history_item_key) is bool(inside == (value == "new"))
+    per_column = {column: sum(slices[key] for key in slices if key[0] == column) for column in columns}
+    assert all((np.asarray(count_M) == 1).all() for count_M in per_column.values()), "a request is in one slice of each"
+    other = [*impressions, Impression(request_id="elsewhere", surface="elsewhere")]
+    assert slices_of(other, ids, loop.generations[0].table).keys() == slices.keys()
+
+
+def test_too_little_overlap_ends_with_code_3_and_leaves_a_page_that_says_why(
+    loop: Loop, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["ope", f"log={loop.log}", f"generations={loop.store.root}", f"output={tmp_path}"]
+    assert cli.main([*words, f"generation={loop.first.id}", f"logged={loop.second.id}"]) == 3
+    err = capsys.readouterr().err
+    assert err.startswith("cascade: error: too little overlap of the two policies: effective sample size")
+    assert err.count("\n") == 1
+    report = json.loads((tmp_path / "ope.json").read_text())
+    assert report["requests"] == 80
+    assert "No verdict" in (tmp_path / "ope.html").read_text()
+    monkeypatch.setattr("training.jobs.require_overlap", lambda _: None)
+    assert cli.main([*words, f"generation={loop.first.id}", "interval=bootstrap"]) == 0
+    out = capsys.readouterr().out
+    for part in (
+        "SNIPS, whole slates",
+        "effective sample size",
+        "uplift",
+        "No verdict",
+        f"{tmp_path}/ope.html",
+    ):
+        assert part in " ".join(out.split()), part
+    assert cli.main([*words, "interval=wald"]) == 2
+    assert "interval is 'wald'; there are delta, bootstrap, bernstein" in capsys.readouterr().err
+    assert cli.main([*words, "logged=000009-abcdef01"]) == 2
+    assert f"no request that 000009-abcdef01 answered; {loop.first.id}" in capsys.readouterr().err
 
 
 def events(*rows: tuple[str, str, str]) -> pl.DataFrame:
