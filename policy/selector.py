@@ -16,6 +16,7 @@ from policy.constraints import RELAXATION, limits
 from policy.diversity import similarity
 from policy.rules import Ruled, RulesInForce
 from policy.settings import PolicySettings
+from policy.terms import Terms, nearness, novelty
 from policy.types import Draw, Slate
 from policy.value import DAY_MS, freshness, utility
 from policy.walk import walk
@@ -91,6 +92,29 @@ class SlatePolicy:
         propensity_K[: len(slate)] = slate.propensity_K
         return Draw(propensity_K, distribution_KN)
 
+    def terms(self, query: Query, scored: Scored, index_K: NDArray[np.int64]) -> Terms:
+        """What the chances of every candidate are made of, slot by slot, given a slate.
+
+        Args:
+            index_K: positions among the candidates, each once.
+        """
+        settings, row_N = self.settings, scored.candidates.row_N
+        fresh_N = freshness(query.time_ms - self.items.published_ms_I[row_N], settings.half_life_days)
+        diversity_KN = np.zeros((len(index_K), len(row_N)))
+        if settings.diversity:
+            vector_ND = self.items.embedding_ID[row_N]
+            gain_KN = novelty(vector_ND, index_K) if settings.diversity_by == "dpp" else -nearness(vector_ND, index_K)
+            diversity_KN = settings.diversity * gain_KN
+        return Terms(
+            utility(scored.probability_NA, action_names=scored.action_names, weights=settings.weights).astype(float),
+            settings.freshness_weight * fresh_N,
+            self._ruled(query, row_N).boost_N,
+            diversity_KN,
+        )
+
+    def _ruled(self, query: Query, row_N: NDArray[np.int64]) -> Ruled:
+        return Ruled.nothing(len(row_N)) if self.rules is None else self.rules.judged(query, row_N)
+
     def _walk(
         self, query: Query, scored: Scored, given_K: NDArray[np.int64] | None, distribution_KN: NDArray[np.float64]
     ) -> Slate:
@@ -98,7 +122,7 @@ class SlatePolicy:
         settings, row_N = self.settings, scored.candidates.row_N
         utility_N = utility(scored.probability_NA, action_names=scored.action_names, weights=settings.weights)
         age_ms_N = query.time_ms - self.items.published_ms_I[row_N]
-        ruled = Ruled.nothing(len(row_N)) if self.rules is None else self.rules.judged(query, row_N)
+        ruled = self._ruled(query, row_N)
         worth_N = utility_N + ruled.boost_N
         if settings.freshness_weight:
             worth_N += settings.freshness_weight * freshness(age_ms_N, settings.half_life_days)

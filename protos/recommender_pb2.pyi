@@ -583,8 +583,18 @@ class ExplainRequest(_message.Message):
     features: bool
     def __init__(self, request_id: _Optional[str] = ..., item_ids: _Optional[_Iterable[str]] = ..., features: _Optional[bool] = ...) -> None: ...
 
+class Rival(_message.Message):
+    __slots__ = ("item_id", "score", "propensity")
+    ITEM_ID_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    PROPENSITY_FIELD_NUMBER: _ClassVar[int]
+    item_id: str
+    score: float
+    propensity: float
+    def __init__(self, item_id: _Optional[str] = ..., score: _Optional[float] = ..., propensity: _Optional[float] = ...) -> None: ...
+
 class Explanation(_message.Message):
-    __slots__ = ("item_id", "position", "reasons", "lost", "terms", "features")
+    __slots__ = ("item_id", "position", "reasons", "lost", "terms", "features", "ranks", "actions", "propensity", "flags", "rivals", "values")
     class TermsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -599,26 +609,72 @@ class Explanation(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class RanksEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class ActionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class ValuesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _impression_pb2.FeatureValue
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_impression_pb2.FeatureValue, _Mapping]] = ...) -> None: ...
     ITEM_ID_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     REASONS_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
     TERMS_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    ACTIONS_FIELD_NUMBER: _ClassVar[int]
+    PROPENSITY_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    RIVALS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
     item_id: str
     position: int
     reasons: _containers.RepeatedCompositeFieldContainer[Reason]
     lost: str
     terms: _containers.ScalarMap[str, float]
     features: _containers.ScalarMap[str, float]
-    def __init__(self, item_id: _Optional[str] = ..., position: _Optional[int] = ..., reasons: _Optional[_Iterable[_Union[Reason, _Mapping]]] = ..., lost: _Optional[str] = ..., terms: _Optional[_Mapping[str, float]] = ..., features: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    ranks: _containers.ScalarMap[str, int]
+    actions: _containers.ScalarMap[str, float]
+    propensity: float
+    flags: int
+    rivals: _containers.RepeatedCompositeFieldContainer[Rival]
+    values: _containers.MessageMap[str, _impression_pb2.FeatureValue]
+    def __init__(self, item_id: _Optional[str] = ..., position: _Optional[int] = ..., reasons: _Optional[_Iterable[_Union[Reason, _Mapping]]] = ..., lost: _Optional[str] = ..., terms: _Optional[_Mapping[str, float]] = ..., features: _Optional[_Mapping[str, float]] = ..., ranks: _Optional[_Mapping[str, int]] = ..., actions: _Optional[_Mapping[str, float]] = ..., propensity: _Optional[float] = ..., flags: _Optional[int] = ..., rivals: _Optional[_Iterable[_Union[Rival, _Mapping]]] = ..., values: _Optional[_Mapping[str, _impression_pb2.FeatureValue]] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("impression", "items", "reproduced")
+    __slots__ = ("impression", "items", "reproduced", "diverged", "trace", "query_values")
+    class QueryValuesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _impression_pb2.FeatureValue
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_impression_pb2.FeatureValue, _Mapping]] = ...) -> None: ...
     IMPRESSION_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     REPRODUCED_FIELD_NUMBER: _ClassVar[int]
+    DIVERGED_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
+    QUERY_VALUES_FIELD_NUMBER: _ClassVar[int]
     impression: _impression_pb2.Impression
     items: _containers.RepeatedCompositeFieldContainer[Explanation]
     reproduced: bool
-    def __init__(self, impression: _Optional[_Union[_impression_pb2.Impression, _Mapping]] = ..., items: _Optional[_Iterable[_Union[Explanation, _Mapping]]] = ..., reproduced: _Optional[bool] = ...) -> None: ...
+    diverged: str
+    trace: Trace
+    query_values: _containers.MessageMap[str, _impression_pb2.FeatureValue]
+    def __init__(self, impression: _Optional[_Union[_impression_pb2.Impression, _Mapping]] = ..., items: _Optional[_Iterable[_Union[Explanation, _Mapping]]] = ..., reproduced: _Optional[bool] = ..., diverged: _Optional[str] = ..., trace: _Optional[_Union[Trace, _Mapping]] = ..., query_values: _Optional[_Mapping[str, _impression_pb2.FeatureValue]] = ...) -> None: ...

@@ -48,13 +48,23 @@ class RankerScorer:
             ValueError: where a logit is NaN.
         """
         item_row_N, pair_row_N = _feature_rows(self._table, self._items, hydrated, candidates)
+        probability_NA = self.probabilities(hydrated.row, item_row_N, pair_row_N)
+        return Scored(candidates, self._table.actions, probability_NA, hydrated.row, item_row_N, pair_row_N)
+
+    def probabilities(
+        self, query_row: np.ndarray, item_row_N: np.ndarray, pair_row_N: np.ndarray
+    ) -> NDArray[np.float32]:
+        """P(action | examined), (N, A), of feature rows, whatever items they are of.
+
+        Raises:
+            ValueError: where a logit is NaN.
+        """
         with torch.inference_mode():
-            half = self.ranker.query_half(tensors(hydrated.row, self._query_features))
+            half = self.ranker.query_half(tensors(query_row, self._query_features))
             logit_NA = self.ranker(
                 half, tensors(item_row_N, self._item_features), tensors(pair_row_N, self._pair_features)
             ).numpy()
-        probability_NA = self.calibration.apply(logit_NA)
-        return Scored(candidates, self._table.actions, probability_NA, hydrated.row, item_row_N, pair_row_N)
+        return self.calibration.apply(logit_NA)
 
     @property
     def fingerprint(self) -> str:

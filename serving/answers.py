@@ -8,6 +8,7 @@ Shape letters: K slots, N candidates, A actions, S sources, L recent items.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,42 +75,59 @@ def record(asked: Impression, *, query: Query, answer: Answer, generation: Gener
     Args:
         eligible: also log every candidate that the slate was drawn from.
     """
-    slate, scored = answer.slate, answer.scored
-    candidates = scored.candidates
-    row_K = candidates.row_N[slate.index_K]
-    settings = generation.settings
     asked.generation = generation.id
     asked.catalog_seq = generation.catalog_seq
-    asked.schema = generation.table.fingerprint
-    asked.policy.temperature = settings.temperature
-    asked.policy.epsilon = settings.epsilon
-    asked.policy.diversity = settings.diversity
-    asked.policy.seed = SlatePolicy(settings, generation.items, generation.id).seed(query)
-    asked.policy.log_propensity = slate.log_propensity
-    asked.policy.relaxed.extend(slate.relaxed)
-    asked.policy.fingerprint = settings.fingerprint
-    asked.policy.rules = generation.rules_etag
+    asked.policy.CopyFrom(policy_of(query, answer, generation))
     asked.degraded = answer.trace.degraded
     asked.stages.extend(stage_times(answer.trace))
     asked.skipped_sources.extend(answer.trace.skipped_sources)
-
-    ids = generation.items.ids.ids
-    asked.item_id.extend(ids[int(row)] for row in row_K)
-    asked.propensity.extend(slate.propensity_K.tolist())
-    asked.utility.extend(slate.utility_N[slate.index_K].tolist())
-    asked.slot_flags.extend(slate.flag_K.tolist())
-    asked.action_names.extend(scored.action_names)
-    asked.probability.extend(scored.probability_NA[slate.index_K].ravel().tolist())
-    asked.source_names.extend(candidates.source_names)
-    asked.source_bits.extend(_source_bits(candidates.rank_NS[slate.index_K]).tolist())
-    asked.source_rank.extend(candidates.rank_NS[slate.index_K].ravel().tolist())
-    asked.query_row = scored.query_row.tobytes()
-    asked.item_rows = scored.item_row_N[slate.index_K].tobytes()
-    asked.pair_rows = scored.pair_row_N[slate.index_K].tobytes()
+    for name, column in columns_of(answer, generation).items():
+        if isinstance(column, bytes | str):
+            setattr(asked, name, column)
+        else:
+            getattr(asked, name).extend(column.tolist() if isinstance(column, np.ndarray) else column)
     if eligible:
-        asked.eligible_item_key.extend(keys64(ids[int(row)] for row in candidates.row_N).tolist())
-        asked.eligible_utility.extend(slate.utility_N.tolist())
+        row_N = answer.scored.candidates.row_N
+        asked.eligible_item_key.extend(keys64(generation.items.ids.ids.take(row_N)).tolist())
+        asked.eligible_utility.extend(answer.slate.utility_N.tolist())
     return asked
+
+
+def policy_of(query: Query, answer: Answer, generation: Generation) -> impression_pb2.Policy:
+    """The draw, as an impression holds it."""
+    settings = generation.settings
+    return impression_pb2.Policy(
+        temperature=settings.temperature,
+        epsilon=settings.epsilon,
+        diversity=settings.diversity,
+        seed=SlatePolicy(settings, generation.items, generation.id).seed(query),
+        log_propensity=answer.slate.log_propensity,
+        relaxed=answer.slate.relaxed,
+        fingerprint=settings.fingerprint,
+        rules=generation.rules_etag,
+    )
+
+
+def columns_of(answer: Answer, generation: Generation) -> dict[str, NDArray[Any] | Sequence[str] | str | bytes]:
+    """What an impression holds of what was shown and of what the ranker saw of it, by field."""
+    slate, scored = answer.slate, answer.scored
+    index_K = slate.index_K
+    rank_KS = scored.candidates.rank_NS[index_K]
+    return {
+        "schema": generation.table.fingerprint,
+        "query_row": scored.query_row.tobytes(),
+        "item_rows": scored.item_row_N[index_K].tobytes(),
+        "pair_rows": scored.pair_row_N[index_K].tobytes(),
+        "action_names": scored.action_names,
+        "item_id": generation.items.ids.ids.take(scored.candidates.row_N[index_K]),
+        "propensity": slate.propensity_K,
+        "slot_flags": slate.flag_K,
+        "utility": slate.utility_N[index_K],
+        "probability": scored.probability_NA[index_K].ravel(),
+        "source_names": scored.candidates.source_names,
+        "source_bits": _source_bits(rank_KS),
+        "source_rank": rank_KS.ravel(),
+    }
 
 
 def respond(response: Response, request: Request, *, logged: Impression, query: Query, generation: Generation) -> None:
@@ -168,7 +186,7 @@ def trace_of(answer: Answer, query: Query) -> recommender_pb2.Trace:
     named_S = (candidates.rank_NS >= 0).sum(axis=0)
     return recommender_pb2.Trace(
         retrieved=dict(zip(candidates.source_names, named_S.tolist(), strict=True)),
-        removed=answer.trace.removed,
+        removed={name: len(row_R) for name, row_R in answer.trace.removed.items()},
         eligible=len(candidates),
         history=len(query.history),
     )

@@ -69,6 +69,8 @@ _OPTIONS = (
 )
 _ADMIN_DEADLINE_S = 120.0
 """Loading and warming a generation takes its time."""
+_EXPLAIN_DEADLINE_S = 60.0
+"""Whoever answered may have to be loaded again."""
 
 
 class CallFailed(RuntimeError):
@@ -238,6 +240,37 @@ class CascadeClient:
         response = recommender_pb2.RankResponse()
         self._call("Recommender/Rank", request, response, deadline_s)
         return slate_of(response)
+
+    def explain(
+        self,
+        request_id: str,
+        *,
+        item_ids: Sequence[str] = (),
+        features: bool = False,
+        deadline_s: float = _EXPLAIN_DEADLINE_S,
+    ) -> recommender_pb2.ExplainResponse:
+        """Why the slate of a request holds what it holds.
+
+        Args:
+            item_ids: what to explain, shown or not; empty for all that were shown.
+            features: also what the ranker saw, and what each feature contributed.
+        """
+        request = recommender_pb2.ExplainRequest(request_id=request_id, item_ids=item_ids, features=features)
+        response = recommender_pb2.ExplainResponse()
+        self._call("Recommender/Explain", request, response, deadline_s)
+        return response
+
+    def rules(self) -> admin_pb2.GetRulesResponse:
+        """The business rules in force, and their etag."""
+        response = admin_pb2.GetRulesResponse()
+        self._manage("GetRules", admin_pb2.GetRulesRequest(), response)
+        return response
+
+    def put_rules(self, rules: Sequence[admin_pb2.Rule], *, etag: str) -> admin_pb2.PutRulesResponse:
+        """Replace all rules, if those in force still have this etag; the next request follows them."""
+        response = admin_pb2.PutRulesResponse()
+        self._manage("PutRules", admin_pb2.PutRulesRequest(rules=rules, etag=etag), response)
+        return response
 
     def write_events(self, events: Sequence[Event], *, deadline_s: float | None = None) -> list[EventAnswer]:
         """At most 1000 events; one answer each, in order."""

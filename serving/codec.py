@@ -299,6 +299,17 @@ def check_events(request: events_pb2.WriteEventsRequest) -> None:
     check_whole("the number of events", len(request.events), 1, MAX_EVENTS)
 
 
+def check_explain(request: recommender_pb2.ExplainRequest) -> None:
+    """
+    Raises:
+        InvalidRequest: naming the field.
+    """
+    if not request.request_id:
+        raise InvalidRequest("request_id", "", f"1 to {MAX_ID_CHARS} characters")
+    check_string("request_id", request.request_id, MAX_ID_CHARS)
+    _ids("item_ids", request.item_ids, MAX_ITEM_IDS)
+
+
 def attribution_token(request_id: str) -> str:
     """What a response gives and an outcome brings back. Opaque to callers, so that it can be signed one day."""
     return _UNSIGNED + request_id

@@ -61,8 +61,8 @@ class Trace:
     stage_ms: dict[str, float] = field(default_factory=dict)
     skipped_sources: dict[str, str] = field(default_factory=dict)
     """Source to why: timeout or error."""
-    removed: dict[str, int] = field(default_factory=dict)
-    """Candidates that each filter took out."""
+    removed: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    """Rows that each filter took out, and under `most` those that were too many to score."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -125,7 +125,7 @@ class Pipeline:
             candidates = self._retrieve(hydrated, started + 0.5 * budget_s, without, trace)
         with trace.stage("filter"):
             candidates = self._filter(hydrated, candidates, trace)
-            candidates = candidates if self.most is None else fused(candidates, self.most, always=self.pinned(query))
+            candidates = self._fewer(query, candidates, trace)
         with trace.stage("score"):
             scored = self._score(hydrated, candidates, trace)
         with trace.stage("select"):
@@ -184,9 +184,16 @@ class Pipeline:
     def _filter(self, hydrated: HydratedQuery, candidates: Candidates, trace: Trace) -> Candidates:
         for each in self.filters:
             kept_N = each.keep(hydrated, candidates)
-            trace.removed[each.name] = int(len(kept_N) - kept_N.sum())
+            trace.removed[each.name] = candidates.row_N[~kept_N]
             candidates = candidates.keep(kept_N)
         return candidates
+
+    def _fewer(self, query: Query, candidates: Candidates, trace: Trace) -> Candidates:
+        if self.most is None or len(candidates) <= self.most:
+            return candidates
+        kept = fused(candidates, self.most, always=self.pinned(query))
+        trace.removed["most"] = np.setdiff1d(candidates.row_N, kept.row_N)
+        return kept
 
     def _score(self, hydrated: HydratedQuery, candidates: Candidates, trace: Trace) -> Scored:
         try:

@@ -49,6 +49,13 @@ class Unavailable(RuntimeError):
     """Nothing can answer now; trying again later, or elsewhere, may help."""
 
 
+class UnknownRequest(RuntimeError):
+    """The log holds no impression of this request id."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"request_id: {request_id!r} given, which the impression log does not hold")
+
+
 class StaleRules(RuntimeError):
     """Somebody else put rules first."""
 
@@ -68,6 +75,7 @@ _STATUS_OF: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (Unavailable, grpc.StatusCode.UNAVAILABLE),
     (grpc.RpcError, grpc.StatusCode.CANCELLED),  # the caller of a stream is gone
     (UnknownGeneration, grpc.StatusCode.NOT_FOUND),
+    (UnknownRequest, grpc.StatusCode.NOT_FOUND),
     (StaleExpected, grpc.StatusCode.FAILED_PRECONDITION),
     (StaleRules, grpc.StatusCode.FAILED_PRECONDITION),
     (CorruptGeneration, grpc.StatusCode.FAILED_PRECONDITION),

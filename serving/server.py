@@ -23,6 +23,7 @@ from index.generations import GenerationStore
 from index.placement import Placement
 from protos import admin_pb2, catalog_pb2, events_pb2, recommender_pb2
 from serving.admin import AdminService
+from serving.again import Past
 from serving.catalog import CatalogService
 from serving.exchange import EventExchange
 from serving.generation import Generations
@@ -126,7 +127,13 @@ class Server:
         self.live = Live(lambda: generations.active)
         generations.on_ready = self.live.prepare
         recommender = RecommenderService(
-            generations, state=state, log=log, telemetry=telemetry, settings=settings.service, live=self.live
+            generations,
+            state=state,
+            log=log,
+            telemetry=telemetry,
+            settings=settings.service,
+            live=self.live,
+            answered=Past(generations).answered,
         )
         events = EventsService(state=state, log=log, telemetry=telemetry, settings=settings.service, live=self.live)
         catalog = CatalogService(generations, telemetry=telemetry, settings=settings.service)

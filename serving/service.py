@@ -4,7 +4,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal, Protocol
@@ -22,11 +22,12 @@ from protos.events_pb2 import EventResult, EventStatus
 from protos.impression_pb2 import Degraded, Impression, Outcome
 from serving import answers, codec
 from serving.catalog_log import UnknownChange
+from serving.explain import explain
 from serving.generation import Generation, action_key
 from serving.live import Live
 from serving.log import CorruptLog, LogUnavailable, Status
 from serving.pipeline import Trace
-from serving.rpc import Admission, DeadlinePassed, Replies, Unavailable, handlers
+from serving.rpc import Admission, DeadlinePassed, Replies, Unavailable, UnknownRequest, handlers
 from serving.state import StateUnavailable
 from serving.telemetry import Telemetry
 
@@ -41,8 +42,6 @@ _LOGGER = logging.getLogger("cascade.serving")
 
 _RECOMMENDER_LATER = {
     "Suggest": "Suggest is not built yet; it will complete and correct queries. Meanwhile Search as the user types",
-    "Explain": "Explain is not built yet; it will rebuild an answer from the impression log. Meanwhile ask with "
-    "debug = SUMMARY and include_scores, or run `cascade replay`",
 }
 
 
@@ -107,6 +106,7 @@ class RecommenderService:
         state: None serves everybody without history.
         log: None logs nothing: for tests and previews.
         live: None leaves the sources that learn while they serve with nothing to say.
+        answered: who made a logged impression, with the catalogue as it was; None where nobody can explain one.
     """
 
     def __init__(
@@ -118,11 +118,13 @@ class RecommenderService:
         telemetry: Telemetry,
         settings: ServiceSettings,
         live: Live | None = None,
+        answered: Callable[[Impression], Generation] | None = None,
     ) -> None:
         self._generations = generations
         self._state = state
         self._log = log
         self._live = live
+        self._answered = answered
         self._telemetry = telemetry
         self._settings = settings
         self.admission = Admission(running=settings.running, waiting=settings.waiting)
@@ -132,7 +134,7 @@ class RecommenderService:
         return handlers(
             recommender_pb2.DESCRIPTOR.services_by_name["Recommender"],
             self._telemetry,
-            methods={"Recommend": self.recommend, "Search": self.search, "Rank": self.rank},
+            methods={"Recommend": self.recommend, "Search": self.search, "Rank": self.rank, "Explain": self.explain},
             later=_RECOMMENDER_LATER,
         )
 
@@ -144,6 +146,18 @@ class RecommenderService:
 
     def rank(self, wire: bytes, context: grpc.ServicerContext) -> bytes:
         return self._call(recommender_pb2.RankRequest(), recommender_pb2.RankResponse(), wire, context)
+
+    def explain(self, wire: bytes, context: grpc.ServicerContext) -> bytes:
+        until = deadline(context, self._settings)
+        request = recommender_pb2.ExplainRequest()
+        codec.parse(request, wire)
+        codec.check_explain(request)
+        with self.admission.enter(until):
+            logged = self._log.find(request.request_id) if self._log is not None else None
+            if logged is None or self._answered is None:
+                raise UnknownRequest(request.request_id)
+            told = explain(logged, self._answered(logged), item_ids=request.item_ids, features=request.features)
+        return told.SerializeToString()
 
     def _call(
         self, request: codec.Request, response: answers.Response, wire: bytes, context: grpc.ServicerContext

@@ -163,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_job(commands, name)
     _add_generations(commands)
     _add_evaluate(commands)
+    _add_explain(commands)
     _add_report(commands)
     return parser
 
@@ -216,12 +217,14 @@ def _add_call(commands: Any) -> None:
         text="Sends one request and prints the answer: position, title, category, score, propensity, sources, reasons. "
         "Finds the server of the last run by itself. Where none runs, recommend, search and rank start one for the "
         "call, which answers as of when the run last saw the user and logs nothing; `cascade serve` keeps one. upsert, "
-        "delete, hide and show change the catalogue of a server that runs: its next answer knows of it.",
+        "delete, hide and show change the catalogue of a server that runs, rules what its policy has to follow: its "
+        "next answer knows of it.",
         examples='cascade call recommend --user 1\ncascade call search "space adventure" --user 1\n'
         "cascade call rank 12 7 99 --user 1\ncascade call event 12 --action click --user 1\ncascade call status\n"
         'cascade call recommend --filter \'category = "Drama" AND published_ms >= "2026-11-01"\'\n'
         'echo \'{"item_id": "n1", "title": "Paper Moons", "category": "Drama"}\' | cascade call upsert -\n'
-        "cascade call hide 12 7\ncascade call delete n1",
+        "cascade call hide 12 7\ncascade call delete n1\n"
+        "cascade call rules > rules.json; $EDITOR rules.json; cascade call rules rules.json",
     )
     methods = call.add_subparsers(dest="method", required=True, metavar="METHOD")
     recommend = methods.add_parser("recommend", help="a slate for a user, or near items, or both")
@@ -254,6 +257,13 @@ def _add_call(commands: Any) -> None:
     ):
         methods.add_parser(name, help=text).add_argument("items", nargs="+", metavar="ITEM")
     methods.add_parser("status", help="what the server is doing")
+    rules = methods.add_parser("rules", help="print the business rules in force, or put others in their place")
+    rules.add_argument(
+        "file",
+        nargs="?",
+        metavar="FILE.json|-",
+        help="rules as this command prints them, with the etag of those before",
+    )
     for method in methods.choices.values():
         method.add_argument("--target", metavar="HOST:PORT", help=f"the server; default: as {LATEST}/server.json says")
         method.add_argument("--admin", metavar="HOST:PORT", default="", help="its admin port, for status")
@@ -303,6 +313,27 @@ def _add_evaluate(commands: Any) -> None:
     )
     evaluate.add_argument("task")
     evaluate.add_argument("options", nargs="*", metavar="key=value")
+
+
+def _add_explain(commands: Any) -> None:
+    explain = _add(
+        commands,
+        "explain",
+        run="explain",
+        summary="why a request was answered as it was",
+        text="From the impression log and the generation that answered: sources and ranks, probabilities, the terms of "
+        "every slot's score, what each item beat, where other items were lost. Needs no server.",
+        examples="cascade explain 0191f3a2b4c5\ncascade explain 0191f3a2b4c5 --item n1 --features\n"
+        "cascade explain 0191f3a2b4c5 --log log.db --generations generations --json",
+    )
+    explain.add_argument("request_id", metavar="ID", help="request id, as every response carries it")
+    explain.add_argument(
+        "--item", action="append", default=[], metavar="ITEM", help="shown or not; default: all that were shown"
+    )
+    explain.add_argument("--features", action="store_true", help="also what the utility owes to each feature")
+    explain.add_argument("--log", type=Path, default=LATEST / "log.db", help="default: %(default)s")
+    explain.add_argument("--generations", type=Path, default=LATEST / "generations", help="default: %(default)s")
+    explain.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_report(commands: Any) -> None:

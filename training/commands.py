@@ -124,6 +124,8 @@ def call(given: Namespace) -> None:
         match given.method:
             case "status":
                 _call_status(given, client)
+            case "rules":
+                _call_rules(given, client)
             case "event":
                 _call_event(given, client)
             case "recommend" | "search" | "rank":
@@ -143,6 +145,23 @@ def _call_status(given: Namespace, client: "CascadeClient") -> None:
     _OUT.print(tabulated(status))
     if stages:
         _OUT.print("", tabulated(stages))
+
+
+def _call_rules(given: Namespace, client: "CascadeClient") -> None:
+    """JSON either way: what is printed is what can be put."""
+    from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
+
+    from protos.admin_pb2 import PutRulesRequest
+
+    if given.file is None:
+        print(json.dumps(MessageToDict(client.rules(), preserving_proto_field_name=True), indent=2))
+        return
+    try:
+        put = ParseDict(_json_of(given.file), PutRulesRequest())
+    except ParseError as error:
+        raise ValueError(f"{given.file}: {error}") from None
+    answer = client.put_rules(put.rules, etag=put.etag)
+    _OUT.print(f"{len(answer.rules)} rules are in force, etag {answer.etag}")
 
 
 def _call_event(given: Namespace, client: "CascadeClient") -> None:
@@ -220,11 +239,7 @@ def _items_of(file: str) -> "list[ItemEntry]":
     """
     from serving.client import ItemEntry
 
-    where = "the standard input" if file == "-" else file
-    try:
-        read = json.loads(sys.stdin.read() if file == "-" else Path(file).read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from None
+    where, read = "the standard input" if file == "-" else file, _json_of(file)
     listed = read if isinstance(read, list) else [read]
     items = []
     for number, each in enumerate(listed, start=1):
@@ -235,6 +250,17 @@ def _items_of(file: str) -> "list[ItemEntry]":
     if not items:
         raise ValueError(f"{where} holds no items")
     return items
+
+
+def _json_of(file: str) -> Any:
+    """
+    Raises:
+        ValueError: where it is not JSON.
+    """
+    try:
+        return json.loads(sys.stdin.read() if file == "-" else Path(file).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{'the standard input' if file == '-' else file} is not JSON: {error}") from None
 
 
 def generations(given: Namespace) -> None:
@@ -274,6 +300,22 @@ def evaluate(given: Namespace) -> None:
     result = tasks.run(given.task, tasks.pairs(given.options))
     _OUT.print(tabulated(result["metrics"]))
     print(json.dumps(result))
+
+
+def explain(given: Namespace) -> None:
+    """Why a request was answered as it was."""
+    from google.protobuf.json_format import MessageToDict
+
+    from training import explanation
+
+    told = explanation.explanation(
+        given.log, given.generations, given.request_id, item_ids=given.item, features=given.features
+    )
+    if given.json:
+        print(json.dumps(MessageToDict(told, preserving_proto_field_name=True)))
+        return
+    for line in explanation.laid_out(told):
+        _OUT.print(line)
 
 
 def report(given: Namespace) -> None:

@@ -325,7 +325,7 @@ def test_what_a_user_knows_is_hidden_only_where_the_generation_says_so(
     answer = generation.pipeline.run(query_at(loop, history=history))
 
     assert np.isin(known, answer.scored.candidates.row_N).any() != hide_seen
-    assert (answer.trace.removed.get("seen", 0) > 0) == hide_seen
+    assert (len(answer.trace.removed.get("seen", ())) > 0) == hide_seen
 
 
 def test_a_source_without_a_quota_is_not_part_of_the_pipeline(loop: Loop, store: GenerationStore) -> None:

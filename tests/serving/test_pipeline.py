@@ -169,7 +169,7 @@ def test_no_candidate_is_lost_or_repeated(found: list[list[int]], data: st.DataO
     eligible = [row for row in named if row in masks[0] and row in masks[1]]
     assert answer.scored.candidates.row_N.tolist() == eligible
     assert sorted(rows_of(answer)) == sorted(eligible), "a slate with room for all shows each once"
-    assert sum(answer.trace.removed.values()) == len(named) - len(eligible)
+    assert sum(map(len, answer.trace.removed.values())) == len(named) - len(eligible)
     assert bool(answer.trace.degraded & Degraded.DEGRADED_EMPTY) == (not eligible)
 
 
@@ -352,7 +352,7 @@ def test_the_best_by_fusion_are_scored_and_what_filters_remove_takes_no_place() 
     pipeline = replace(pipeline_of([1, 2, 3, 4], [9, 3, 1], [3, 8], filters=[mask]), most=3)
     answer = pipeline.run(QUERY)
     assert answer.scored.candidates.row_N.tolist() == [3, 9, 2]
-    assert answer.trace.removed == {"first": 1}
+    assert {name: len(rows) for name, rows in answer.trace.removed.items()} == {"first": 1}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -384,7 +384,7 @@ def test_a_filter_whose_mask_does_not_fit_is_an_error_and_never_a_wrong_slate(le
 def test_filters_are_counted_in_their_order() -> None:
     filters = [Mask("odd", frozenset(range(1, 60, 2))), Mask("low", frozenset(range(5)))]
     answer = pipeline_of(range(10), filters=filters).run(QUERY)
-    assert answer.trace.removed == {"odd": 5, "low": 3}
+    assert {name: len(rows) for name, rows in answer.trace.removed.items()} == {"odd": 5, "low": 3}
     assert answer.scored.candidates.row_N.tolist() == [1, 3]
 
 

@@ -1,5 +1,6 @@
 """Rules of the business: put while servers run, in force at once and everywhere, kept, and replayed as they were."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 from catalog_cases import NOW_MS, loaded, publish, running, store_of
+from google.protobuf.json_format import MessageToDict
 from serving_cases import call, refusal
 
 from index.generations import GenerationStore
@@ -16,10 +18,11 @@ from policy.types import SlotFlag
 from protos import admin_pb2
 from protos.admin_pb2 import GetRulesResponse, PutRulesRequest, PutRulesResponse, Rule
 from serving.catalog_log import FILE, CatalogLog, Entry, UnknownChange
-from serving.client import CascadeClient, ItemChange
+from serving.client import CallFailed, CascadeClient, ItemChange
 from serving.codec import query_of
 from serving.log import read_impressions
 from serving.rules import rule_book
+from training.cli import MISUSE, main
 
 PIN = Rule(id="pin", kind="RULE_PIN", item_ids=["i42"], position=2)
 BLOCK = Rule(id="block", kind="RULE_BLOCK", condition='category = "jazz"')
@@ -227,3 +230,59 @@ def test_too_much_is_refused(request_: PutRulesRequest, message: str) -> None:
 def test_every_kind_of_rule_that_there_is_on_the_wire_has_one_here_or_says_so() -> None:
     named = {name.removeprefix("RULE_").lower() for name in dict(admin_pb2.RuleKind.items())}
     assert named - {"unspecified", "redirect"} == set(RuleKind.__args__)  # type: ignore[attr-defined]
+
+
+def test_rules_are_printed_and_put_by_the_command_and_a_stale_etag_is_refused(
+    site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with running(site) as (client, _, address):
+        where = ["--target", address.target, "--admin", address.admin_target]
+        assert main(["call", "rules", *where]) == 0
+        assert json.loads(capsys.readouterr().out) == {}
+        file = tmp_path / "rules.json"
+        file.write_text(json.dumps({"rules": [MessageToDict(PIN, preserving_proto_field_name=True)]}))
+        assert main(["call", "rules", str(file), *where]) == 0
+        assert capsys.readouterr().out.startswith("1 rules are in force, etag ")
+        assert top(client, "pinned")[2] == "i42"
+        assert main(["call", "rules", str(file), *where]) == MISUSE
+        assert "read them with GetRules" in capsys.readouterr().err
+        assert main(["call", "rules", *where]) == 0
+        file.write_text(capsys.readouterr().out)
+        assert main(["call", "rules", str(file), *where]) == 0, "what is printed can be put"
+        file.write_text('{"rules": [{"colour": "red"}]}')
+        assert main(["call", "rules", str(file), *where]) == MISUSE
+        assert 'no field named "colour"' in capsys.readouterr().err
+
+
+def test_a_slate_is_explained_as_its_rules_and_its_catalogue_were(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = site / "log.db"
+    with running(site, log=log) as (client, _, address), admin(address.admin_target) as channel:
+        put(channel, PIN, BLOCK, BOOST)
+        shown = top(client, "before")
+        other = next(each for each in ("i3", "i4", "i5", "i6", "i7", "i8") if each not in shown)
+        put(channel, etag=get(channel).etag)
+        client.patch_items([ItemChange(shown[0], available=False)])
+        told = client.explain("before", item_ids=[*shown, other])
+        assert told.reproduced, "the active generation knows more by now, and is not who is asked"
+        assert [each.item_id for each in told.items[: len(shown)]] == shown
+        assert told.items[2].flags & SlotFlag.PINNED
+        assert {each.item_id: each.terms["rules"] for each in told.items if each.terms}["i77"] == 50
+        assert told.items[-1].position == -1
+        with pytest.raises(CallFailed, match="NOT_FOUND: request_id: 'nobody' given, which the impression log"):
+            client.explain("nobody")
+        with pytest.raises(CallFailed, match="INVALID_ARGUMENT: request_id"):
+            client.explain("")
+    words = ["explain", "before", "--log", str(log), "--generations", str(site / "generations")]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "asked again, it gives the same slate, bit by bit" in out
+    assert "pinned" in out
+    assert main([*words, "--json", "--item", "i42", "--features"]) == 0
+    (item,) = json.loads(capsys.readouterr().out)["items"]
+    assert (item["item_id"], item["position"], item["propensity"]) == ("i42", 2, 1.0)
+    assert item["features"]
+    words[1] = "nobody"
+    assert main(words) == MISUSE
+    assert "holds no request 'nobody'" in capsys.readouterr().err

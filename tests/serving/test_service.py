@@ -265,7 +265,6 @@ def test_without_a_generation_a_server_is_unavailable(tmp_path: Path) -> None:
     "method",
     [
         "Recommender/Suggest",
-        "Recommender/Explain",
         "Catalog/UpsertUsers",
         "Catalog/ForgetUser",
     ],

@@ -1,0 +1,139 @@
+"""A logged request asked again: the same code, from what was logged, so the same answer, or a bug."""
+
+import threading
+from collections import deque
+from collections.abc import Mapping
+
+from protos.impression_pb2 import Impression
+from serving.answers import record
+from serving.catalog_log import CatalogLog
+from serving.codec import query_of
+from serving.generation import Generation, Generations
+from serving.pipeline import Answer
+
+_ASKED = (
+    "request_id",
+    "time_ms",
+    "kind",
+    "tenant",
+    "surface",
+    "user_id",
+    "visitor_id",
+    "session_id",
+    "text",
+    "size",
+    "seed_item_ids",
+    "exclude_item_ids",
+    "rank_item_ids",
+    "filter",
+    "features",
+    "live_hits",
+    "history_item_key",
+    "history_action_key",
+    "history_time_ms",
+    "experiment_arms",
+    "labels",
+)
+_STAGES = {
+    "retrieve": ("source_names", "eligible_item_key"),
+    "features": ("schema", "query_row", "item_rows", "pair_rows"),
+    "score": ("action_names", "eligible_utility"),
+    "select": ("policy", "item_id", "propensity", "slot_flags", "utility", "probability", "source_bits", "source_rank"),
+}
+"""Fields that must be equal, by the stage that makes them."""
+_KEPT = 16
+
+
+class Snapshots:
+    """Generations as they were when an impression was made.
+
+    Args:
+        generations: by id, as loaded.
+        catalog: the catalogue log beside them; None where nothing has changed.
+    """
+
+    def __init__(self, generations: Mapping[str, Generation], catalog: CatalogLog | None) -> None:
+        self._loaded = generations
+        self._catalog = catalog
+        self._made = {each: deque[Generation](maxlen=_KEPT) for each in generations}
+
+    def answered(self, logged: Impression) -> Generation:
+        """Who answered it.
+
+        Raises:
+            ValueError: where its generation is not among those given, or the log does not reach as far.
+        """
+        if logged.generation not in self._loaded:
+            raise ValueError(
+                f"impression {logged.request_id} was answered by generation {logged.generation}, "
+                f"which is not among {', '.join(sorted(self._loaded))}"
+            )
+        return self.at(logged.generation, logged)
+
+    def at(self, generation: str, logged: Impression) -> Generation:
+        """A generation with the catalogue as the impression's answer knew it, or as it was built where that is later.
+
+        Changes are made once while impressions come in the order of `catalog_seq`; going back goes on from one of the
+        last 16 snapshots, or begins anew.
+        """
+        loaded, made = self._loaded[generation], self._made[generation]
+        seq = max(logged.catalog_seq, loaded.catalog_seq)
+        while made and made[-1].catalog_seq > seq:
+            made.pop()
+        snapshot = made[-1] if made else loaded
+        if seq > snapshot.catalog_seq and self._catalog:
+            snapshot = snapshot.changed(self._catalog.since(snapshot.catalog_seq, until=seq))
+            made.append(snapshot)
+        if snapshot.catalog_seq < seq:
+            raise ValueError(
+                f"impression {logged.request_id} knew of change {seq} of the catalogue; the log of changes "
+                f"{f'at {self._catalog.path} ends with {snapshot.catalog_seq}' if self._catalog else 'is not given'}"
+            )
+        return snapshot
+
+
+class Past:
+    """Who answered a request, as it was then; loaded where it is no longer at hand, and the last one kept."""
+
+    def __init__(self, generations: Generations) -> None:
+        self._generations = generations
+        self._loading = threading.Lock()
+        self._loaded: Generation | None = None
+
+    def answered(self, logged: Impression) -> Generation:
+        """
+        Raises:
+            UnknownGeneration, CorruptGeneration, GenerationMismatch: see `Generation.load`.
+            ValueError: see `Snapshots.answered`.
+        """
+        active = self._generations.active
+        if active is not None and (active.id, active.catalog_seq) == (logged.generation, logged.catalog_seq):
+            return active
+        with self._loading:
+            if self._loaded is None or self._loaded.id != logged.generation:
+                self._loaded = Generation.load(self._generations.store, logged.generation)
+            return Snapshots({self._loaded.id: self._loaded}, self._generations.catalog).answered(logged)
+
+
+def ask_again(logged: Impression, generation: Generation) -> tuple[Answer, Impression]:
+    """The answer that the request gets now, and the impression that it makes."""
+    asked = Impression()
+    asked.CopyFrom(logged)
+    for field, _ in logged.ListFields():
+        if field.name not in _ASKED:
+            asked.ClearField(field.name)
+    query = query_of(asked, generation)
+    answer = generation.pipeline.run(query, without=frozenset(logged.skipped_sources))
+    made = record(asked, query=query, answer=answer, generation=generation, eligible=bool(logged.eligible_item_key))
+    return answer, made
+
+
+def first_difference(logged: Impression, again: Impression) -> tuple[str, str] | None:
+    """The first stage whose result differs, and the field; None where the answers are equal bit by bit."""
+    differing = (
+        (stage, field)
+        for stage, fields in _STAGES.items()
+        for field in fields
+        if getattr(again, field) != getattr(logged, field)
+    )
+    return next(differing, None)
