@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from hypothesis import settings as hypothesis_settings
 
 from candidate_gen.towers import TowerShape
 from index.generations import GenerationStore
@@ -29,6 +30,9 @@ from training.served import ServedLog
 from training.tower import TowerSettings
 from training.traffic import Visit, visit
 from training.world import World
+
+hypothesis_settings.register_profile("cascade", deadline=None)
+hypothesis_settings.load_profile("cascade")
 
 OPEN_GATES = GateSettings(index_recall=0.0, ranker_auc=0.0, ranker_ece=1.0, found=0.0, shrink=1.0)
 SMALL = CycleSettings(
