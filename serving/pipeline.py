@@ -184,8 +184,9 @@ class Pipeline:
     def _filter(self, hydrated: HydratedQuery, candidates: Candidates, trace: Trace) -> Candidates:
         for each in self.filters:
             kept_N = each.keep(hydrated, candidates)
+            kept = candidates.keep(kept_N)
             trace.removed[each.name] = candidates.row_N[~kept_N]
-            candidates = candidates.keep(kept_N)
+            candidates = kept
         return candidates
 
     def _fewer(self, query: Query, candidates: Candidates, trace: Trace) -> Candidates:

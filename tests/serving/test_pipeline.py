@@ -352,7 +352,7 @@ def test_the_best_by_fusion_are_scored_and_what_filters_remove_takes_no_place() 
     pipeline = replace(pipeline_of([1, 2, 3, 4], [9, 3, 1], [3, 8], filters=[mask]), most=3)
     answer = pipeline.run(QUERY)
     assert answer.scored.candidates.row_N.tolist() == [3, 9, 2]
-    assert {name: len(rows) for name, rows in answer.trace.removed.items()} == {"first": 1}
+    assert {name: len(rows) for name, rows in answer.trace.removed.items()} == {"first": 1, "most": 2}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
