@@ -1,4 +1,4 @@
-"""Runs every benchmark, each in a process of its own."""
+"""Runs every benchmark of times, each in a process of its own. `closed_loop` is run by itself: it takes a while."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.harness import LOUD, Figure, busy, cells, remarks
 
-NAMES = ("ann", "gpu", "policy", "tower", "retrieval", "pipeline", "swap")
+NAMES = ("ann", "gpu", "policy", "tower", "retrieval", "pipeline", "replay", "swap")
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 

@@ -67,11 +67,7 @@ def published(dataset: Dataset, folder: Path, *, now_ms: int, weights: dict[str,
 
 def as_query(request: WorldRequest, generation: Generation, dataset: Dataset) -> Query:
     """The request with what its user did last."""
-    past = (
-        dataset.events.filter((pl.col("user_id") == request.user_id) & (pl.col("visible_ms") <= request.time_ms))
-        .sort("time_ms", descending=True)
-        .head(_HISTORY)
-    )
+    past = last_of(request, dataset)
     return Query(
         request.request_id,
         request.time_ms,
@@ -84,6 +80,15 @@ def as_query(request: WorldRequest, generation: Generation, dataset: Dataset) ->
             np.array([action_key(action) for action in past["action"]], np.uint32),
             past["time_ms"].to_numpy(),
         ),
+    )
+
+
+def last_of(request: WorldRequest, dataset: Dataset) -> pl.DataFrame:
+    """Events of a request's user that were visible by then, newest first."""
+    return (
+        dataset.events.filter((pl.col("user_id") == request.user_id) & (pl.col("visible_ms") <= request.time_ms))
+        .sort("time_ms", descending=True)
+        .head(_HISTORY)
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from candidate_gen.items import Items
+from candidate_gen.merge import among
 from candidate_gen.types import Candidates, HydratedQuery
 
 
@@ -55,7 +56,7 @@ class Seen:
         row_L = history.row_L
         if self.actions is not None:
             row_L = row_L[np.isin(history.action_L, list(self.actions))]
-        return ~np.isin(candidates.row_N, row_L)
+        return ~among(candidates.row_N, row_L)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,4 +67,4 @@ class Excluded:
 
     def keep(self, hydrated: HydratedQuery, candidates: Candidates) -> NDArray[np.bool_]:
         query = hydrated.query
-        return ~np.isin(candidates.row_N, np.concatenate([query.exclude_row_X, query.seed_row_S]))
+        return ~among(candidates.row_N, np.concatenate([query.exclude_row_X, query.seed_row_S]))

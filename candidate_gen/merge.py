@@ -1,6 +1,6 @@
 """What the sources named, as one set of candidates.
 
-Shape letters: N candidates, S sources, K hits.
+Shape letters: N candidates, S sources, K hits of a source, H hits of all, X other rows.
 """
 
 from collections.abc import Sequence
@@ -22,25 +22,39 @@ def only(row_N: NDArray[np.int64], names: tuple[str, ...]) -> Candidates:
 
 def merge(names: tuple[str, ...], hits: Sequence[Hits | None]) -> Candidates:
     """The union of what the sources named, each item once, in order of first appearance."""
-    found = [each.row_K for each in hits if each is not None]
-    all_rows = np.concatenate(found) if found else np.empty(0, np.int64)
-    row_N, first_N = np.unique(all_rows, return_index=True)
-    row_N = row_N[np.argsort(first_N)]
-    candidates = only(row_N, names)
-    sorter_N = np.argsort(row_N)
-    for s, each in enumerate(hits):
-        if each is not None and len(each):
-            at_K = sorter_N[np.searchsorted(row_N, each.row_K, sorter=sorter_N)]
-            candidates.rank_NS[at_K, s] = np.arange(len(each))
-            candidates.score_NS[at_K, s] = each.score_K
+    count_S = np.array([0 if each is None else len(each) for each in hits], np.int64)
+    named = [each for each in hits if each is not None]
+    if not count_S.any():
+        return only(NO_ROWS, names)
+    row_H = np.concatenate([each.row_K for each in named])
+    order_H = np.argsort(row_H, kind="stable")
+    sorted_H = row_H[order_H]
+    is_first_H = np.concatenate(([True], sorted_H[1:] != sorted_H[:-1]))
+    first_N = order_H[is_first_H]
+    place_N = np.argsort(first_N)
+    candidates = only(row_H[first_N[place_N]], names)
+    index_N, index_H = np.empty(len(place_N), np.int64), np.empty(len(row_H), np.int64)
+    index_N[place_N] = np.arange(len(place_N))
+    index_H[order_H] = index_N[np.cumsum(is_first_H) - 1]
+    source_H = np.repeat(np.arange(len(names)), count_S)
+    candidates.rank_NS[index_H, source_H] = np.arange(len(row_H)) - np.repeat(np.cumsum(count_S) - count_S, count_S)
+    candidates.score_NS[index_H, source_H] = np.concatenate([each.score_K for each in named])
     return candidates
+
+
+def among(row_N: NDArray[np.int64], row_X: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of the first rows are one of the second: `np.isin`, without what it does to choose a way."""
+    if not len(row_X):
+        return np.zeros(len(row_N), np.bool_)
+    sorted_X = np.sort(row_X)
+    return np.equal(sorted_X[np.minimum(np.searchsorted(sorted_X, row_N), len(sorted_X) - 1)], row_N)
 
 
 def with_rows(candidates: Candidates, row_N: NDArray[np.int64]) -> Candidates:
     """With those of the rows that are missing as the last candidates, which no source named."""
     if not len(row_N):
         return candidates
-    added = only(row_N[~np.isin(row_N, candidates.row_N)], candidates.source_names)
+    added = only(row_N[~among(row_N, candidates.row_N)], candidates.source_names)
     return Candidates(
         np.concatenate([candidates.row_N, added.row_N]),
         candidates.source_names,
@@ -60,5 +74,5 @@ def fused(candidates: Candidates, most: int, *, always: NDArray[np.int64] = NO_R
     if len(candidates) <= most:
         return candidates
     share_NS = np.where(candidates.rank_NS >= 0, 1 / (_FAR + 1 + candidates.rank_NS), 0.0)
-    share_N = np.where(np.isin(candidates.row_N, always), np.inf, share_NS.sum(axis=1))
+    share_N = np.where(among(candidates.row_N, always), np.inf, share_NS.sum(axis=1))
     return candidates.take(np.argsort(-share_N, kind="stable")[:most])

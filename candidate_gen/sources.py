@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from candidate_gen.items import Items
+from candidate_gen.merge import among
 from candidate_gen.types import NO_ROWS, HydratedQuery, Query
 from index.columns import Column
 from index.masks import Mask
@@ -95,7 +96,7 @@ class SimilarToRecent:
         row = np.concatenate([each.row_K for each in hits])
         score = np.concatenate([each.score_K for each in hits])
         turn = np.concatenate([np.arange(len(each)) for each in hits])
-        kept = np.flatnonzero(~np.isin(row, left_out_X))
+        kept = np.flatnonzero(~among(row, left_out_X))
         best_first = kept[np.argsort(-score[kept], kind="stable")]
         _, first = np.unique(row[best_first], return_index=True)
         once = best_first[first]
@@ -158,8 +159,8 @@ class Fresh:
             chance = np.random.default_rng(key64(f"fresh/{hydrated.query.request_id}"))
             row_N = self._order.drawn(4 * drawn, hydrated.allowed, chance, above=horizon[0], up_to=horizon[1])
             newest_K, others_K = row_K[: k - drawn], row_K[k - drawn :]
-            row_N = row_N[~np.isin(row_N, newest_K)][:drawn]
-            others_K = np.concatenate([row_N, others_K[~np.isin(others_K, row_N)]])[:drawn]
+            row_N = row_N[~among(row_N, newest_K)][:drawn]
+            others_K = np.concatenate([row_N, others_K[~among(others_K, row_N)]])[:drawn]
             others_K = others_K[np.lexsort((others_K, self._published_ms_I[others_K]))[::-1]]
             row_K = np.concatenate([newest_K, others_K])
         age_ms_K = now_ms - self._published_ms_I[row_K]
@@ -212,10 +213,10 @@ class Popular:
             if hydrated.allowed is not None:
                 shown_N[shown_N] = hydrated.allowed.allowed_I[own_N[shown_N]]
             own_N, worth_N = own_N[shown_N], listed["popularity"][shown_N]
-            kept_K = ~np.isin(row_K, own_N)
+            kept_K = ~among(row_K, own_N)
             rest_K = np.minimum(score_K[kept_K], worth_N.min(initial=np.inf))
             row_K, score_K = np.concatenate([own_N, row_K[kept_K]]), np.concatenate([worth_N, rest_K])
-        order_K = np.argsort(np.isin(row_K, known_X), kind="stable")[: max(k, 0)]
+        order_K = np.argsort(among(row_K, known_X), kind="stable")[: max(k, 0)]
         return Hits(row_K[order_K], score_K[order_K].astype(np.float32))
 
 

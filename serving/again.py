@@ -1,11 +1,17 @@
-"""A logged request asked again: the same code, from what was logged, so the same answer, or a bug."""
+"""A logged request asked again: the same code, from what was logged, so the same answer, or a bug.
+
+Shape letters: N candidates, E eligible candidates of the log.
+"""
 
 import threading
 from collections import deque
 from collections.abc import Mapping
 
+import numpy as np
+
+from candidate_gen.types import Query
 from protos.impression_pb2 import Impression
-from serving.answers import record
+from serving.answers import columns_of, policy_of, record
 from serving.catalog_log import CatalogLog
 from serving.codec import query_of
 from serving.generation import Generation, Generations
@@ -35,12 +41,11 @@ _ASKED = (
     "labels",
 )
 _STAGES = {
-    "retrieve": ("source_names", "eligible_item_key"),
     "features": ("schema", "query_row", "item_rows", "pair_rows"),
     "score": ("action_names", "eligible_utility"),
     "select": ("policy", "item_id", "propensity", "slot_flags", "utility", "probability", "source_bits", "source_rank"),
 }
-"""Fields that must be equal, by the stage that makes them."""
+"""Fields that must be equal, by the stage that makes them, after those of `_retrieved`."""
 _KEPT = 16
 
 
@@ -128,12 +133,47 @@ def ask_again(logged: Impression, generation: Generation) -> tuple[Answer, Impre
     return answer, made
 
 
-def first_difference(logged: Impression, again: Impression) -> tuple[str, str] | None:
-    """The first stage whose result differs, and the field; None where the answers are equal bit by bit."""
-    differing = (
-        (stage, field)
-        for stage, fields in _STAGES.items()
-        for field in fields
-        if getattr(again, field) != getattr(logged, field)
-    )
-    return next(differing, None)
+def first_difference(
+    logged: Impression, query: Query, answer: Answer, generation: Generation
+) -> tuple[str, str] | None:
+    """The first stage whose result differs from what was logged, and the field; None where they are equal bit by bit.
+
+    It is what comparing with the impression of the answer would say, without making it.
+
+    Args:
+        query: of the impression.
+        answer: what it gets now, from `generation`.
+    """
+    return _retrieved(logged, answer, generation) or _made(logged, query, answer, generation)
+
+
+def _retrieved(logged: Impression, answer: Answer, generation: Generation) -> tuple[str, str] | None:
+    candidates = answer.scored.candidates
+    if tuple(logged.source_names) != candidates.source_names:
+        return "retrieve", "source_names"
+    # An id's row says no less than its key, which would have to be made of every candidate's id.
+    row_E = generation.items.ids.rows(np.array(logged.eligible_item_key, np.uint64))
+    return ("retrieve", "eligible_item_key") if len(row_E) and not _same(row_E, candidates.row_N) else None
+
+
+def _made(logged: Impression, query: Query, answer: Answer, generation: Generation) -> tuple[str, str] | None:
+    again = {
+        **columns_of(answer, generation),
+        "eligible_utility": answer.slate.utility_N if logged.eligible_item_key else (),
+        "policy": policy_of(query, answer, generation),
+    }
+    for stage, names in _STAGES.items():
+        for name in names:
+            was, now = getattr(logged, name), again[name]
+            if isinstance(now, np.ndarray):
+                equal = _same(np.array(was, now.dtype), now) if now.dtype.kind == "f" else list(was) == now.tolist()
+            else:
+                equal = tuple(was) == tuple(now) if isinstance(now, tuple | list) else was == now
+            if not equal:
+                return stage, name
+    return None
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Equal bit by bit."""
+    return one.tobytes() == other.tobytes()

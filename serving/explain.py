@@ -20,7 +20,7 @@ from policy.types import Draw
 from policy.value import utility
 from protos.impression_pb2 import FeatureValue, Impression
 from protos.recommender_pb2 import ExplainResponse, Explanation, RecommendRequest, RecommendResponse
-from serving.again import ask_again, first_difference
+from serving.again import first_difference
 from serving.answers import respond, trace_of
 from serving.codec import query_of
 from serving.generation import Generation
@@ -47,9 +47,9 @@ def explain(
             f"impression {logged.request_id} was made with feature table {logged.schema}, generation {generation.id} "
             f"has {generation.table.fingerprint}"
         )
-    answer, again = ask_again(logged, generation)
-    difference = first_difference(logged, again)
     query = query_of(logged, generation)
+    answer = generation.pipeline.run(query, without=frozenset(logged.skipped_sources))
+    difference = first_difference(logged, query, answer, generation)
     shown = RecommendResponse()
     respond(shown, RecommendRequest(), logged=logged, query=query, generation=generation)
     told = ExplainResponse(

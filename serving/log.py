@@ -10,9 +10,9 @@ import sqlite3
 import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -343,6 +343,69 @@ def read_impressions(path: Path, *, since_ms: int | None = None, until_ms: int |
     return _read(path, "impressions", since_ms, until_ms, Impression)
 
 
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Impressions that were committed one after the other, to be read and worked on together."""
+
+    first: int
+    """Numbers of its rows, in the order of commits."""
+    last: int
+    rows: int
+    digest: int
+    """CRC-32 over the keys and checksums of its rows: other rows, another digest."""
+
+
+def segments(path: Path, *, size: int = 256, newest: int | None = None) -> list[Segment]:
+    """The log cut every `size` rows, without reading what they hold; a log that grows keeps all but its last segment.
+
+    The file as a whole is checked first.
+
+    Args:
+        newest: only so many impressions, those committed last.
+
+    Raises:
+        CorruptLog, LogUnavailable, ValueError: see `read_impressions`.
+    """
+    cut: dict[int, Segment] = {}
+    with _reading(path, check=True) as connection:
+        found = connection.execute(
+            "SELECT rowid, request_id, crc FROM impressions WHERE rowid >= coalesce("
+            "(SELECT rowid FROM impressions ORDER BY rowid DESC LIMIT 1 OFFSET ? - 1), 0) ORDER BY rowid",
+            ((1 << 63) - 1 if newest is None else newest,),
+        )
+        for row, key, crc in found:
+            before = cut.get(row // size, Segment(row, row, 0, 0))
+            digest = zlib.crc32(f"{row}\0{key}\0{crc}".encode(), before.digest)
+            cut[row // size] = Segment(before.first, row, before.rows + 1, digest)
+    return list(cut.values())
+
+
+def read_segment(path: Path, segment: Segment) -> list[Impression]:
+    """What a segment holds, in the order of commits.
+
+    Raises:
+        CorruptLog, LogUnavailable, ValueError: see `read_impressions`.
+    """
+    with _reading(path, check=False) as connection:
+        found = connection.execute(
+            "SELECT request_id, time_ms, crc, payload FROM impressions WHERE rowid BETWEEN ? AND ? ORDER BY rowid",
+            (segment.first, segment.last),
+        )
+        return [_checked(path, "impressions", row, Impression) for row in found]
+
+
+def read_these(path: Path, request_ids: Iterable[str]) -> list[Impression]:
+    """The impressions of these requests, in this order; those that are not there are left out.
+
+    Raises:
+        CorruptLog, LogUnavailable, ValueError: see `read_impressions`.
+    """
+    wanted = "SELECT request_id, time_ms, crc, payload FROM impressions WHERE request_id = ?"
+    with _reading(path, check=False) as connection:
+        found = (row for each in request_ids for row in connection.execute(wanted, (each,)))
+        return [_checked(path, "impressions", row, Impression) for row in found]
+
+
 def read_outcomes(path: Path, *, since_ms: int | None = None, until_ms: int | None = None) -> Iterator[Outcome]:
     """Committed outcomes with `since_ms <= visible_ms < until_ms`, by (visible_ms, event id); else like impressions."""
     return _read(path, "outcomes", since_ms, until_ms, Outcome)
@@ -352,24 +415,30 @@ def _read(
     path: Path, table: Table, since_ms: int | None, until_ms: int | None, record: type[_Record]
 ) -> Iterator[_Record]:
     key, time = _KEY[table], _TIME[table]
+    with _reading(path, check=True) as connection:
+        found = connection.execute(
+            f"SELECT {key}, {time}, crc, payload FROM {table} WHERE {time} >= ? AND {time} < ? ORDER BY {time}, {key}",
+            (-(1 << 63) if since_ms is None else since_ms, (1 << 63) - 1 if until_ms is None else until_ms),
+        )
+        for row in found:
+            yield _checked(path, table, row, record)
+
+
+@contextmanager
+def _reading(path: Path, *, check: bool) -> Iterator[sqlite3.Connection]:
+    """One state of the log while the `with` lasts."""
     if not path.is_file():
         raise ValueError(f"no impression log at {path}")
     try:
         with closing(open_to_read(path)) as connection:
             connection.execute("BEGIN")
-            verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0] if check else "ok"
             if verdict != "ok":
                 raise CorruptLog(f"{path}: {' '.join(str(verdict).split())}")
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version != _VERSION:
                 raise CorruptLog(f"{path} is not a log of version {_VERSION} (it says {version})")
-            found = connection.execute(
-                f"SELECT {key}, {time}, crc, payload FROM {table} WHERE {time} >= ? AND {time} < ? "
-                f"ORDER BY {time}, {key}",
-                (-(1 << 63) if since_ms is None else since_ms, (1 << 63) - 1 if until_ms is None else until_ms),
-            )
-            for row in found:
-                yield _checked(path, table, row, record)
+            yield connection
     except (sqlite3.Error, UnicodeDecodeError) as error:
         raise explained(error, path) from error
 

@@ -67,10 +67,12 @@ _JOBS = {
     ),
     "replay": (
         "run the logged requests again",
-        "`verify` asks the generation that answered and demands the same slate and the same propensities, bit by bit. "
-        "`counterfactual` asks another generation what it would have shown, and how likely it was to show what was "
-        "shown; `cascade ope` makes estimates of that.",
+        "`verify` asks the generation that answered and demands the same slate and the same propensities, bit by bit; "
+        "where they differ it names the first stage that does. `counterfactual` asks another generation what it would "
+        "have shown, and how likely it was to show what was shown; `cascade ope` makes estimates of that. One process "
+        "a core works through the log; killed, the same command goes on where it was.",
         "cascade replay verify log=outputs/latest/log.db\n"
+        "cascade replay verify limit=10000 workers=4\n"
         "cascade replay counterfactual generation=<id>",
     ),
     "ope": (

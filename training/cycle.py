@@ -37,7 +37,7 @@ from training.data import Dataset, searchable
 from training.events import known_events
 from training.examples import Examples, from_impressions, from_log, item_attributes, item_rows, profiles, tower_pairs
 from training.gates import GateSettings, ranker_gates
-from training.publish import IndexSettings, Parts, Published, build_index, publish
+from training.publish import IndexSettings, Judge, Parts, Published, build_index, publish
 from training.ranker import RankerSettings, train_ranker
 from training.served import ServedLog
 from training.tower import TowerSettings, train_towers
@@ -210,11 +210,15 @@ def export(
     metrics: Mapping[str, float],
     store: GenerationStore,
     now_ms: int,
+    judge: Judge | None = None,
     job: Lease | None = None,
 ) -> Published:
     """Embed, build the index, pass the gates, publish. Nothing is published where a gate is red.
 
     Policy weights of actions that the data does not have are left out.
+
+    Args:
+        judge: see `publish`.
 
     Raises:
         GateFailed, GenerationMismatch, LeaseLost: see `publish`.
@@ -275,6 +279,7 @@ def export(
         data_window=prepared.window,
         catalog_seq=prepared.catalog_seq,
         now_ms=now_ms,
+        judge=judge,
         job=job,
     )
 
@@ -290,6 +295,7 @@ def run(
     now_ms: int,
     served: ServedLog | None = None,
     changes: Sequence[Entry] = (),
+    judge: Judge | None = None,
     job: Lease | None = None,
 ) -> Published:
     """One whole cycle: what was known at `as_of_ms` becomes a published (not yet activated) generation."""
@@ -319,5 +325,6 @@ def run(
         metrics=metrics,
         store=store,
         now_ms=now_ms,
+        judge=judge,
         job=job,
     )

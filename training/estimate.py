@@ -5,12 +5,12 @@ Shape letters: M impressions, K slots, R draws, N candidates.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from candidate_gen.features import FeatureTable
 from policy.ope import (
     Estimate,
     Interval,
@@ -29,15 +29,17 @@ from policy.ope import (
 )
 from policy.selector import SlatePolicy
 from protos.impression_pb2 import Degraded, Impression
+from serving.again import Snapshots
 from serving.catalog_log import CatalogLog
 from serving.codec import query_of
 from serving.generation import Generation
-from training.replay import Counterfactual, Snapshots, in_order
+from training.replay import Counterfactual, in_order
 
 HEADLINE = "truncated_cascade_dr"
 """The estimator whose figure stands for all: self-normalised, doubly robust, its weights cut to sqrt(requests). On
 the simulated world its intervals held the truth where those of the others were beside it or several times as wide."""
 _CHECKED_REQUESTS = 300
+_Each = TypeVar("_Each")
 _MOST_VALUES = 12
 """A column with more values than this makes no slices."""
 
@@ -143,6 +145,13 @@ def estimate(
     )
 
 
+def spaced(of: Sequence[_Each]) -> list[_Each]:
+    """As many as `own_draws` asks again, from all over."""
+    return (
+        [of[int(at)] for at in np.unique(np.linspace(0, len(of) - 1, _CHECKED_REQUESTS).astype(int))] if len(of) else []
+    )
+
+
 def own_draws(
     impressions: Iterable[Impression], generation: Generation, *, catalog: CatalogLog | None = None
 ) -> OwnDraws | None:
@@ -158,9 +167,7 @@ def own_draws(
         and each.eligible_item_key
         and not each.degraded & Degraded.DEGRADED_RANKER_SKIPPED
     ]
-    chosen = (
-        [whole[at] for at in np.unique(np.linspace(0, len(whole) - 1, _CHECKED_REQUESTS).astype(int))] if whole else []
-    )
+    chosen = spaced(whole)
     snapshots = Snapshots({generation.id: generation}, catalog)
     drawn = [_drawn_again(each, snapshots.answered(each)) for each in in_order(chosen)]
     width = max((len(distribution_N) for distribution_KN, _ in drawn for distribution_N in distribution_KN), default=0)
@@ -176,45 +183,46 @@ def own_draws(
     return OwnDraws(diagnose(propensity_R, propensity_R, actions_N=count_R, bins=bins), bins)
 
 
-def slices_of(
-    impressions: Iterable[Impression], request_ids: Sequence[str], table: FeatureTable
-) -> dict[tuple[str, str], NDArray[np.bool_]]:
+def slices_of(rows: pl.DataFrame) -> dict[tuple[str, str], NDArray[np.bool_]]:
     """Which of the requests are in each slice, by column and value.
 
     Columns are `users` (new: without any history; returning), `surface`, every stored user column with a vocabulary,
     every label and every experiment. One that has a single value, or more than 12, makes no slices.
 
     Args:
-        table: what the logged feature rows mean.
+        rows: see `training.replay.ROW`.
     """
-    columns: dict[str, dict[str, list[int]]] = {}
-    at = {request_id: row for row, request_id in enumerate(request_ids)}
-    for each in impressions:
-        if each.request_id in at:
-            for column, value in _marks(each, table):
-                columns.setdefault(column, {}).setdefault(value, []).append(at[each.request_id])
+    marked = (
+        rows.select(pl.int_range(pl.len()).alias("row"), "marks").explode("marks", empty_as_null=False).unnest("marks")
+    )
+    count = pl.col("value").n_unique().over("column")
+    chosen = marked.filter((count > 1) & (count <= _MOST_VALUES))
     slices = {}
-    for column, rows_of in columns.items():
-        if 1 < len(rows_of) <= _MOST_VALUES:
-            for value in sorted(rows_of):
-                slices[column, value] = np.isin(np.arange(len(at)), rows_of[value])
+    for (column, value), of in chosen.sort("column", "value").group_by("column", "value", maintain_order=True):
+        inside_M = np.zeros(rows.height, np.bool_)
+        inside_M[of["row"].to_numpy()] = True
+        slices[str(column), str(value)] = inside_M
     return slices
 
 
 def outcome_rewards(
     events: pl.DataFrame, weights: Mapping[str, float], *, request_ids: Sequence[str] | None = None
 ) -> dict[tuple[str, str], float]:
-    """Utility of the outcomes of every (request, item): the sum over its distinct actions of their weights."""
-    counted = events.filter(pl.col("action").is_in(list(weights)))
-    if request_ids is not None:
-        counted = counted.filter(pl.col("request_id").is_in(request_ids))
-    totals = (
-        counted.unique(["request_id", "item_id", "action"])
+    """`rewarded`, by (request, item); of the requests named, or of all."""
+    counted = events if request_ids is None else events.filter(pl.col("request_id").is_in(request_ids))
+    return {(request, item): reward for request, item, reward in rewarded(counted, weights).iter_rows()}
+
+
+def rewarded(events: pl.DataFrame, weights: Mapping[str, float]) -> pl.DataFrame:
+    """Utility of the outcomes of every exposure, see `training.replay.REWARD`: the sum over its distinct actions of
+    their weights."""
+    return (
+        events.filter(pl.col("action").is_in(list(weights)))
+        .unique(["request_id", "item_id", "action"])
         .with_columns(reward=pl.col("action").replace_strict(dict(weights), return_dtype=pl.Float64))
         .group_by("request_id", "item_id")
         .agg(pl.col("reward").sum())
     )
-    return {(request, item): reward for request, item, reward in totals.iter_rows()}
 
 
 def examination(metrics: Mapping[str, float]) -> NDArray[np.float64]:
@@ -322,15 +330,3 @@ def _drawn_again(logged: Impression, generation: Generation) -> tuple[NDArray[np
             f"generation {generation.id} gives {draw.propensity_K[k]:.6g}; `cascade replay verify` says what differs"
         )
     return draw.distribution_KN, index_K
-
-
-def _marks(logged: Impression, table: FeatureTable) -> Iterable[tuple[str, str]]:
-    """What a request can be sliced by: column and value."""
-    yield "users", "returning" if logged.history_item_key else "new"
-    yield "surface", logged.surface or "none"
-    row = np.frombuffer(logged.query_row, table.dtype("query")) if logged.schema == table.fingerprint else None
-    for feature in table.profile:
-        if feature.vocabulary and row is not None and not feature.shape:
-            yield feature.name, ("unknown", *feature.vocabulary)[int(row[feature.name][0])]
-    yield from logged.labels.items()
-    yield from logged.experiment_arms.items()

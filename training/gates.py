@@ -1,14 +1,40 @@
 """What a generation must reach to be published. Whatever is measured, the verdict on it is here."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from math import nan
+from typing import Literal, get_args
 
 from index.poison import POISON_SHARE
 
 
 class GateFailed(ValueError):
     """A generation that must not be published; the message lists every red gate with its figures."""
+
+
+OnNoOverlap = Literal["refuse", "pass"]
+
+
+@dataclass(frozen=True, slots=True)
+class UpliftSettings:
+    """How a generation is judged by the log before it is published."""
+
+    hours: float = 0.0
+    """The last hours of the log, which it is then not trained on; 0: it is not judged."""
+    least: float = -0.05
+    """Least lower bound of its uplift over the incumbent, as a share of what the incumbent earned."""
+    on_no_overlap: OnNoOverlap = "refuse"
+    """What becomes of one that the log says too little about."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hours < 24 * 366:
+            raise ValueError(f"hours is {self.hours}; it must be at least 0 and less than a year")
+        if not -1 <= self.least <= 1:
+            raise ValueError(f"least is {self.least}; it must be from -1 to 1")
+        if self.on_no_overlap not in get_args(OnNoOverlap):
+            raise ValueError(
+                f"on_no_overlap is {self.on_no_overlap!r}; it must be one of {', '.join(get_args(OnNoOverlap))}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +51,11 @@ class GateSettings:
     """Largest calibration error of the first action."""
     shrink: float = 0.2
     """Largest share of the incumbent's items that may be missing."""
+    uplift: UpliftSettings = field(default_factory=UpliftSettings)
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            if not 0 <= getattr(self, each.name) <= 1:
+            if each.name != "uplift" and not 0 <= getattr(self, each.name) <= 1:
                 raise ValueError(f"{each.name} is {getattr(self, each.name)}; it must be from 0 to 1")
 
 
@@ -69,6 +96,13 @@ def ranker_gates(settings: GateSettings, metrics: Mapping[str, float], *, action
         _least(f"ranker.{action}.auc", metrics, settings.ranker_auc),
         _most(f"ranker.{action}.ece", metrics, settings.ranker_ece),
     )
+
+
+def uplift_gate(settings: UpliftSettings, metrics: Mapping[str, float]) -> Gate:
+    """Of a generation that was judged by what the incumbent logged: the lower bound of its uplift, as a share of what
+    the incumbent earned."""
+    low, earned = metrics["uplift.low"], abs(metrics["uplift.earned"])
+    return _least("uplift.low_share", {"uplift.low_share": low / earned if earned else nan}, settings.least)
 
 
 def require(gates: Iterable[Gate]) -> None:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from socket import gethostname
 from typing import Any
@@ -20,21 +21,18 @@ from candidate_gen.towers import Towers
 from index.generations import GenerationStore
 from index.leases import Lease
 from policy.ope import require_overlap
-from protos.impression_pb2 import Impression
+from policy.settings import PolicySettings
 from ranking.scorer import RankerScorer
 from serving.catalog_log import FILE, CatalogLog, Entry
-from serving.generation import Generation
-from serving.log import read_impressions
-from training import cycle, estimate_report, rebuild_report
+from training import cycle, estimate_report, passes, rebuild_report
 from training import rebuild as rebuilds
-from training import replay as replays
 from training.catalogue import head_of
 from training.cycle import Prepared
 from training.data import Dataset, synthesise_impressions
 from training.durable import appearing
-from training.estimate import estimate, examination, outcome_rewards, own_draws, slices_of
+from training.estimate import rewarded
 from training.publish import Published
-from training.served import ServedLog
+from training.served import ServedLog, read_events
 from training.settings import (
     Data,
     DataSettings,
@@ -44,11 +42,13 @@ from training.settings import (
     ReplaySettings,
     TrainSettings,
 )
+from training.uplift import estimated, judged
 from training.world import World
 
 _FIRST_DAYS, _FIRST_REQUESTS = 10, 8000
 _METRICS = "metrics.json"
 _JOB = "nightly"
+_HOUR_MS = 3_600_000
 
 
 class ReplayMismatch(ValueError):
@@ -132,7 +132,12 @@ def nightly(settings: PublishSettings) -> dict[str, Any]:
     store = GenerationStore(settings.generations)
     with store.job(_JOB, holder=_holder()) as job:
         dataset = read(settings.data, seed=settings.seed)
-        served, as_of_ms = _served(settings.log, dataset)
+        uplift, incumbent = settings.cycle.gates.uplift, store.current()
+        judge, kept_ms = None, 0
+        if uplift.hours and incumbent is not None and settings.log is not None:
+            judge = partial(judged, settings=uplift, incumbent=incumbent, log=settings.log, store=store)
+            kept_ms = int(uplift.hours * _HOUR_MS)
+        served, as_of_ms = _served(settings.log, dataset, kept_ms=kept_ms)
         published = cycle.run(
             dataset,
             settings=settings.cycle,
@@ -143,6 +148,7 @@ def nightly(settings: PublishSettings) -> dict[str, Any]:
             now_ms=_now_ms(),
             served=served,
             changes=_changes(store),
+            judge=judge,
             job=job,
         )
         return _activated(store, published, settings.activate, job) | published.metrics
@@ -159,50 +165,43 @@ def rebuild(settings: RebuildSettings) -> dict[str, Any]:
 
 
 def replay(settings: ReplaySettings) -> dict[str, Any]:
-    """Run logged requests again, by who answered them or by another generation.
+    """Run logged requests again, by who answered them or by another generation. What was stopped goes on.
 
     Raises:
         ReplayMismatch: where `verify` found one that gave another answer.
     """
     store = GenerationStore(settings.generations)
-    impressions = _logged(settings.log)
-    impressions = impressions[-settings.limit :] if settings.limit else impressions
-    torch.set_num_threads(1)  # as in a server, for equal sums
+    log = passes.Log(settings.log, settings.generations, settings.output, settings.workers, settings.limit)
     started = time.perf_counter()
     if settings.mode == "verify":
-        answered = sorted({each.generation for each in impressions})
-        loaded = {each: Generation.load(store, each) for each in answered}
-        verified = replays.verify(impressions, loaded, CatalogLog(store.root / FILE))
-        if verified.divergences:
+        verified, went = passes.verify(log)
+        if verified.mismatches:
             first = verified.divergences[0]
+            stages = ", ".join(f"{count} from stage {stage} on" for stage, count in verified.stages.items())
             raise ReplayMismatch(
-                f"{len(verified.divergences)} of {verified.requests} requests gave another answer; the first is "
+                f"{verified.mismatches} of {verified.requests} requests gave another answer, {stages}; the first is "
                 f"{first.request_id}, which differs from stage {first.stage} on ({first.field})"
             )
-        seconds = time.perf_counter() - started
-        return {
+        told: dict[str, Any] = {
             "requests": verified.requests,
             "mismatches": 0,
             "skipped": verified.skipped,
             "with live hits from the log": verified.recalled,
-            "requests_per_s": verified.requests / seconds,
         }
-    compared = _compared(settings.log, store, _named(store, settings.generation), impressions)
-    if settings.output is not None:
-        columns = {
-            "request_id": compared.request_ids,
-            "target_item_id": [list(each) for each in compared.target_item_ids],
-            "logged_prefix_propensity": compared.logged_prefix_MK.tolist(),
-            "target_prefix_propensity": compared.target_prefix_MK.tolist(),
-            "reward": compared.reward_MK.tolist(),
+    else:
+        target = _named(store, settings.generation)
+        rows, went = passes.compare(log, target)
+        inside = rows.select("request_id", "inside").collect()
+        rewards = rewarded(read_events(settings.log), _weights(store, target)).join(inside, on="request_id", how="semi")
+        told = {
+            "requests": inside.height,
+            "reward as logged": rewards["reward"].sum() / inside.height,
+            "share of its slates inside the log's support": inside["inside"].mean(),
+            "requests for which it wants what the log could not show": inside.filter(pl.col("inside") < 1).height,
+            "rows": str(settings.output / target),
         }
-        _write_tables({settings.output.name: pl.DataFrame(columns)}, settings.output)
-    return {
-        "requests": len(compared.request_ids),
-        "requests_per_s": len(compared.request_ids) / (time.perf_counter() - started),
-        "reward as logged": float(compared.reward_MK.sum(1).mean()),
-        "share of its slates inside the log's support": float(compared.inside_M.mean()),
-    }
+    told["requests_per_s"] = went.requests / (time.perf_counter() - started)
+    return told | {name: value for name, value in (("resumed", went.resumed), ("afresh", went.afresh)) if value}
 
 
 def ope(settings: EstimateSettings) -> dict[str, Any]:
@@ -214,22 +213,19 @@ def ope(settings: EstimateSettings) -> dict[str, Any]:
     """
     store = GenerationStore(settings.generations)
     target = _named(store, settings.generation)
-    impressions = _logged(settings.log)
-    answered = Counter(each.generation for each in impressions)
-    others = [each for each, _ in answered.most_common() if each != target]
-    if settings.logged and settings.logged not in answered:
-        raise ValueError(f"{settings.log} holds no request that {settings.logged} answered; {', '.join(answered)} did")
-    if not settings.logged and not others:
-        raise ValueError(f"{settings.log} holds no request that another generation than {target} answered")
-    logged = settings.logged or others[0]
+    rows, _ = passes.compare(
+        passes.Log(settings.log, settings.generations, settings.replayed, settings.workers), target
+    )
+    answered = rows.group_by("generation").len().sort("len", "generation", descending=True).collect()["generation"]
+    logged = settings.logged or answered[0]
+    if logged not in answered:
+        raise ValueError(f"{settings.log} holds no request that {logged} answered; {', '.join(answered)} did")
     torch.set_num_threads(1)
-    impressions = replays.unseen([each for each in impressions if each.generation == logged], store.manifest(target))
-    incumbent = Generation.load(store, logged)
-    compared = _compared(settings.log, store, target, impressions)
-    estimates = estimate(
-        compared,
-        slices=slices_of(impressions, compared.request_ids, incumbent.table),
-        own=own_draws(impressions, incumbent, catalog=CatalogLog(store.root / FILE)),
+    estimates = estimated(
+        rows.filter(generation=logged).collect(),
+        log=settings.log,
+        store=store,
+        weights=_weights(store, target),
         interval=settings.interval,
     )
     report = estimate_report.report(estimates, target=target, logged=logged)
@@ -274,36 +270,20 @@ def _changes(store: GenerationStore) -> list[Entry]:
         return log.since(0, until=head_of(log, store.manifest(current) if current else None))
 
 
-def _served(log: Path | None, dataset: Dataset) -> tuple[ServedLog | None, int]:
-    """The log, and the moment after the last thing known."""
+def _served(log: Path | None, dataset: Dataset, *, kept_ms: int = 0) -> tuple[ServedLog | None, int]:
+    """The log, and the moment after the last thing known; without the last `kept_ms` of the log, if any."""
     seen_ms = max(dataset.events["visible_ms"].max(), dataset.impressions["time_ms"].max())  # type: ignore[type-var]
     assert isinstance(seen_ms, int)
     if log is None:
         return None, seen_ms + 1
     served = ServedLog.read(log, until_ms=np.iinfo(np.int64).max)
+    if kept_ms:
+        as_of_ms = served.impressions[-1].time_ms + 1 - kept_ms
+        return ServedLog.read(log, until_ms=as_of_ms), as_of_ms
     times = [seen_ms, served.impressions[-1].time_ms]
     if served.events.height:
         times.append(served.events["visible_ms"].to_list()[-1])
     return served, max(times) + 1
-
-
-def _logged(log: Path) -> list[Impression]:
-    """Every impression of a log that is not empty."""
-    impressions = list(read_impressions(log))
-    if not impressions:
-        raise ValueError(f"{log}: 0 impressions; at least 1 is needed")
-    return impressions
-
-
-def _compared(log: Path, store: GenerationStore, target: str, impressions: list[Impression]) -> replays.Counterfactual:
-    loaded = Generation.load(store, target)
-    events = ServedLog.read(log, until_ms=np.iinfo(np.int64).max).events
-    answered = Counter(each.generation for each in impressions).most_common(1)
-    curve = examination(store.manifest(answered[0][0]).metrics if answered else {})
-    rewards = outcome_rewards(events, loaded.settings.weights)
-    return replays.counterfactual(
-        impressions, loaded, rewards=rewards, examination_K=curve, catalog=CatalogLog(store.root / FILE)
-    )
 
 
 def _catalogue(prepared: Prepared) -> Items:
@@ -323,6 +303,11 @@ def _named(store: GenerationStore, generation: str) -> str:
     if current is None:
         raise ValueError(f"no generation of {store.root} is current; name one: generation=...")
     return current
+
+
+def _weights(store: GenerationStore, generation: str) -> Mapping[str, float]:
+    """What an outcome of each action is worth to it."""
+    return PolicySettings.from_json((store.folder(generation) / "policy.json").read_text()).weights
 
 
 def _activated(store: GenerationStore, published: Published, activate: bool, job: Lease) -> dict[str, Any]:

@@ -8,10 +8,13 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from itertools import cycle
 from typing import Any
+from xml.sax.saxutils import escape
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -280,6 +283,61 @@ def lines(panels: Mapping[str, Sequence[Curve]], names: Sequence[str], *, name: 
     return _svg(figure, name)
 
 
+@_styled
+def closed_loop(found: Mapping[str, Any], arms: Mapping[str, str], *, count: int) -> str:
+    """What arms earn in a closed loop, how soon new items are seen, and what was said before each launch.
+
+    Args:
+        found: as `benchmarks/closed_loop.py` writes it.
+        arms: those to draw, with the labels that they have.
+        count: impressions from which a new item counts as seen.
+
+    Lines are means over the seeds, bars and bands reach from the lowest to the highest. An estimate that has faults is
+    hollow.
+    """
+    figure = Figure(figsize=(11.5, 3.9), facecolor="none")
+    earning, seeing, saying = figure.subplots(1, 3)
+    for axes in (earning, seeing, saying):
+        axes.set_facecolor("none")
+    colour_of = dict(zip(arms, SERIES, strict=False)) | {"popularity": MUTED, "random": _REFERENCE}
+    label_of = {**arms, "popularity": "popularity", "random": "random"}
+    seeds, scale = found["seeds"].values(), found["scale"]
+    day_W = scale["first_days"] + scale["window_days"] * (np.arange(scale["windows"]) + 0.5)
+    days = np.linspace(0, scale["wait_days"], 121)
+    for number, (name, colour) in enumerate(colour_of.items()):
+        dashes = "solid" if name in arms else (0, (4, 3))
+        share_SW = np.array([100 * np.divide(seed[name]["reward"], seed["oracle"]["reward"]) for seed in seeds])
+        at_W = day_W + 0.12 * (number - 2)
+        earning.plot(at_W, share_SW.mean(0), color=colour, linestyle=dashes, marker="o", label=label_of[name])
+        earning.vlines(at_W, share_SW.min(0), share_SW.max(0), color=colour, linewidth=1.2)
+        seen_SD = np.array([[_reached(seed[name]["waited_days"][str(count)], day) for day in days] for seed in seeds])
+        seeing.plot(days, seen_SD.mean(0), color=colour, linestyle=dashes)
+        seeing.fill_between(days, seen_SD.min(0), seen_SD.max(0), color=colour, alpha=0.15, linewidth=0)
+        for launch in [each for seed in seeds for each in seed[name].get("launches", ())]:
+            saying.vlines(launch["truth"], launch["low"], launch["high"], color=colour, linewidth=1.2)
+            inside = "none" if launch["faults"] else colour
+            saying.plot(launch["truth"], launch["estimate"], "o", color=colour, markerfacecolor=inside)
+    low, high = saying.get_xlim()
+    saying.plot([low, high], [low, high], color=_REFERENCE, linestyle=(0, (4, 3)), linewidth=1.5, zorder=0)
+    earning.set(xlabel="day; a new generation at every point", ylabel="% of what the oracle earns", ylim=(0, None))
+    earning.set_title("What requests earn", loc="left")
+    seeing.set(xlabel="days since it was published", ylabel="% of new items", ylim=(0, 100), xlim=(0, days[-1]))
+    seeing.set_title(f"New items that were shown {count} times", loc="left")
+    saying.set(xlabel="reward of the first slots, after", ylabel="estimated before, with 95% interval")
+    saying.set_title("Before and after a launch", loc="left")
+    where = {"xycoords": "axes fraction", "ha": "right", "va": "bottom", "color": MUTED}
+    saying.annotate("hollow: refused, as the log\nsupports too little of it", (0.98, 0.03), fontsize=9, **where)
+    figure.legend(*earning.get_legend_handles_labels(), loc="outside upper left", ncols=len(colour_of))
+    return _svg(figure, "closed_loop")
+
+
+def standing_alone(drawn: str, *, title: str) -> str:
+    """A figure as a file of its own, which brings the page's colours and font, light or dark as the reader has it."""
+    sheet = (files("training") / "templates" / "page.css").read_text()
+    opening, rest = drawn.split(">", 1)
+    return f"{opening}><title>{escape(title)}</title><style>{sheet[: sheet.index('* {')]}</style>{rest}"
+
+
 def _figure(*, rows: int = 1, columns: int = 1, height: float = _HEIGHT) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(_WIDTH, height), facecolor="none")
     panels = figure.subplots(rows, columns, squeeze=False)
@@ -316,6 +374,11 @@ def _lines(axes: Axes, curves: Sequence[Curve]) -> None:
 def spaced(name: str) -> str:
     """ "cycle1" as a person writes it."""
     return re.sub(r"(?<=[a-z])(?=\d)", " ", name).replace("_", " ")
+
+
+def _reached(waited_days: Sequence[float | None], day: float) -> float:
+    """% of things that waited at most so long; None waits still."""
+    return 100 * sum(each is not None and each <= day for each in waited_days) / max(len(waited_days), 1)
 
 
 def _short(value: float) -> str:

@@ -3,7 +3,7 @@
 Shape letters: I items, B queries, S sampled items, D vector width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from math import inf, nan
@@ -83,6 +83,10 @@ class Published:
     id: str
     metrics: dict[str, float]
     gates: tuple[Gate, ...]
+
+
+Judge = Callable[[Generation], tuple[Gate, Mapping[str, float]]]
+"""A gate that asks a generation which is not published yet, with the figures that it went by."""
 
 
 class _HeldAlready(Exception):
@@ -174,6 +178,7 @@ def publish(
     data_window: tuple[int, int],
     catalog_seq: int,
     now_ms: int,
+    judge: Judge | None = None,
     job: Lease | None = None,
 ) -> Published:
     """Hold the parts and their index to the gates, write them, ask the sealed folder its first queries, publish.
@@ -183,6 +188,7 @@ def publish(
     Args:
         others: gates of other parts, to be held with those of the index.
         parent: the generation that its items, its table and its drift are compared with.
+        judge: asked last of all.
 
     Raises:
         GateFailed: naming every red gate; nothing is published.
@@ -200,9 +206,15 @@ def publish(
 
     def look(folder: Path, manifest: Manifest) -> None:
         _refuse_twin(store, manifest)
-        metrics["index.found"] = found_share(Generation.read(folder, manifest, placement=_LOOKED_AT))
+        generation = Generation.read(folder, manifest, placement=_LOOKED_AT)
+        metrics["index.found"] = found_share(generation)
         held.extend(smoke_gates(gates, metrics))
         require(held)
+        if judge is not None:
+            gate, figures = judge(generation)
+            metrics.update(figures)
+            held.append(gate)
+            require(held)
 
     with store.stage() as folder:
         fingerprints = write(

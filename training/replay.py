@@ -4,55 +4,30 @@
 the catalogue had become when the request was made: the changes since its build are read from the catalogue log.
 
 What was state when a request came, its user's history and the words of the sources that learn while they serve, is in
-the log and taken from there.
+the log and taken from there. `training.passes` does both for whole logs.
 
-Shape letters: M impressions, K slots, N candidates.
+Shape letters: M impressions, K slots, N candidates, E eligible candidates of the log.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
+from candidate_gen.features import FeatureTable
 from index.generations import Manifest
 from policy.selector import SlatePolicy
 from protos.impression_pb2 import Degraded, Impression
-from serving.answers import record
+from serving.again import Snapshots, first_difference
 from serving.catalog_log import CatalogLog
 from serving.codec import query_of
 from serving.generation import Generation
 
-_ASKED = (
-    "request_id",
-    "time_ms",
-    "kind",
-    "tenant",
-    "surface",
-    "user_id",
-    "visitor_id",
-    "session_id",
-    "text",
-    "size",
-    "seed_item_ids",
-    "exclude_item_ids",
-    "rank_item_ids",
-    "filter",
-    "features",
-    "live_hits",
-    "history_item_key",
-    "history_action_key",
-    "history_time_ms",
-    "experiment_arms",
-    "labels",
-)
-_STAGES = {
-    "retrieve": ("source_names", "eligible_item_key"),
-    "features": ("schema", "query_row", "item_rows", "pair_rows"),
-    "score": ("action_names", "eligible_utility"),
-    "select": ("policy", "item_id", "propensity", "slot_flags", "utility", "probability", "source_bits", "source_rank"),
-}
-"""Fields that must be equal, by the stage that makes them."""
+_TOLD = 100
+"""Most divergences that are kept one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,61 +44,27 @@ class Divergence:
 class Verified:
     """How a replay went."""
 
-    requests: int
-    divergences: tuple[Divergence, ...]
-    skipped: int
+    requests: int = 0
+    mismatches: int = 0
+    divergences: tuple[Divergence, ...] = ()
+    """The first 100 mismatches."""
+    stages: Mapping[str, int] = field(default_factory=dict)
+    """Mismatches by the first stage that differs."""
+    skipped: int = 0
     """Answered without the ranker: what failed then does not fail again."""
-    recalled: int
+    recalled: int = 0
     """Of the requests, those to which sources that learn while they serve had something to say: what they said is
     taken from the log, for they know more by now."""
 
-
-class Snapshots:
-    """Generations as they were when an impression was made.
-
-    Args:
-        generations: by id, as loaded.
-        catalog: the catalogue log beside them; None where nothing has changed.
-    """
-
-    def __init__(self, generations: Mapping[str, Generation], catalog: CatalogLog | None) -> None:
-        self._loaded = generations
-        self._catalog = catalog
-        self._latest = dict(generations)
-
-    def answered(self, logged: Impression) -> Generation:
-        """Who answered it.
-
-        Raises:
-            ValueError: where its generation is not among those given, or the log does not reach as far.
-        """
-        if logged.generation not in self._loaded:
-            raise ValueError(
-                f"impression {logged.request_id} was answered by generation {logged.generation}, "
-                f"which is not among {', '.join(sorted(self._loaded))}"
-            )
-        return self.at(logged.generation, logged)
-
-    def at(self, generation: str, logged: Impression) -> Generation:
-        """A generation with the catalogue as the impression's answer knew it, or as it was built where that is later.
-
-        Changes are made once while impressions come in the order of `catalog_seq`; going back begins anew.
-        """
-        loaded = self._loaded[generation]
-        seq = max(logged.catalog_seq, loaded.catalog_seq)
-        if seq < self._latest[generation].catalog_seq:
-            self._latest[generation] = loaded
-        behind = self._latest[generation]
-        entries = (
-            self._catalog.since(behind.catalog_seq, until=seq) if self._catalog and seq > behind.catalog_seq else []
+    def __add__(self, other: "Verified") -> "Verified":
+        return Verified(
+            self.requests + other.requests,
+            self.mismatches + other.mismatches,
+            (*self.divergences, *other.divergences)[:_TOLD],
+            dict(Counter(self.stages) + Counter(other.stages)),
+            self.skipped + other.skipped,
+            self.recalled + other.recalled,
         )
-        self._latest[generation] = snapshot = behind.changed(entries)
-        if snapshot.catalog_seq < seq:
-            raise ValueError(
-                f"impression {logged.request_id} knew of change {seq} of the catalogue; the log of changes "
-                f"{f'at {self._catalog.path} ends with {snapshot.catalog_seq}' if self._catalog else 'is not given'}"
-            )
-        return snapshot
 
 
 def verify(
@@ -137,24 +78,23 @@ def verify(
     Raises:
         ValueError: see `Snapshots.answered`.
     """
-    snapshots = Snapshots(generations, catalog)
-    requests = skipped = recalled = 0
-    divergences = []
-    for logged in in_order(impressions):
-        if logged.degraded & Degraded.DEGRADED_RANKER_SKIPPED:
-            skipped += 1
-            continue
-        requests += 1
-        recalled += bool(logged.live_hits)
-        again = ask_again(logged, snapshots.answered(logged))
-        differing = (
-            Divergence(logged.request_id, stage, field)
-            for stage, fields in _STAGES.items()
-            for field in fields
-            if getattr(again, field) != getattr(logged, field)
-        )
-        divergences += [first] if (first := next(differing, None)) else []
-    return Verified(requests, tuple(divergences), skipped, recalled)
+    return verified(impressions, Snapshots(generations, catalog))
+
+
+def verified(impressions: Iterable[Impression], snapshots: Snapshots) -> Verified:
+    """`verify`, by snapshots that go on with the next impressions."""
+    whole = list(impressions)
+    ranked = [each for each in whole if not each.degraded & Degraded.DEGRADED_RANKER_SKIPPED]
+    found = [divergence(each, snapshots.answered(each)) for each in in_order(ranked)]
+    divergences = tuple(each for each in found if each is not None)
+    return Verified(
+        requests=len(ranked),
+        mismatches=len(divergences),
+        divergences=divergences[:_TOLD],
+        stages=dict(Counter(each.stage for each in divergences)),
+        skipped=len(whole) - len(ranked),
+        recalled=sum(bool(each.live_hits) for each in ranked),
+    )
 
 
 def in_order(impressions: Iterable[Impression]) -> list[Impression]:
@@ -162,16 +102,35 @@ def in_order(impressions: Iterable[Impression]) -> list[Impression]:
     return sorted(impressions, key=lambda each: each.catalog_seq)
 
 
-def ask_again(logged: Impression, generation: Generation) -> Impression:
-    """The impression that the request makes now."""
-    asked = Impression()
-    asked.CopyFrom(logged)
-    for field, _ in logged.ListFields():
-        if field.name not in _ASKED:
-            asked.ClearField(field.name)
-    query = query_of(asked, generation)
+def divergence(logged: Impression, generation: Generation) -> Divergence | None:
+    """Where the answer that the request gets now differs from the logged one; None where they are equal bit by bit.
+
+    It is what comparing with the impression that the request makes now would say, without making it.
+    """
+    query = query_of(logged, generation)
     answer = generation.pipeline.run(query, without=frozenset(logged.skipped_sources))
-    return record(asked, query=query, answer=answer, generation=generation, eligible=bool(logged.eligible_item_key))
+    differing = first_difference(logged, query, answer, generation)
+    return Divergence(logged.request_id, *differing) if differing else None
+
+
+_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
+    "request_id": pl.String,
+    "time_ms": pl.Int64,
+    "generation": pl.String,
+    "item_id": pl.List(pl.String),
+    "propensity": pl.List(pl.Float64),
+    "target_propensity": pl.List(pl.Float64),
+    "utility": pl.List(pl.Float32),
+    "target_utility": pl.List(pl.Float64),
+    "inside": pl.Float64,
+    "target_item_id": pl.List(pl.String),
+    "marks": pl.List(pl.Struct({"column": pl.String, "value": pl.String})),
+}
+ROW = pl.Schema(_COLUMNS)
+"""Columns of `compared`, slots as lists: what was shown and how likely the logging policy and the target were to put it
+there, given the slots before; the logging ranker's utility of it, and its expectation for a draw of the target's; the
+share of the target's own slate that the logging policy could have shown; the target's slate confined to that; and what
+the request can be sliced by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +153,7 @@ class Counterfactual:
     inside_M: NDArray[np.float64]
     """Share of the target's own slate that the logging policy could have shown."""
     target_item_ids: tuple[tuple[str, ...], ...]
-    """The confined target's own slates."""
+    """The confined target's own slates; empty where nobody asked for them."""
 
 
 def unseen(impressions: Sequence[Impression], target: Manifest) -> list[Impression]:
@@ -206,14 +165,17 @@ def unseen(impressions: Sequence[Impression], target: Manifest) -> list[Impressi
     Raises:
         ValueError: where there are none.
     """
-    until_ms = target.data_window[1]
-    later = [each for each in impressions if each.time_ms >= until_ms]
+    later = [each for each in impressions if each.time_ms >= target.data_window[1]]
     if not later:
-        raise ValueError(
-            f"none of {len(impressions)} impressions is later than {until_ms}, when the data that {target.id} was "
-            "trained on ends; its own training data would flatter it"
-        )
+        raise ValueError(nothing_unseen(len(impressions), target))
     return later
+
+
+def nothing_unseen(impressions: int, target: Manifest) -> str:
+    return (
+        f"none of {impressions} impressions is later than {target.data_window[1]}, when the data that {target.id} was "
+        "trained on ends; its own training data would flatter it"
+    )
 
 
 def counterfactual(
@@ -233,81 +195,140 @@ def counterfactual(
         catalog: see `Snapshots`.
 
     Raises:
-        ValueError: where no impression holds its eligible candidates.
+        ValueError: where no impression holds its eligible candidates, and as `compared` does.
     """
-    usable = in_order(each for each in impressions if each.eligible_item_key)
-    if not usable:
+    rows = compared(impressions, target, Snapshots({target.id: target}, catalog))
+    if not rows.height:
         raise ValueError(f"none of {len(impressions)} impressions holds the candidates it was drawn from")
-    width = max(len(each.item_id) for each in usable)
-    snapshots = Snapshots({target.id: target}, catalog)
-    columns = [_compare(each, snapshots.at(target.id, each), width, rewards, examination_K) for each in usable]
-    reward, logged, aimed, predicted, expected, inside, shown = zip(*columns, strict=True)
+    known = [(request, item, reward) for (request, item), reward in rewards.items()]
+    return counterfactual_of(rows, pl.DataFrame(known, REWARD, orient="row"), examination_K=examination_K)
+
+
+REWARD = pl.Schema({"request_id": pl.String, "item_id": pl.String, "reward": pl.Float64})
+"""Utility of the outcomes of an exposure; each once."""
+
+
+def counterfactual_of(
+    rows: pl.DataFrame, rewards: pl.DataFrame, *, examination_K: NDArray[np.float64], slates: bool = True
+) -> Counterfactual:
+    """The comparisons of requests, at least one, beside what followed.
+
+    Args:
+        rows: see `ROW`.
+        rewards: see `REWARD`; 0 where there is none.
+        examination_K: see `counterfactual`.
+        slates: also the target's own, which are Python objects.
+    """
+    count_M = rows["item_id"].list.len().to_numpy()
+    width = int(count_M.max())
+    held_MK = np.arange(width) < count_M[:, None]
+
+    def slots(name: str, fill: float) -> NDArray[np.float64]:
+        """To the common width: a slot that is not there earns nothing and changes no probability."""
+        value_MK = np.full(held_MK.shape, fill)
+        value_MK[held_MK] = rows[name].explode(empty_as_null=False).to_numpy()
+        return value_MK
+
+    seen_K = examination_K[np.minimum(np.arange(width), len(examination_K) - 1)]
     return Counterfactual(
-        tuple(each.request_id for each in usable),
-        np.stack(reward),
-        np.stack(logged),
-        np.stack(aimed),
-        np.stack(predicted),
-        np.stack(expected),
-        np.array(inside),
-        tuple(shown),
+        request_ids=tuple(rows["request_id"].to_list()),
+        reward_MK=_earned(rows, rewards, width),
+        logged_prefix_MK=np.cumprod(slots("propensity", 1.0), axis=1, dtype=np.float64),
+        target_prefix_MK=np.cumprod(slots("target_propensity", 1.0), axis=1, dtype=np.float64),
+        predicted_reward_MK=seen_K * slots("utility", 0.0),
+        target_predicted_MK=seen_K * slots("target_utility", 0.0),
+        inside_M=rows["inside"].to_numpy(),
+        target_item_ids=tuple(map(tuple, rows["target_item_id"].to_list())) if slates else (),
     )
 
 
-_Compared = tuple[
-    NDArray[np.float64],
-    NDArray[np.float64],
-    NDArray[np.float64],
-    NDArray[np.float64],
-    NDArray[np.float64],
-    float,
-    tuple[str, ...],
-]
+def _earned(rows: pl.DataFrame, rewards: pl.DataFrame, width: int) -> NDArray[np.float64]:
+    reward_MK = np.zeros((rows.height, width))
+    exposures = (
+        rows.lazy()
+        .select("request_id", "item_id")
+        .with_row_index("m")
+        .join(rewards.lazy().select("request_id").unique(), on="request_id", how="semi")
+        .with_columns(k=pl.int_ranges(pl.col("item_id").list.len()))
+        .explode("item_id", "k")
+    )
+    earned = exposures.join(rewards.lazy(), on=["request_id", "item_id"]).select("m", "k", "reward").collect()
+    reward_MK[earned["m"].to_numpy(), earned["k"].to_numpy()] = earned["reward"].to_numpy()
+    return reward_MK
 
 
-def _compare(
-    logged: Impression,
-    target: Generation,
-    width: int,
-    rewards: Mapping[tuple[str, str], float],
-    examination_K: NDArray[np.float64],
-) -> _Compared:
+def compared(impressions: Iterable[Impression], target: Generation, snapshots: Snapshots) -> pl.DataFrame:
+    """What `target` makes of each request whose eligible candidates are logged, as `ROW` says, in order of `in_order`.
+
+    Raises:
+        ValueError: for an impression whose columns differ in length, for a logged propensity that is none, and for a
+            target without a policy that knows its propensities.
+    """
+    usable = in_order(each for each in impressions if each.eligible_item_key)
+    rows = [_compared(_checked(each), snapshots.at(target.id, each)) for each in usable]
+    return pl.DataFrame(rows, ROW, orient="row")
+
+
+def _checked(logged: Impression) -> Impression:
+    lengths = {name: len(getattr(logged, name)) for name in ("item_id", "propensity", "utility")}
+    if len(set(lengths.values())) > 1 or len(logged.eligible_item_key) != len(logged.eligible_utility):
+        lengths |= {name: len(getattr(logged, name)) for name in ("eligible_item_key", "eligible_utility")}
+        told = ", ".join(f"{count} {name}" for name, count in lengths.items())
+        raise ValueError(f"impression {logged.request_id} holds {told}; columns of one kind must be of one length")
+    propensity_K = np.array(logged.propensity, np.float64)
+    wrong_K = np.flatnonzero(~((propensity_K > 0) & (propensity_K <= 1)))
+    if len(wrong_K):
+        raise ValueError(
+            f"impression {logged.request_id}: propensity[{wrong_K[0]}] is {propensity_K[wrong_K[0]]:g}; it must be "
+            "above 0 and at most 1"
+        )
+    return logged
+
+
+def _compared(logged: Impression, target: Generation) -> tuple[object, ...]:
     policy = target.pipeline.selector
     if not isinstance(policy, SlatePolicy):
         raise ValueError(f"generation {target.id} has no policy that knows its propensities")
     query = query_of(logged, target)
     answer = target.pipeline.run(query)
-    own_row_K = answer.scored.candidates.row_N[answer.slate.index_K]
-    worth = dict(
-        zip(
-            target.items.ids.rows(np.array(logged.eligible_item_key, np.uint64)).tolist(),
-            logged.eligible_utility,
-            strict=True,
-        )
-    )
-    row_N = answer.scored.candidates.row_N
-    kept_N = np.array([row in worth for row in row_N.tolist()], np.bool_)
+    ids, row_N = target.items.ids, answer.scored.candidates.row_N
+
+    row_E = ids.rows(np.array(logged.eligible_item_key, np.uint64))
+    order_E = np.argsort(row_E, kind="stable")
+    at_N = np.minimum(np.searchsorted(row_E[order_E], row_N), len(row_E) - 1)
+    kept_N = row_E[order_E[at_N]] == row_N
     confined = answer.scored.keep(kept_N)
-    index_of = {row: n for n, row in enumerate(confined.candidates.row_N.tolist())}
-    shown_row_K = target.items.ids.rows_of(logged.item_id).tolist()
-    draw = policy.propensity_of(query, confined, np.array([index_of.get(row, -1) for row in shown_row_K], np.int64))
+    utility_N = np.array(logged.eligible_utility, np.float32)[order_E[at_N[kept_N]]].astype(np.float64)
+
+    shown_row_K = ids.rows_of(logged.item_id)
+    is_shown_KN = shown_row_K[:, None] == confined.candidates.row_N
+    is_first_KN1 = np.pad(is_shown_KN, ((0, 0), (0, 1)), constant_values=True)
+    index_K = np.where(is_shown_KN.any(axis=1), is_first_KN1.argmax(axis=1), -1)
+    draw = policy.propensity_of(query, confined, index_K)
     slate = policy.select(query, confined)
-
-    count = len(logged.item_id)
-    seen_K = examination_K[np.minimum(np.arange(count), len(examination_K) - 1)]
-    worth_N = np.array([worth[row] for row in confined.candidates.row_N.tolist()])
-
-    def padded(values_K: NDArray[np.float64], *, last: bool) -> NDArray[np.float64]:
-        """To the common width: a slot that is not there earns nothing and changes no probability."""
-        fill = values_K[-1] if last else 0.0
-        return np.concatenate([values_K, np.full(width - count, fill)])
-
+    own_K = answer.slate.index_K
     return (
-        padded(np.array([rewards.get((logged.request_id, item), 0.0) for item in logged.item_id]), last=False),
-        padded(np.cumprod(np.array(logged.propensity)), last=True),
-        padded(draw.prefix_propensity_K, last=True),
-        padded(seen_K * np.array(logged.utility, np.float64), last=False),
-        padded(seen_K * (draw.distribution_KN @ worth_N), last=False),
-        float(np.mean([row in worth for row in own_row_K.tolist()])) if len(own_row_K) else 1.0,
-        tuple(target.items.ids.ids[int(row)] for row in confined.candidates.row_N[slate.index_K]),
+        logged.request_id,
+        logged.time_ms,
+        logged.generation,
+        list(logged.item_id),
+        list(logged.propensity),
+        draw.propensity_K.tolist(),
+        list(logged.utility),
+        (draw.distribution_KN @ utility_N).tolist(),
+        float(kept_N[own_K].mean()) if len(own_K) else 1.0,
+        ids.ids.take(confined.candidates.row_N[slate.index_K]),
+        [{"column": column, "value": value} for column, value in _marks(logged, target.table)],
     )
+
+
+def _marks(logged: Impression, table: FeatureTable) -> Iterable[tuple[str, str]]:
+    """What a request can be sliced by: column and value. User columns only where `table` is what it was logged with."""
+    yield "users", "returning" if logged.history_item_key else "new"
+    yield "surface", logged.surface or "none"
+    row = np.frombuffer(logged.query_row, table.dtype("query")) if logged.schema == table.fingerprint else None
+    for feature in table.profile:
+        if feature.vocabulary and row is not None and not feature.shape:
+            yield feature.name, ("unknown", *feature.vocabulary)[int(row[feature.name][0])]
+    yield from logged.labels.items()
+    yield from logged.experiment_arms.items()

@@ -1,6 +1,7 @@
 """The log of what was served, as training reads it: impressions with their feature bytes, outcomes as a frame."""
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import polars as pl
@@ -8,6 +9,17 @@ import polars as pl
 from protos.impression_pb2 import Impression
 from serving.log import read_impressions, read_outcomes
 from training.data import EVENT_SCHEMA, IMPRESSION_SCHEMA
+
+_PART = 50_000
+
+
+def read_events(path: Path, *, until_ms: int | None = None) -> pl.DataFrame:
+    """Outcomes visible before a moment, or all; in the order in which they became visible."""
+    logged = read_outcomes(path, until_ms=until_ms)
+    parts = [pl.DataFrame(schema=EVENT_SCHEMA)]
+    while rows := [tuple(getattr(each, name) for name in EVENT_SCHEMA) for each in islice(logged, _PART)]:
+        parts.append(pl.DataFrame(rows, EVENT_SCHEMA, orient="row"))
+    return pl.concat(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +39,7 @@ class ServedLog:
         impressions = tuple(read_impressions(path, until_ms=until_ms))
         if not impressions:
             raise ValueError(f"{path}: 0 impressions; at least 1 is needed")
-        rows = [
-            tuple(getattr(outcome, name) for name in EVENT_SCHEMA)
-            for outcome in read_outcomes(path)
-            if outcome.visible_ms < until_ms
-        ]
-        return cls(impressions, pl.DataFrame(rows, EVENT_SCHEMA, orient="row"))
+        return cls(impressions, read_events(path, until_ms=until_ms))
 
     @property
     def frame(self) -> pl.DataFrame:

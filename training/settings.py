@@ -106,8 +106,12 @@ class ReplaySettings:
     log: Path
     generations: Path
     generation: str
-    output: Path | None
+    output: Path
+    workers: int | None
     limit: int | None
+
+    def __post_init__(self) -> None:
+        _at_least_one(workers=self.workers, limit=self.limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +124,17 @@ class EstimateSettings:
     logged: str
     interval: Interval
     output: Path
+    replayed: Path
+    workers: int | None
 
     def __post_init__(self) -> None:
+        _at_least_one(workers=self.workers)
         known = get_args(Interval)
         if self.interval not in known:
             raise ValueError(f"interval is {self.interval!r}; there are {', '.join(known)}")
+
+
+def _at_least_one(**named: int | None) -> None:
+    for name, value in named.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1, or null")

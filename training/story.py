@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy.metrics import category_coverage, exposure_gini, fresh_share, intra_list_diversity
+from policy.metrics import category_coverage, exposure_gini, fresh_share, intra_list_diversity, novelty
 from protos.impression_pb2 import Impression, Kind
 from protos.recommender_pb2 import RecommendRequest, RecommendResponse
+from serving.again import ask_again
 from serving.answers import respond
 from serving.client import slate_of
 from serving.codec import query_of
@@ -23,7 +24,7 @@ from training.commands import in_words
 from training.estimate import Estimates, examination
 from training.figures import Calibrated, Curve, Estimated, Figures, SampleSlate, ShownItem
 from training.publish import Published
-from training.replay import Verified, ask_again
+from training.replay import Verified
 from training.served import ServedLog
 from training.traffic import Visit
 from training.world import World
@@ -75,7 +76,7 @@ def summary(shown: Shown, proved: Proved | None) -> dict[str, Any]:
         "seed": shown.seed,
         "seconds": shown.seconds,
         "requests": {"served": asked - failed, "failed": failed, "during_swap": sum(shown.probes)},
-        "replay": {"requests": shown.verified.requests, "mismatches": len(shown.verified.divergences)},
+        "replay": {"requests": shown.verified.requests, "mismatches": shown.verified.mismatches},
         "retrieval": _by_cycle(shown.published, "retrieval"),
         "ranker": _by_cycle(shown.published, "ranker"),
         "index": {"recall": newest["index.recall"], "items": newest["index.items"]},
@@ -213,6 +214,7 @@ def _slate_metrics(shown: Shown) -> dict[str, dict[str, float]]:
             "categories in a slate": [
                 category_coverage(items.row_I["category"][row_K], categories) for _, row_K in slates
             ],
+            "novelty, bits": [novelty(row_K, items.popularity_I) for _, row_K in slates],
             "fresh share (3 days)": [fresh_share(at_ms - items.published_ms_I[row_K], 3.0) for at_ms, row_K in slates],
             "catalogue shown": [float((exposure_I > 0).mean())],
             "exposure Gini": [exposure_gini(exposure_I)],
@@ -235,7 +237,7 @@ def _samples(shown: Shown) -> Iterator[SampleSlate]:
 
 def _sample(logged: Impression, generation: Generation, answered_by: str) -> SampleSlate:
     """What a generation answers to a logged request, as its caller would see it."""
-    again = ask_again(logged, generation)
+    _, again = ask_again(logged, generation)
     request = RecommendRequest(include_scores=True)
     response = RecommendResponse()
     respond(response, request, logged=again, query=query_of(again, generation), generation=generation)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candidate_gen.merge import fused, merge, only, with_rows
+from candidate_gen.merge import among, fused, merge, only, with_rows
 from index.types import Hits
 
 ranking = st.lists(st.integers(0, 30), unique=True, max_size=12)
@@ -56,3 +56,22 @@ def test_rows_that_must_be_there_are_added_last_and_stay_whatever_their_rank() -
     assert whole.row_N.tolist() == [3, 1, 4, 9]
     assert whole.rank_NS[:, 0].tolist() == [0, 1, 2, -1]
     assert fused(whole, 3, always=pinned).row_N.tolist() == [1, 9, 3]
+
+
+@given(st.lists(st.integers(-3, 30), max_size=12), st.lists(st.integers(-3, 30), max_size=12))
+def test_rows_are_among_others_as_numpy_says(rows: list[int], others: list[int]) -> None:
+    row_N, row_X = np.array(rows, np.int64), np.array(others, np.int64)
+    assert among(row_N, row_X).tolist() == np.isin(row_N, row_X).tolist()
+
+
+@given(st.lists(st.none() | ranking, min_size=1, max_size=5))
+def test_every_item_is_there_once_in_order_of_first_appearance(found: list[list[int] | None]) -> None:
+    names = tuple(f"s{s}" for s in range(len(found)))
+    merged = merge(names, [None if rows is None else hits(rows) for rows in found])
+    wanted = list(dict.fromkeys(row for rows in found for row in rows or []))
+    assert merged.row_N.tolist() == wanted
+    for n, row in enumerate(wanted):
+        for s, rows in enumerate(found):
+            place = rows.index(row) if rows and row in rows else -1
+            assert merged.rank_NS[n, s] == place
+            assert merged.score_NS[n, s] == (hits(rows).score_K[place] if rows and place >= 0 else 0)

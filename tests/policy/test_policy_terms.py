@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
+from policy_cases import case, query, unit_vectors
 
 from policy.rules import Rule
 from policy.settings import PolicySettings
-from policy_cases import case, query, unit_vectors
 
 
 @pytest.mark.parametrize("by", ["mmr", "dpp"])

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from training import cycle
 from training.cycle import Prepared
 from training.data import searchable
 from training.examples import ATTRIBUTION_MS, Examples
-from training.gates import GateFailed
+from training.gates import Gate, GateFailed
 from training.publish import Built, Published, build_index
 from training.world import World
 
@@ -54,7 +55,7 @@ def exported(loop: Loop, prepared: Prepared, store: GenerationStore, **changes: 
     generation = loop.generations[0]
     scorer = generation.pipeline.scorer
     assert isinstance(scorer, RankerScorer)
-    metrics = changes.pop("metrics", loop.first.metrics)
+    metrics, judge = changes.pop("metrics", loop.first.metrics), changes.pop("judge", None)
     return cycle.export(
         prepared,
         generation.towers,
@@ -64,6 +65,7 @@ def exported(loop: Loop, prepared: Prepared, store: GenerationStore, **changes: 
         metrics=metrics,
         store=store,
         now_ms=loop.first_end_ms,
+        judge=judge,
     )
 
 
@@ -110,6 +112,25 @@ def test_another_seed_gives_another_generation(loop: Loop, tmp_path: Path) -> No
     assert mine["towers"] != theirs["towers"]
     assert mine["ranker"] != theirs["ranker"]
     assert mine["schema"] == theirs["schema"]
+
+
+def test_a_generation_is_judged_last_of_all_and_a_red_verdict_publishes_nothing(
+    loop: Loop, first: Prepared, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    def judge(generation: Generation, *, passed: bool) -> tuple[Gate, dict[str, float]]:
+        asked.append(generation.id)
+        return Gate("uplift.low_share", -0.2, ">= -0.05", passed), {"uplift.low": -0.4}
+
+    store = GenerationStore(tmp_path)
+    with pytest.raises(GateFailed, match=r"uplift.low_share is -0.2, must be >= -0.05"):
+        exported(loop, first, store, judge=partial(judge, passed=False))
+    assert store.ids() == []
+    published = exported(loop, first, store, judge=partial(judge, passed=True))
+    assert asked == [published.id, published.id]
+    assert published.metrics["uplift.low"] == -0.4
+    assert published.gates[-1].name == "uplift.low_share"
 
 
 def test_the_models_of_a_generation_export_to_the_same_generation(loop: Loop, first: Prepared, tmp_path: Path) -> None:
@@ -222,7 +243,7 @@ def test_a_red_gate_publishes_nothing_and_names_figure_and_limit(
     threshold, name, limit = RED[gate]
     store = GenerationStore(tmp_path / "generations")
     with pytest.raises(GateFailed) as failed:
-        exported(loop, first, store, gates=replace(OPEN_GATES, **{gate: threshold}))
+        exported(loop, first, store, gates=replace(OPEN_GATES, **dict[str, Any]({gate: threshold})))
     value = loop.first.metrics[name]
     assert str(failed.value) == f"{name} is {value:.4g}, must be {limit}"
     assert store.ids() == []
@@ -231,7 +252,7 @@ def test_a_red_gate_publishes_nothing_and_names_figure_and_limit(
 
 
 def test_every_red_gate_is_named_at_once(loop: Loop, first: Prepared, tmp_path: Path) -> None:
-    gates = replace(OPEN_GATES, **{gate: threshold for gate, (threshold, _, _) in RED.items()})
+    gates = replace(OPEN_GATES, **dict[str, Any]({gate: threshold for gate, (threshold, _, _) in RED.items()}))
     with pytest.raises(GateFailed) as failed:
         exported(loop, first, GenerationStore(tmp_path), gates=gates)
     assert [each.split(" is ")[0] for each in str(failed.value).split("; ")] == [name for _, name, _ in RED.values()]

@@ -1,11 +1,23 @@
 """A gate is red where its figure misses the limit, or is no figure."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 
-from training.gates import Gate, GateFailed, GateSettings, index_gates, ranker_gates, require, smoke_gates
+from training.gates import (
+    Gate,
+    GateFailed,
+    GateSettings,
+    UpliftSettings,
+    index_gates,
+    ranker_gates,
+    require,
+    smoke_gates,
+    uplift_gate,
+)
 
 GREEN = {
     "index.items": 100.0,
@@ -81,4 +93,35 @@ def test_every_red_gate_is_named_with_figure_and_limit() -> None:
 @pytest.mark.parametrize("name", ["index_recall", "found", "ranker_auc", "ranker_ece", "shrink"])
 def test_a_limit_that_is_no_share_is_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} is {value}; it must be from 0 to 1"):
-        GateSettings(**{name: value})
+        GateSettings(**dict[str, Any]({name: value}))
+
+
+@pytest.mark.parametrize(
+    ("low", "earned", "share", "passed"),
+    [(-0.5, 10.0, -0.05, True), (-0.51, 10.0, -0.051, False), (0.2, 2.0, 0.1, True), (0.5, -1.0, 0.5, True)],
+)
+def test_a_lower_bound_of_the_uplift_is_held_against_what_the_incumbent_earned(
+    low: float, earned: float, share: float, passed: bool
+) -> None:
+    gate = uplift_gate(UpliftSettings(least=-0.05), {"uplift.low": low, "uplift.earned": earned})
+    assert gate.value == pytest.approx(share)
+    assert (gate.name, gate.limit, gate.passed) == ("uplift.low_share", ">= -0.05", passed)
+
+
+def test_an_uplift_that_is_unknown_or_over_nothing_is_red() -> None:
+    assert not uplift_gate(UpliftSettings(), {"uplift.low": math.nan, "uplift.earned": 1.0}).passed
+    assert not uplift_gate(UpliftSettings(), {"uplift.low": 0.1, "uplift.earned": 0.0}).passed
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"hours": -1.0}, "hours is -1.0; it must be at least 0 and less than a year"),
+        ({"hours": math.nan}, "hours is nan; it must be at least 0"),
+        ({"least": 1.5}, "least is 1.5; it must be from -1 to 1"),
+        ({"on_no_overlap": "hope"}, "on_no_overlap is 'hope'; it must be one of refuse, pass"),
+    ],
+)
+def test_how_a_generation_is_judged_is_checked(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)):
+        UpliftSettings(**changes)

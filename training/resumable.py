@@ -1,0 +1,166 @@
+"""Work on the segments of a log, in processes side by side; what is done outlives whoever did it.
+
+A journal is a file of JSON lines: first what the work is about, then a line for every segment that is done. A line
+that was torn when its writer was killed is left out.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+from serving.log import LogUnavailable, Segment
+from training.durable import appearing
+from training.progress import progress
+
+Result = dict[str, Any]
+"""What work on a segment gives: plain values, that JSON holds."""
+Work = Callable[[Segment], Result]
+
+
+class Journal:
+    """What is done of one piece of work.
+
+    Args:
+        about: everything that the results depend on beside the segments: where any of it differs from what an earlier
+            run wrote, that run counts for nothing.
+    """
+
+    def __init__(self, path: Path, about: Mapping[str, str]) -> None:
+        self._path = path
+        self.done: dict[Segment, Result] = {}
+        self.afresh = ""
+        """Why what was there counts for nothing; empty where it counts, or where nothing was there."""
+        before, done = _read(path)
+        differing = [name for name in about if before.get(name) != about[name]]
+        if before and differing:
+            self.afresh = f"{' and '.join(differing)} differ{'s' if len(differing) == 1 else ''} from the last run's"
+        elif before:
+            self.done = done
+        with appearing(path) as draft:
+            lines = [{"about": dict(about)}, *(_line(segment, result) for segment, result in self.done.items())]
+            draft.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+    def add(self, segment: Segment, result: Result) -> None:
+        with self._path.open("a") as file:
+            file.write(f"{json.dumps(_line(segment, result))}\n")
+        self.done[segment] = result
+
+    def remove(self) -> None:
+        """Nothing is left to go on with."""
+        self._path.unlink()
+
+
+def over(
+    segments: Sequence[Segment], make: Callable[[], Work], *, journal: Journal, workers: int, title: str
+) -> Iterator[Result]:
+    """The result of every segment, those of the journal first; the others as they come, each noted there.
+
+    Args:
+        make: makes what works, once in every process; it and its arguments are sent to fresh ones.
+        workers: most processes; what one can do is done here.
+
+    Raises:
+        ValueError: what a process refused.
+        RuntimeError: what broke in a process, or that it died.
+    """
+    todo = [each for each in segments if each not in journal.done]
+    known = [each for each in segments if each in journal.done]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with progress(*columns) as bar:
+        whole, before = (sum(each.rows for each in of) for of in (segments, known))
+        task = bar.add_task(title, total=whole, completed=before)
+        yield from (journal.done[each] for each in known)
+        for segment, result in _done(todo, make, min(workers, len(todo))):
+            journal.add(segment, result)
+            bar.advance(task, segment.rows)
+            yield result
+
+
+def cores(workers: int | None) -> int:
+    """As many processes as are asked for, or one for each core that this one may use."""
+    return workers or len(os.sched_getaffinity(0))
+
+
+def _done(todo: Sequence[Segment], make: Callable[[], Work], workers: int) -> Iterator[tuple[Segment, Result]]:
+    if workers < 2:
+        if todo:
+            work = make()
+            yield from ((segment, work(segment)) for segment in todo)
+        return
+    fresh = multiprocessing.get_context("spawn")
+    waiting = iter(todo)
+    with ExitStack() as stack:
+        given: dict[Connection, Segment] = {}
+        for _ in range(workers):
+            ours, theirs = fresh.Pipe()
+            process = fresh.Process(target=_serve, args=(theirs, make), daemon=True)
+            process.start()
+            theirs.close()
+            stack.callback(_end, process, ours)
+            given[ours] = next(waiting)
+            ours.send(given[ours])
+        while given:
+            for ready in wait(list(given)):
+                assert isinstance(ready, Connection)
+                yield given.pop(ready), _received(ready)
+                with suppress(StopIteration):
+                    given[ready] = next(waiting)
+                    ready.send(given[ready])
+
+
+def _serve(asked: Connection, make: Callable[[], Work]) -> None:
+    """One process: answers until whoever asks is gone. Ctrl-C is for the one that asks."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        work = make()
+        while True:
+            asked.send((work(asked.recv()), "", ""))
+    except EOFError:
+        return
+    except (ValueError, OSError, LogUnavailable) as error:
+        asked.send((None, str(error), ""))
+    except Exception:
+        asked.send((None, "", traceback.format_exc()))
+
+
+def _received(ready: Connection) -> Result:
+    try:
+        result, refused, broken = ready.recv()
+    except EOFError:
+        raise RuntimeError("a process of the replay was killed; run it again, and it goes on where it was") from None
+    if refused:
+        raise ValueError(refused)
+    if broken:
+        raise RuntimeError(broken)
+    assert isinstance(result, dict)
+    return result
+
+
+def _end(process: multiprocessing.process.BaseProcess, ours: Connection) -> None:
+    ours.close()
+    process.terminate()
+    process.join()
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[Segment, Result]]:
+    lines = []
+    with suppress(FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        for line in path.read_bytes().splitlines():
+            lines.append(json.loads(line))
+    if not lines:
+        return {}, {}
+    return lines[0]["about"], {Segment(**each["segment"]): each["result"] for each in lines[1:]}
+
+
+def _line(segment: Segment, result: Result) -> dict[str, Any]:
+    return {"segment": asdict(segment), "result": result}
