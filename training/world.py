@@ -10,9 +10,10 @@ The truth, for user u, item i of category c, subtopic s, tone-vector z and creat
     P(hide | no click)    = sigmoid(-4.6 - 0.6 taste + 0.5 bait(i))
     P(slot k looked at)   = (1 + k) ** -0.6, k from 0, independently of the other slots
 
-`category(u, c, t)` turns slowly from one taste towards another: taste drifts. Relevance is the share of the typed
-words that name the item's category, its subtopic or occur in its title, so an item can be relevant without holding a
-word. The reward of a slate is the expected sum over slots and actions of weight * P(action at that slot).
+`category(u, c, t)` turns from one taste towards another, by `drift` radians a day for the average user: taste drifts.
+Relevance is the share of the typed words that name the item's category, its subtopic or occur in its title, so an item
+can be relevant without holding a word. The reward of a slate is the expected sum over slots and actions of weight *
+P(action at that slot).
 
 Everything is a function of the seed; what a request's user does depends on the request's id, the slate and the seed,
 not on what was asked before.
@@ -20,6 +21,7 @@ not on what was asked before.
 Shape letters: U users, I items, C categories, S subtopics, T tones, N pairs of user and item, K slots, A actions.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -35,9 +37,7 @@ from training.world_words import FIRST_NAMES, LAST_NAMES, TONES, TOPICS
 DAY_MS = 86_400_000
 _START_MS = 1_736_121_600_000  # Monday, 6 January 2025
 _PAST_DAYS = 60
-_ARRIVING = 0.4
 _NOVELTY_DAYS = 5.0
-_TURN_PER_DAY = 0.03
 _EXAMINATION_POWER = 0.6
 _LATE_MS = 40 * 60_000
 _SEGMENTS = ("explorer", "homebody", "thriller", "scholar", "fan", "dreamer", "maker", "night_owl")
@@ -59,35 +59,51 @@ class WorldRequest:
 class World:
     """Users, items and the truth about them.
 
-    Items are sorted by the time they are published, `items` holds also those that are not yet: 60% are there at the
-    start, the others arrive evenly over `days`.
+    Items are sorted by the time they are published, `items` holds also those that are not yet: the share `arriving` of
+    them arrives evenly over `days`, the others are there at the start.
+
+    Args:
+        drift: radians a day by which the average user's taste turns; 0 for tastes that stay.
 
     Raises:
-        ValueError: without users, items or days.
+        ValueError: without users, items or days, for a drift below 0 and for an `arriving` outside [0, 1).
     """
 
     actions = ("click", "like", "hide")
     weights: Mapping[str, float] = {"click": 1.0, "like": 2.0, "hide": -2.0}
     start_ms = _START_MS
 
-    def __init__(self, seed: int, *, users: int = 1200, items: int = 2000, days: int = 30) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        users: int = 1200,
+        items: int = 2000,
+        days: int = 30,
+        drift: float = 0.03,
+        arriving: float = 0.4,
+    ) -> None:
         if min(users, items, days) < 1:
             raise ValueError(f"users, items and days must be at least 1, got {users}, {items} and {days}")
+        if not (0 <= drift < math.inf and 0 <= arriving < 1):
+            raise ValueError(
+                f"drift must be at least 0 and arriving at least 0 and below 1, got {drift} and {arriving}"
+            )
         self.seed = seed
         self.days = days
-        self._make_items(items, np.random.default_rng([seed, 1]))
-        self._make_users(users, np.random.default_rng([seed, 2]))
+        self._make_items(items, arriving, np.random.default_rng([seed, 1]))
+        self._make_users(users, drift, np.random.default_rng([seed, 2]))
         self._weight_A = np.array([self.weights[action] for action in self.actions])
         self._item_row = {item_id: row for row, item_id in enumerate(self.items["item_id"])}
         self._user_row = {user_id: row for row, user_id in enumerate(self.users["user_id"])}
 
-    def _make_items(self, count: int, rng: np.random.Generator) -> None:
+    def _make_items(self, count: int, share: float, rng: np.random.Generator) -> None:
         categories: tuple[str, ...] = tuple(TOPICS)
         subtopics = [(c, name) for c, (names, _) in enumerate(TOPICS.values()) for name in names]
-        arriving = int(_ARRIVING * count)
+        arriving = int(share * count)
         age_days = np.minimum(rng.exponential(_PAST_DAYS / 3, count - arriving), _PAST_DAYS)
         offset_days = np.concatenate(
-            [-age_days, (np.arange(arriving) + rng.random(arriving)) * self.days / count / 0.4]
+            [-age_days, (np.arange(arriving) + rng.random(arriving)) * self.days / count / share]
         )
         published_ms_I = np.sort(self.start_ms + (offset_days * DAY_MS).astype(np.int64))
         share_C = rng.dirichlet(np.full(len(categories), 6.0))
@@ -151,7 +167,7 @@ class World:
         self._subtopics = tuple(name for _, name in subtopics)
         self._titles = list(titles)
 
-    def _make_users(self, count: int, rng: np.random.Generator) -> None:
+    def _make_users(self, count: int, drift: float, rng: np.random.Generator) -> None:
         C, S, T = len(self._categories), len(self._subtopics), len(TONES)
         taste_GC = rng.dirichlet(np.full(C, 0.25), len(_SEGMENTS))
         tone_BT = rng.normal(size=(len(_AGE_BANDS), T))
@@ -166,7 +182,7 @@ class World:
 
         self._now_UC = likings(segment_U)
         self._later_UC = likings(rng.integers(len(_SEGMENTS), size=count))
-        self._turn_U = _TURN_PER_DAY * rng.uniform(0.3, 1.7, count)
+        self._turn_U = drift * rng.uniform(0.3, 1.7, count)
         self._liking_US = rng.normal(size=(count, S))
         self._tone_UT = 0.8 * tone_BT[band_U] + 0.6 * rng.normal(size=(count, T))
         self._follows_UM = np.zeros((count, len(self._creators)), np.bool_)

@@ -61,6 +61,24 @@ def test_items_arrive_every_day_and_sixty_percent_are_there_from_the_start(world
     assert world.items["item_id"].n_unique() == world.items["title"].n_unique() == 400
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.9])
+def test_as_many_items_arrive_as_asked_for(share: float) -> None:
+    world = World(3, users=20, items=200, days=10, arriving=share)
+    published = [world.items_at(world.day_ms(day)).height for day in (0, 5, 10)]
+    assert published == pytest.approx([200 * (1 - share), 200 * (1 - share / 2), 200], abs=2)
+
+
+def test_taste_turns_as_fast_as_asked_for_and_not_at_all_without_drift() -> None:
+    still, slow, fast = (World(3, users=50, items=80, drift=drift) for drift in (0.0, 0.03, 0.06))
+    users, old = np.arange(50), int(np.argmin(still.items["published_ms"].to_numpy()))
+    first_ms, later_ms = (still.items["published_ms"][old] + days * DAY_MS for days in (200, 210))
+    first_UA, later_UA = (still.probability(users, old, time_ms) for time_ms in (first_ms, later_ms))
+    np.testing.assert_allclose(first_UA, later_UA, rtol=1e-9)
+    np.testing.assert_allclose(2 * slow._turn_U, fast._turn_U)
+    assert World(3, users=50, items=80)._turn_U.tolist() == slow._turn_U.tolist()
+    assert slow._turn_U.mean() == pytest.approx(0.03, rel=0.2)
+
+
 def test_titles_name_what_items_are_about(world: World) -> None:
     named = [
         bool(set(words(category)) & set(words(title)))
@@ -306,3 +324,7 @@ def test_misuse_is_told(world: World) -> None:
         world.first_log([request], popularity_share=2)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         World(0, users=0)
+    with pytest.raises(ValueError, match=r"drift must be at least 0 and arriving .* below 1, got -0.1 and 0.4"):
+        World(0, drift=-0.1)
+    with pytest.raises(ValueError, match=r"got 0.03 and 1$"):
+        World(0, arriving=1)
