@@ -220,7 +220,8 @@ class ImpressionLog:
         return ""
 
     def _enqueue(self, rows: list[_Row], *, wait: bool) -> Future[list[Status]] | None:
-        job = _Job(rows, Future() if wait else None)
+        waiter: Future[list[Status]] | None = Future() if wait else None
+        job = _Job(rows, waiter)  # the writer takes the waiter out of it once it is told
         with self._wake:
             refusal = self._refusal(len(rows))
             if refusal:
@@ -231,7 +232,7 @@ class ImpressionLog:
                 if row.table == "impressions":
                     self._unsaved.setdefault(row.key, row)
             self._wake.notify()
-        return job.waiter
+        return waiter
 
     def _open(self) -> sqlite3.Connection:
         try:
@@ -289,7 +290,7 @@ class ImpressionLog:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
-            return str(error)
+            return str(error) or repr(error)
         return ""
 
     @staticmethod

@@ -296,3 +296,43 @@ def test_misuse_names_the_field(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="event_id must not be empty"):
             log.write_outcomes([Outcome()])
         assert log.write_outcomes([]) == []
+
+
+def test_who_is_slow_to_wait_still_hears_what_became_of_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer may have settled a job before the caller has begun to wait for it."""
+    log = ImpressionLog(tmp_path / "log.db", durability="os")
+    caller, wake = threading.get_ident(), log._wake
+
+    class Slow:
+        """The caller rests after every release."""
+
+        def __enter__(self) -> None:
+            wake.__enter__()
+
+        def __exit__(self, *raised: object) -> None:
+            wake.__exit__(*raised)  # type: ignore[arg-type]
+            if threading.get_ident() == caller:
+                time.sleep(0.05)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(wake, name)
+
+    monkeypatch.setattr(log, "_wake", Slow())
+    assert [log.write_outcomes([outcome(number)]) for number in range(5)] == [["stored"]] * 5
+    log.close()
+
+
+def test_a_failure_without_words_is_not_taken_for_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ImpressionLog(tmp_path / "log.db") as log:
+
+        def out_of_memory(*_: object) -> None:
+            raise MemoryError
+
+        monkeypatch.setattr(ImpressionLog, "_insert", staticmethod(out_of_memory))
+        with pytest.raises(LogUnavailable, match="MemoryError"):
+            log.write_outcomes([outcome(0)])
+        monkeypatch.undo()
+        assert until(lambda: log.available)
+        assert log.write_outcomes([outcome(1)]) == ["stored"]
