@@ -10,7 +10,19 @@ from typing import Any
 
 from benchmarks.harness import LOUD, Figure, busy, cells, remarks
 
-NAMES = ("ann", "gpu", "policy", "tower", "retrieval", "pipeline", "replay", "swap")
+NAMES = (
+    "ann",
+    "gpu",
+    "policy",
+    "tower",
+    "incremental",
+    "ranker",
+    "retrieval",
+    "pipeline",
+    "point_in_time",
+    "replay",
+    "swap",
+)
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from candidate_gen.features import Feature, FeatureTable, RowKind
 
 INITIAL_SCALE = 0.05
-_FARTHEST = 8.0
+FARTHEST = 8.0
+"""Deviations from the mean at which a number is cut."""
 
 
 def tensors(rows: np.ndarray, features: Sequence[Feature]) -> dict[str, Tensor]:
@@ -140,7 +141,7 @@ class FeatureEmbedder(nn.Module):
     def standardise(self, name: str, values: Tensor) -> Tensor:
         """Values of one number feature, any shape, in deviations from the training mean."""
         f = self._number[name]
-        return ((values - self.mean_F[f]) * self.scale_F[f]).clamp(-_FARTHEST, _FARTHEST)
+        return ((values - self.mean_F[f]) * self.scale_F[f]).clamp(-FARTHEST, FARTHEST)
 
     def forward(self, columns: Mapping[str, Tensor], names: Sequence[str] | None = None) -> Tensor:
         """The features named, or all, side by side: (B, width).
@@ -168,7 +169,7 @@ class FeatureEmbedder(nn.Module):
         if plain:
             f = [self._number[name] for name in plain]
             values_BF = torch.stack([columns[name] for name in plain], 1)
-            parts.append(((values_BF - self.mean_F[f]) * self.scale_F[f]).clamp(-_FARTHEST, _FARTHEST))
+            parts.append(((values_BF - self.mean_F[f]) * self.scale_F[f]).clamp(-FARTHEST, FARTHEST))
         return torch.cat(parts, 1)
 
     def _mean(self, feature: Feature, ids: Tensor) -> Tensor:

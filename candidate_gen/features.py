@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from candidate_gen.counts import NEVER_LOG_HOURS, Count, Cross, Spans, counts, crossed, crosses
 from candidate_gen.text import token_ids
 from index.columns import Column
 from index.strings import key64, keys64
@@ -29,6 +30,7 @@ _OWNERS: dict[RowKind, tuple[Owner, ...]] = {
     "pair": ("pair",),
 }
 _DAY_MS = 86_400_000
+_SPANS = Spans()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,10 @@ class Feature:
     default: float = 0.0
     shares: str = ""
     """Name of the feature whose embedding table is used."""
+    count: Count | None = None
+    """What it counts, for a counter of items."""
+    cross: Cross | None = None
+    """What it compares, for a number of the pair that is made of the history."""
 
     @property
     def field(self) -> tuple[str, str, tuple[int, ...]]:
@@ -106,10 +112,28 @@ class FeatureTable:
         return np.dtype([feature.field for feature in self.profile])
 
     @property
+    def stranger(self) -> np.ndarray:
+        """The profile of a user of whom nothing is known, (1,)."""
+        row = np.zeros(1, self.profile_dtype)
+        for feature in self.profile:
+            row[feature.name] = feature.default
+        return row
+
+    @property
     def item_columns(self) -> tuple[Feature, ...]:
         """Declared item columns, beyond those that every data set has."""
-        known = {"item_id", "category", "creator", "title", "log_shown", *(f"{action}_rate" for action in self.actions)}
+        known = {"item_id", "category", "creator", "title", *(name for name, _ in self.counters)}
         return tuple(feature for feature in self.of("item") if feature.name not in known)
+
+    @cached_property
+    def counters(self) -> tuple[tuple[str, Count], ...]:
+        """Counters in the item row, by name."""
+        return tuple((feature.name, feature.count) for feature in self.of("item") if feature.count is not None)
+
+    @cached_property
+    def crosses(self) -> tuple[tuple[str, Cross], ...]:
+        """Numbers in the pair row that are made of the history, by name."""
+        return tuple((feature.name, feature.cross) for feature in self.of("pair") if feature.cross is not None)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -119,7 +143,7 @@ class FeatureTable:
     def to_json(self) -> str:
         return json.dumps(
             {
-                "features": [asdict(feature) for feature in self.features],
+                "features": [_described(feature) for feature in self.features],
                 "actions": self.actions,
                 "sources": self.sources,
             },
@@ -130,7 +154,15 @@ class FeatureTable:
     def from_json(cls, text: str) -> "FeatureTable":
         read = json.loads(text)
         features = tuple(
-            Feature(**{**each, "shape": tuple(each["shape"]), "vocabulary": tuple(each["vocabulary"])})
+            Feature(
+                **{
+                    **each,
+                    "shape": tuple(each["shape"]),
+                    "vocabulary": tuple(each["vocabulary"]),
+                    "count": Count(**each["count"]) if "count" in each else None,
+                    "cross": Cross(**each["cross"]) if "cross" in each else None,
+                }
+            )
             for each in read["features"]
         )
         return cls(features, tuple(read["actions"]), tuple(read["sources"]))
@@ -141,24 +173,38 @@ class FeatureTable:
         Raises:
             ValueError: where a number is given as text that is none.
         """
+        return self.encoded(name, values)[0]
+
+    def encoded(
+        self, name: str, values: Sequence[object]
+    ) -> tuple[NDArray[np.int32] | NDArray[np.float32], NDArray[np.bool_]]:
+        """The same, and for which values the default stands though something was given: not finite, or unseen in a
+        vocabulary. What a hash makes an id of is never unseen here; a model knows which ids it was not trained on."""
         feature = self[name]
+        given_B = np.array([value is not None and value != "" for value in values], np.bool_)
         if feature.kind == "number":
             with np.errstate(over="ignore"):
                 column = _numbers(name, values).astype(np.float32)
-            column[~np.isfinite(column)] = feature.default
-            return column
+            unusable_B = ~np.isfinite(column)
+            column[unusable_B] = feature.default
+            return column, unusable_B & given_B
         known_B = np.array([not _missing(v) for v in values], np.bool_)
         texts = [str(v) if k else "" for v, k in zip(values, known_B, strict=True)]
+        none_B = np.zeros(len(texts), np.bool_)
         if name in ("title", "text"):
-            return token_ids(texts, length=feature.shape[0], size=feature.size)
+            return token_ids(texts, length=feature.shape[0], size=feature.size), none_B
         default = int(feature.default)
         if feature.vocabulary:
             row_of = {value: row for row, value in enumerate(feature.vocabulary, start=1)}
-            return np.array(
-                [row_of.get(t, default) if k else default for t, k in zip(texts, known_B, strict=True)], np.int32
-            )
+            row_B = np.array([row_of.get(text, -1) for text in texts], np.int32)
+            return np.where(row_B > 0, row_B, default).astype(np.int32), given_B & (row_B < 0)
         ids = hashed_ids(keys64(texts), feature)
-        return np.where(known_B.reshape(-1, *[1] * (ids.ndim - 1)), ids, default).astype(np.int32)
+        return np.where(known_B.reshape(-1, *[1] * (ids.ndim - 1)), ids, default).astype(np.int32), none_B
+
+
+def _described(feature: Feature) -> dict[str, Any]:
+    """As JSON holds it: what a table before counters had a declaration did not hold is left out where it is None."""
+    return {name: value for name, value in asdict(feature).items() if value is not None}
 
 
 def _missing(value: object) -> bool:
@@ -189,6 +235,7 @@ def feature_table(
     sources: Sequence[str],
     user_columns: Mapping[str, Sequence[str] | None],
     item_columns: Mapping[str, Sequence[str] | None],
+    spans: Spans = _SPANS,
     history_length: int = 32,
     title_length: int = 12,
 ) -> FeatureTable:
@@ -199,6 +246,7 @@ def feature_table(
         items: likewise.
         user_columns: stored columns by name; the known values of a category, or None for a number.
         item_columns: likewise, beyond id, title, category, creator and counters, which every data set has.
+        spans: of the counters and of the crosses with the history.
     """
 
     def buckets(count: int) -> int:
@@ -235,12 +283,12 @@ def feature_table(
         creator,
         title,
         *declared("item", item_columns),
-        Feature("log_shown", "item", "number"),
-        *[Feature(f"{action}_rate", "item", "number") for action in actions],
+        *[Feature(name, "item", "number", count=count) for name, count in counts(actions, spans)],
         Feature("log_age_days", "pair", "number"),
-        Feature("category_affinity", "pair", "number"),
-        Feature("creator_affinity", "pair", "number"),
-        Feature("log_repeats", "pair", "number"),
+        *[
+            Feature(name, "pair", "number", default=NEVER_LOG_HOURS * (cross.measure == "hours"), cross=cross)
+            for name, cross in crosses(actions, spans)
+        ],
         Feature("text_overlap", "pair", "number"),
         Feature("bm25", "pair", "number"),
         Feature("tower_score", "pair", "number"),
@@ -366,15 +414,8 @@ def pair_rows(
     """
     rows_N = table.empty("pair", len(item_row_N))
     rows_N["log_age_days"] = np.log1p(np.maximum(age_ms_N, 0) / _DAY_MS)
-    past_NL = query_row_N["history_category"]
-    length_N = np.maximum((past_NL > 0).sum(axis=1), 1)
-    for name in ("category", "creator"):
-        id_N1 = item_row_N[name][:, None]
-        same_NL = (query_row_N[f"history_{name}"] == id_N1) & (id_N1 > 0)
-        rows_N[f"{name}_affinity"] = same_NL.sum(axis=1) / length_N
-    id_N1H = item_row_N["item_id"][:, None, :]
-    same_NL = ((query_row_N["history_item"] == id_N1H) & (id_N1H > 0)).all(axis=2)
-    rows_N["log_repeats"] = np.log1p(same_NL.sum(axis=1))
+    for name, value_N in crossed(table.crosses, table.actions, query_row_N, item_row_N).items():
+        rows_N[name] = value_N
     text_NT = query_row_N["text"]
     if text_NT.any():
         typed_NT = text_NT > 0

@@ -27,15 +27,15 @@ class Entries(nn.Module):
 
     def __init__(self, features: tuple[Feature, ...], *, dim: int) -> None:
         super().__init__()
-        self._ids = [feature.name for feature in features if feature.kind == "id"]
-        self._numbers = [feature.name for feature in features if feature.kind == "number"]
-        self.number = nn.Linear(len(self._numbers), dim, bias=False) if self._numbers else None
+        self.ids = [feature.name for feature in features if feature.kind == "id"]
+        self.numbers = [feature.name for feature in features if feature.kind == "number"]
+        self.number = nn.Linear(len(self.numbers), dim, bias=False) if self.numbers else None
 
     def columns(self, columns: Mapping[str, Tensor], as_of: AsOf | None = None) -> dict[str, Tensor]:
         """The history's columns, (B, L, ...) or as of the places asked for (T, L, ...), where L is the longest's."""
         held_L = filled(columns["history_item"]).any(0)
         places = int(held_L.nonzero().max()) + 1 if held_L.any() else 1
-        held = {name: columns[name][:, :places] for name in (*self._ids, *self._numbers)}
+        held = {name: columns[name][:, :places] for name in (*self.ids, *self.numbers)}
         if as_of is None:
             return held
         row_T, place_T = as_of
@@ -47,12 +47,12 @@ class Entries(nn.Module):
         }
 
     def forward(self, columns: Mapping[str, Tensor], embedder: FeatureEmbedder) -> Tensor:
-        first, *others = self._ids
+        first, *others = self.ids
         entry_BLE = embedder.embed(first, columns[first])
         for name in others:
             entry_BLE = entry_BLE + embedder.embed(name, columns[name])
         if self.number is not None:
-            numbers = [embedder.standardise(name, columns[name]) for name in self._numbers]
+            numbers = [embedder.standardise(name, columns[name]) for name in self.numbers]
             entry_BLE = entry_BLE + self.number(torch.stack(numbers, -1))
         return entry_BLE * filled(columns["history_item"]).unsqueeze(-1)
 

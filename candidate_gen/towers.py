@@ -1,6 +1,7 @@
 """The query tower and the item tower: one vector each, whose inner product is what retrieval ranks by.
 
-The code that trains is the code that serves; there is no export step whose result could differ.
+The code that trains is the code that builds the index; there is no export step whose result could differ. A single
+query is encoded by `candidate_gen.compiled_tower`, from the same weights.
 
 Shape letters: B queries, I items, W input width, D vector width.
 """
@@ -119,7 +120,7 @@ class QueryTower(nn.Module):
     def __init__(self, table: FeatureTable, embedder: FeatureEmbedder, shape: TowerShape) -> None:
         super().__init__()
         past = tuple(f for f in table.of("query") if f.owner == "history" and f.shape)
-        self._names = [f.name for f in table.of("query") if f not in past]
+        self.names = [f.name for f in table.of("query") if f not in past]
         self._id_dropout = shape.id_dropout
         self._width = shape.width
         self.history = (
@@ -134,7 +135,7 @@ class QueryTower(nn.Module):
             if past
             else None
         )
-        width = embedder.width_of(self._names) + (self.history.width if self.history else 0)
+        width = embedder.width_of(self.names) + (self.history.width if self.history else 0)
         self.projection = Projection(width, shape)
 
     def forward(
@@ -146,8 +147,8 @@ class QueryTower(nn.Module):
     ) -> Tensor:
         parts = []
         shown = _hide(columns, "user_id", self._id_dropout) if self.training else columns
-        if self._names:
-            known = embedder(shown, self._names)
+        if self.names:
+            known = embedder(shown, self.names)
             parts.append(known if as_of is None else known[as_of[0]])
         if self.history is not None:
             parts.append(self.history(columns, embedder, as_of))
@@ -176,7 +177,7 @@ class ItemTower(nn.Module):
 class Towers(nn.Module):
     """The pair, with the embeddings they share: what a history holds is described as what is being retrieved.
 
-    Counters of an item (`log_shown`, the rates) are left out. They differ between the time of an example and the
+    Counters of an item are left out. They differ between the time of an example and the
     time of the build, and they would tell a new item from an old one, which must land near its kind.
     """
 
@@ -187,7 +188,7 @@ class Towers(nn.Module):
         self.table = table
         self.shape = shape
         self.temperature = temperature
-        counters = ("log_shown", *(f"{action}_rate" for action in table.actions))
+        counters = [name for name, _ in table.counters]
         self.embedder = FeatureEmbedder(table, "query", "item", dim=shape.embedding, without=counters)
         self.query_tower = QueryTower(table, self.embedder, shape)
         self.item_tower = ItemTower(self.embedder, shape)

@@ -96,3 +96,6 @@ class HydratedQuery:
     """The query tower's output, of length 1."""
     allowed: Mask | None = None
     """Items that are available and satisfy the query's filter; None for all."""
+    defaulted: tuple[str, ...] = ()
+    """Features whose default stands for something that was wanted: a value sent that is unknown or not finite, the
+    row of a user that the generation does not hold."""

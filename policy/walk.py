@@ -218,6 +218,9 @@ def walk(knobs, worth_N, limits, similarity, draw):  # type: ignore[no-untyped-d
                 mass_N[n] = argument_N[j]
                 if closed_N[n] == 0:
                     live_N[n] = argument_N[j]
+    for q in range(len(owed_Q) if steps == size else 0):
+        if owed_Q[q] > 0:  # no slot was left in which it could have been given up
+            _give_up(given_up, level_Q[q])
     return index_K, propensity_K, flag_K, given_up
 
 

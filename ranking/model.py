@@ -3,17 +3,19 @@
     query row -> embeddings -> query half --------------+
          +- history -> keys, values -> target attention +
                                               |         |
-    item row -> embeddings -> item half ------+---------+-> x -> low-rank crosses -> MLP -> a head an action
+    item row -> embeddings -> item half ------+---------+-> x -> low-rank crosses -> experts -> a head an action
     pair row -> numbers --------------------------------+
 
 The query half is computed once for a query, however many items it is paired with.
 
-Shape letters: Q queries, N pairs, L history, D embedding width, X features side by side, R rank, A actions.
+Shape letters: Q queries, N pairs, L history, D embedding width, X features side by side, R rank, E experts, Y and Z
+widths of an expert's layers, A actions.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +24,10 @@ from torch.nn import functional
 from candidate_gen.embedding import FeatureEmbedder, filled
 from candidate_gen.features import FeatureTable
 
-_TARGET = ("item_id", "category", "creator")
-_PAST = ("history_item", "history_category", "history_creator", "history_action")
+TARGET = ("item_id", "category", "creator")
+"""Item features that come first and attend to the history."""
+PAST = ("history_item", "history_category", "history_creator", "history_action")
+"""Columns of the history that attention reads, side by side."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +40,14 @@ class RankerShape:
     """Width of the query half after its projection."""
     cross_layers: int = 2
     rank: int = 32
+    experts: int = 1
+    """Small networks whose outputs each action mixes in its own way; one is a plain network that all share."""
     hidden: tuple[int, ...] = (64, 32)
+    """Widths of each expert's layers; without any there are no experts, only what is linear in the crosses."""
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        sizes = {"dim": self.dim, "query_width": self.query_width, "rank": self.rank}
+        sizes = {"dim": self.dim, "query_width": self.query_width, "rank": self.rank, "experts": self.experts}
         sizes |= {f"hidden[{i}]": width for i, width in enumerate(self.hidden)}
         for name, size in sizes.items():
             if size < 1:
@@ -77,40 +84,81 @@ class LowRankCross(nn.Module):
         return torch.addcmul(x_NX, first_NX, self.widen(self.narrow(x_NX)))
 
 
+class ExpertLayer(nn.Module):
+    """A layer of every expert, each on its own input."""
+
+    def __init__(self, experts: int, before: int, after: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(before)
+        self.weight_EYZ = nn.Parameter(torch.empty(experts, before, after).uniform_(-bound, bound))
+        self.bias_EZ = nn.Parameter(torch.empty(experts, after).uniform_(-bound, bound))
+
+    def forward(self, hidden_ENY: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias_EZ[:, None], hidden_ENY, self.weight_EYZ)
+
+
+class Experts(nn.Module):
+    """Logits (N, A) of networks that all actions share and each action mixes by a softmax of its own over x.
+
+    Zero until trained. Ma et al. 2018, "Modeling task relationships in multi-task learning with multi-gate
+    mixture-of-experts", equations 6 and 7, with a linear tower an action. One expert has no gates.
+    """
+
+    def __init__(self, width: int, shape: RankerShape, actions: int) -> None:
+        super().__init__()
+        self.count, hidden = shape.experts, shape.hidden
+        self.first = nn.Linear(width, self.count * hidden[0])
+        """The first layers of all experts side by side, expert by expert."""
+        self.deeper = nn.ModuleList([ExpertLayer(self.count, *pair) for pair in pairwise(hidden)])
+        self.gates = nn.Linear(width, actions * self.count) if self.count > 1 else None
+        """Rows of an action are neighbours."""
+        self.tower_AY = nn.Parameter(torch.zeros(actions, hidden[-1]))
+        self.dropout = nn.Dropout(shape.dropout)
+
+    def forward(self, x_NX: Tensor) -> Tensor:
+        hidden_ENY: Tensor = self.first(x_NX).unflatten(1, (self.count, -1)).transpose(0, 1)
+        hidden_ENY = self.dropout(functional.relu(hidden_ENY))
+        for layer in self.deeper:
+            hidden_ENY = self.dropout(functional.relu(layer(hidden_ENY)))
+        said_ENA = hidden_ENY @ self.tower_AY.T
+        if self.gates is None:
+            return said_ENA[0]
+        share_NAE = torch.softmax(self.gates(x_NX).unflatten(1, (-1, self.count)), 2)
+        return (share_NAE * said_ENA.permute(1, 2, 0)).sum(2)
+
+
 class Ranker(nn.Module):
     """Logits of P(action | query, item, examined) for every action of the table.
 
-    Candidates do not see each other, and nothing is normalised over the batch.
+    Candidates do not see each other, and nothing is normalised over the batch. `linear`, `experts.first` and
+    `experts.gates` all read the output of the last cross.
     """
 
     def __init__(self, table: FeatureTable, shape: RankerShape) -> None:
         super().__init__()
         self.shape = shape
         self.embed = FeatureEmbedder(table, "query", "item", "pair", dim=shape.dim)
-        self._query_names = [feature.name for feature in table.of("query")]
-        self._item_names = [*_TARGET, *(f.name for f in table.of("item") if f.name not in _TARGET)]
-        self._pair_names = [feature.name for feature in table.of("pair")]
+        self.query_names = [feature.name for feature in table.of("query")]
+        self.item_names = [*TARGET, *(f.name for f in table.of("item") if f.name not in TARGET)]
+        self.pair_names = [feature.name for feature in table.of("pair")]
         dim = shape.dim
-        self.context = nn.Linear(self.embed.width_of(self._query_names), shape.query_width)
-        self.past = nn.Linear(len(_PAST) * dim + 1, 2 * dim)
+        self.context = nn.Linear(self.embed.width_of(self.query_names), shape.query_width)
+        self.past = nn.Linear(len(PAST) * dim + 1, 2 * dim)
         self.recency = nn.Parameter(torch.zeros(()))
-        self.target = nn.Linear(len(_TARGET) * dim, dim)
-        item_width, pair_width = self.embed.width_of(self._item_names), self.embed.width_of(self._pair_names)
+        self.target = nn.Linear(len(TARGET) * dim, dim)
+        item_width, pair_width = self.embed.width_of(self.item_names), self.embed.width_of(self.pair_names)
         width = shape.query_width + item_width + pair_width + 2 * dim
         self.crosses = nn.ModuleList([LowRankCross(width, shape.rank) for _ in range(shape.cross_layers)])
-        layers: list[nn.Module] = []
-        for before, after in zip((width, *shape.hidden), shape.hidden, strict=False):
-            layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(shape.dropout)]
-        self.mlp = nn.Sequential(*layers)
-        self.heads = nn.Linear(width + shape.hidden[-1] if shape.hidden else width, len(table.actions))
-        nn.init.zeros_(self.heads.weight)
-        nn.init.zeros_(self.heads.bias)
+        self.experts = Experts(width, shape, len(table.actions)) if shape.hidden else None
+        self.linear = nn.Linear(width, len(table.actions))
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
 
     def query_half(self, query: Mapping[str, Tensor]) -> QueryHalf:
         """Query columns, from `tensors`, to what every pair of theirs shares."""
-        context_QX = functional.relu(self.context(self.embed(query, self._query_names)))
+        context_QX = functional.relu(self.context(self.embed(query, self.query_names)))
         hours_QL = self.embed.standardise("history_log_hours", query["history_log_hours"])
-        past_QLX = torch.cat([*(self.embed.embed(name, query[name]) for name in _PAST), hours_QL[..., None]], -1)
+        past_QLX = torch.cat([*(self.embed.embed(name, query[name]) for name in PAST), hours_QL[..., None]], -1)
         key_QLD, value_QLD = self.past(past_QLX).chunk(2, -1)
         bias_QL = (self.recency * hours_QL).masked_fill(~filled(query["history_item"]), -torch.inf)
         return QueryHalf(context_QX, key_QLD, value_QLD, bias_QL)
@@ -129,8 +177,8 @@ class Ranker(nn.Module):
             pair: pair columns.
             query_N: position of each pair's query in `half`; without it, all pairs are of its only query.
         """
-        item_NX = self.embed(item, self._item_names)
-        pair_NX = self.embed(pair, self._pair_names)
+        item_NX = self.embed(item, self.item_names)
+        pair_NX = self.embed(pair, self.pair_names)
         target_ND = self.target(item_NX[:, : self.target.in_features])
         interest_ND = _attend(half, target_ND, query_N)
         context_QX = half.context_QX
@@ -139,8 +187,8 @@ class Ranker(nn.Module):
         x_NX = first_NX
         for cross in self.crosses:
             x_NX = cross(first_NX, x_NX)
-        logit_NA: Tensor = self.heads(torch.cat([x_NX, self.mlp(x_NX)], 1) if len(self.mlp) else x_NX)
-        return logit_NA
+        logit_NA: Tensor = self.linear(x_NX)
+        return logit_NA if self.experts is None else logit_NA + self.experts(x_NX)
 
 
 def _attend(half: QueryHalf, target_ND: Tensor, query_N: Tensor | None) -> Tensor:

@@ -4,9 +4,13 @@ Shape letters: N candidates, S sources, A actions, I items, D vector width.
 """
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import asdict, fields
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,29 +21,58 @@ from candidate_gen.embedding import tensors
 from candidate_gen.features import FeatureTable, pair_rows
 from candidate_gen.items import Items
 from candidate_gen.types import Candidates, HydratedQuery
+from index.columns import Column
 from ranking.calibration import Calibration
+from ranking.inference import CompiledRanker, Precision
 from ranking.model import Ranker, RankerShape
 from ranking.types import Scored
 
 _WEIGHTS = "ranker.safetensors"
 _DESCRIPTION = "ranker.json"
+_HALVES = "ranker_items.npy"
 _LEXICAL = "lexical"
 _UNLIKELY = 1e-3
 
 
 class RankerScorer:
-    """The deep ranker and its calibration, bound to the items of one generation."""
+    """The deep ranker and its calibration, bound to the items of one generation.
 
-    def __init__(self, ranker: Ranker, calibration: Calibration, table: FeatureTable, items: Items) -> None:
+    Args:
+        precision: of the ranker's products.
+        half_I: see `CompiledRanker`.
+    """
+
+    def __init__(
+        self,
+        ranker: Ranker,
+        calibration: Calibration,
+        table: FeatureTable,
+        items: Items,
+        *,
+        precision: Precision = Precision(),  # noqa: B008 - it cannot change
+        half_I: Column | None = None,
+    ) -> None:
         if calibration.actions != table.actions:
             raise ValueError(f"calibrated for the actions {calibration.actions}, the table has {table.actions}")
         self.ranker = ranker.eval()
         self.calibration = calibration
+        self.precision = precision
         self._table = table
         self._items = items
-        self._query_features = table.of("query")
-        self._item_features = table.of("item")
-        self._pair_features = table.of("pair")
+        self._half_I = half_I
+
+    @cached_property
+    def compiled(self) -> CompiledRanker:
+        """The ranker with its weights at the first use."""
+        kind = self.precision.here
+        return CompiledRanker(self.ranker, self._table, self._items.row_I, kind=kind, half_I=self._half_I)
+
+    def on(self, items: Items) -> "RankerScorer":
+        """The same for items whose first rows are those that it has."""
+        made = copy(self)
+        made._items = items
+        made.compiled = self.compiled.grown(items.row_I)
+        return made
 
     def score(self, hydrated: HydratedQuery, candidates: Candidates) -> Scored:
         """P(action | examined) of every action for every candidate, each independent of the others.
@@ -47,8 +80,9 @@ class RankerScorer:
         Raises:
             ValueError: where a logit is NaN.
         """
-        item_row_N, pair_row_N = _feature_rows(self._table, self._items, hydrated, candidates)
-        probability_NA = self.probabilities(hydrated.row, item_row_N, pair_row_N)
+        item_row_N, pair_row_N = feature_rows(self._table, self._items, hydrated, candidates)
+        logit_NA = self.compiled.logits(hydrated.row, candidates.row_N, pair_row_N)
+        probability_NA = self.calibration.apply(logit_NA)
         return Scored(candidates, self._table.actions, probability_NA, hydrated.row, item_row_N, pair_row_N)
 
     def probabilities(
@@ -59,17 +93,23 @@ class RankerScorer:
         Raises:
             ValueError: where a logit is NaN.
         """
+        table = self._table
         with torch.inference_mode():
-            half = self.ranker.query_half(tensors(query_row, self._query_features))
+            half = self.ranker.query_half(tensors(query_row, table.of("query")))
             logit_NA = self.ranker(
-                half, tensors(item_row_N, self._item_features), tensors(pair_row_N, self._pair_features)
+                half, tensors(item_row_N, table.of("item")), tensors(pair_row_N, table.of("pair"))
             ).numpy()
         return self.calibration.apply(logit_NA)
 
     @property
     def fingerprint(self) -> str:
-        """Identifies every probability it can say: 16 hexadecimal digits over weights, calibration and table."""
-        described = [asdict(self.ranker.shape), self.calibration.to_json(), self._table.fingerprint]
+        """Identifies every probability it can say: 16 hexadecimal digits over all that makes them."""
+        described = [
+            asdict(self.ranker.shape),
+            self.calibration.to_json(),
+            self._table.fingerprint,
+            self.precision.kind,
+        ]
         digest = sha256(json.dumps(described, sort_keys=True).encode())
         for name, weight in sorted(self.ranker.state_dict().items()):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
@@ -82,6 +122,7 @@ class RankerScorer:
         save_file(weights, folder / _WEIGHTS)
         description = {
             "shape": asdict(self.ranker.shape),
+            "precision": asdict(self.precision),
             "calibration": json.loads(self.calibration.to_json()),
             "actions": self._table.actions,
             "table": self._table.fingerprint,
@@ -90,21 +131,23 @@ class RankerScorer:
         }
         (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
+    def save_halves(self, folder: Path) -> None:
+        """Write `ranker_items.npy`: what the ranker needs of its items, 512 bytes or so each."""
+        np.save(folder / _HALVES, np.asarray(self.compiled.half_I), allow_pickle=False)
+
     @classmethod
-    def load(cls, folder: Path, table: FeatureTable, items: Items) -> "RankerScorer":
+    def load(cls, folder: Path, table: FeatureTable, items: Items, *, halves: bool = False) -> "RankerScorer":
         """What `save` wrote, ready to serve.
+
+        Args:
+            halves: map what `save_halves` wrote, which must have been of these very items.
 
         Raises:
             ValueError: where the ranker was trained on another feature table (both fingerprints and the first
                 difference are named), or the weights are not those that the description describes.
         """
         described = json.loads((folder / _DESCRIPTION).read_text())
-        if described["table"] != table.fingerprint:
-            trained = FeatureTable.from_json(json.dumps(described["schema"]))
-            raise ValueError(
-                f"{folder / _DESCRIPTION} was trained on feature table {described['table']}, not on "
-                f"{table.fingerprint}: {_first_difference(trained, table)}"
-            )
+        require_table(folder / _DESCRIPTION, described, table)
         shape = described["shape"]
         ranker = Ranker(table, RankerShape(**{**shape, "hidden": tuple(shape["hidden"])}))
         try:
@@ -113,12 +156,24 @@ class RankerScorer:
             raise ValueError(
                 f"{folder / _WEIGHTS} does not fit its description: {' '.join(str(error).split())}"
             ) from None
-        scorer = cls(ranker, Calibration.from_json(json.dumps(described["calibration"])), table, items)
+        precision = Precision(**described["precision"])
+        scorer = cls(
+            ranker,
+            Calibration.from_json(json.dumps(described["calibration"])),
+            table,
+            items,
+            precision=precision,
+            half_I=_halves(folder) if halves and precision.here == precision.kind else None,
+        )
         if scorer.fingerprint != described["fingerprint"]:
             raise ValueError(
                 f"{folder / _WEIGHTS} has fingerprint {scorer.fingerprint}, its description {described['fingerprint']}"
             )
         return scorer
+
+
+def _halves(folder: Path) -> np.ndarray:
+    return np.asarray(np.load(folder / _HALVES, mmap_mode="r", allow_pickle=False))
 
 
 class RetrievalOrder:
@@ -133,16 +188,17 @@ class RetrievalOrder:
         self._items = items
 
     def score(self, hydrated: HydratedQuery, candidates: Candidates) -> Scored:
-        item_row_N, pair_row_N = _feature_rows(self._table, self._items, hydrated, candidates)
+        item_row_N, pair_row_N = feature_rows(self._table, self._items, hydrated, candidates)
         reciprocal_NS = np.where(candidates.rank_NS >= 0, 1 / (2.0 + np.maximum(candidates.rank_NS, 0)), _UNLIKELY)
         probability_NA = np.full((len(candidates), len(self._table.actions)), _UNLIKELY, np.float32)
         probability_NA[:, 0] = reciprocal_NS.max(axis=1, initial=_UNLIKELY)
         return Scored(candidates, self._table.actions, probability_NA, hydrated.row, item_row_N, pair_row_N)
 
 
-def _feature_rows(
+def feature_rows(
     table: FeatureTable, items: Items, hydrated: HydratedQuery, candidates: Candidates
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Item rows and pair rows of the candidates, (N,) each: what every ranker sees."""
     row_N, names = candidates.row_N, candidates.source_names
     item_row_N: np.ndarray = items.row_I[row_N]
     pair_row_N = pair_rows(
@@ -168,13 +224,31 @@ def _ranks(table: FeatureTable, candidates: Candidates) -> NDArray[np.int16]:
     return rank_NS
 
 
+def require_table(path: Path, described: Mapping[str, Any], table: FeatureTable) -> None:
+    """Refuse a ranker of another feature table.
+
+    Args:
+        described: what is in `path`, with the fingerprint `table` and the `schema` of the training.
+
+    Raises:
+        ValueError: both fingerprints and the first difference are named.
+    """
+    if described["table"] != table.fingerprint:
+        trained = FeatureTable.from_json(json.dumps(described["schema"]))
+        raise ValueError(
+            f"{path} was trained on feature table {described['table']}, not on "
+            f"{table.fingerprint}: {_first_difference(trained, table)}"
+        )
+
+
 def _first_difference(trained: FeatureTable, given: FeatureTable) -> str:
     for before, now in zip(trained.features, given.features, strict=False):
         if before.name != now.name:
             return f"feature {before.name!r} then stands where {now.name!r} stands now"
-        for name, was in asdict(before).items():
-            if was != (is_now := getattr(now, name)):
-                return f"feature {before.name!r} had {name} {_short(was)}, now {_short(is_now)}"
+        for each in fields(before):
+            was, is_now = getattr(before, each.name), getattr(now, each.name)
+            if was != is_now:
+                return f"feature {before.name!r} had {each.name} {_short(was)}, now {_short(is_now)}"
     if len(trained.features) != len(given.features):
         longer = max(trained, given, key=lambda each: len(each.features))
         first = longer.features[min(len(trained.features), len(given.features))]

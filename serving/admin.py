@@ -167,6 +167,7 @@ class AdminService:
             calls=self._telemetry.counts("calls"),
             logged=logged.get("stored", 0),
             log_failures=logged.get("failed", 0),
+            defaulted=self._telemetry.counts("defaulted"),
         ).SerializeToString()
 
     def _active_id(self) -> str:

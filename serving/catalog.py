@@ -7,6 +7,7 @@ given twice the last value counts.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -26,7 +27,7 @@ from protos.catalog_pb2 import (
 )
 from serving import codec
 from serving.catalog_log import Change
-from serving.changes import PRICE, embedded_badly, held, values_of
+from serving.changes import PRICE, defaulted, embedded_badly, held, values_of
 from serving.codec import InvalidRequest
 from serving.generation import Generation
 from serving.rpc import Admission, CatalogFull, Unavailable, handlers
@@ -99,11 +100,14 @@ class CatalogService:
         self, request: _Request, accept: Callable[[_Request, Generation], Accepted], context: grpc.ServicerContext
     ) -> bytes:
         response = CatalogResponse()
+        unusable: Counter[str] = Counter()
 
         def plan(generation: Generation) -> Change | None:
             change, results = accept(request, generation)
             del response.results[:]
             response.results.extend(results)
+            unusable.clear()
+            unusable.update(defaulted(change, generation.table))
             return change
 
         with self.admission.enter(deadline(context, self._settings)):
@@ -112,6 +116,8 @@ class CatalogService:
             self._generations.change(plan, time_ms=time.time_ns() // 1_000_000)
         for result in response.results:
             self._telemetry.add("catalog", CatalogStatus.Name(result.status))
+        for name, count in unusable.items():
+            self._telemetry.add("defaulted", name, count)
         return response.SerializeToString()
 
 

@@ -6,6 +6,7 @@ here reads a clock: a new item that has no time of its own gets the entry's.
 Shape letters: N items of a call, D vector width.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ from index.poison import unusable
 from index.strings import key64
 from protos.admin_pb2 import PutRulesRequest
 from protos.catalog_pb2 import CatalogItem, ItemPatch, PatchItemsRequest, UpsertItemsRequest
-from serving.catalog_log import Entry
+from serving.catalog_log import Change, Entry
 
 PRICE = "price"
 """The declared item column that the field of this name stands for."""
@@ -60,6 +61,18 @@ def values_of(item: CatalogItem | ItemPatch) -> dict[str, str | float]:
     return values | {PRICE: item.price} if item.HasField("price") else values
 
 
+def defaulted(change: Change | None, table: FeatureTable) -> Counter[str]:
+    """For how many of the changed items the default of a feature stands for a value that they say, by its name."""
+    found: Counter[str] = Counter()
+    if isinstance(change, UpsertItemsRequest):
+        found.update("category" for item in change.items if table.encoded("category", [item.category])[1].any())
+    if not isinstance(change, UpsertItemsRequest | PatchItemsRequest):
+        return found
+    for entry in change.items if isinstance(change, UpsertItemsRequest) else change.patches:
+        found.update(name for name, value in values_of(entry).items() if table.encoded(name, [value])[1].any())
+    return found
+
+
 def searchable(item: CatalogItem) -> str:
     """What text search reads of an item."""
     return " ".join(part for part in (item.title, item.category, item.description) if part)
@@ -84,8 +97,10 @@ def _upserted(
     if len(old_N):
         inherited_N[known_N] = items.published_ms_I[old_N]
         popularity_N[known_N] = items.popularity_I[old_N]
-        for name in ("log_shown", *(f"{action}_rate" for action in table.actions)):
-            row_N[name][known_N] = items.row_I[old_N][name]
+        was_N = items.row_I[old_N]
+        for name, count in table.counters:
+            same_N = count.by == "item" or row_N[count.by][known_N] == was_N[count.by]
+            row_N[name][known_N] = np.where(same_N, was_N[name], 0)
     return items.appended(
         Items.of(
             ids=[item.item_id for item in listed],

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from candidate_gen.activity import Activity
+from candidate_gen.compiled_tower import QueryEncoder, query_encoder
 from candidate_gen.features import FeatureTable, query_rows
 from candidate_gen.filters import Disallowed, Excluded, Seen, Unpublished
 from candidate_gen.items import Items
@@ -40,6 +41,7 @@ from policy.rules import RulesInForce
 from policy.selector import SlatePolicy
 from policy.settings import PolicySettings
 from protos.admin_pb2 import PutRulesRequest
+from ranking.rankers import AnyScorer, load_scorer
 from ranking.scorer import RankerScorer, RetrievalOrder
 from serving.catalog_log import FILE, CatalogLog, Change, Entry, StaleHead
 from serving.changes import changed
@@ -65,7 +67,7 @@ def write(
     profile_U: np.ndarray,
     towers: Towers,
     vectors: VectorIndex | ShardedIndex,
-    scorer: RankerScorer,
+    scorer: AnyScorer,
     policy: PolicySettings,
     retrieval: RetrievalSettings,
     activity: Activity | None = None,
@@ -84,6 +86,8 @@ def write(
     vectors.save(folder)
     LexicalIndex.build(folder / "lexical", items.searchable)
     scorer.save(folder)
+    if isinstance(scorer, RankerScorer):
+        scorer.save_halves(folder)
     activity.save(folder)
     (folder / "policy.json").write_text(policy.to_json())
     (folder / "retrieval.json").write_text(json.dumps(asdict(retrieval), sort_keys=True))
@@ -110,10 +114,12 @@ class Generation:
     users: IdMap
     profile_U: np.ndarray
     towers: Towers
+    encode_query: QueryEncoder
+    """Of `towers`."""
     vectors: Base
     lexical: LexicalIndex
     attributes: Attributes
-    scorer: RankerScorer
+    scorer: AnyScorer
     retrieval: RetrievalSettings
     settings: PolicySettings
     activity: Activity
@@ -167,7 +173,8 @@ class Generation:
         _agree("index built from towers", vectors.towers, "towers", fingerprint)
         if len(vectors) != len(items):
             raise GenerationMismatch(f"the index holds {len(vectors)} items, the catalogue {len(items)}")
-        scorer = RankerScorer.load(folder, table, items)
+        encode_query = query_encoder(towers)
+        scorer = load_scorer(folder, table, items, halves=True)
         _agree("ranker", scorer.fingerprint, "manifest", manifest.fingerprints["ranker"])
         settings = PolicySettings.from_json((folder / "policy.json").read_text())
         _agree("policy", settings.fingerprint, "manifest", manifest.fingerprints["policy"])
@@ -188,6 +195,7 @@ class Generation:
             users=users,
             profile_U=profile_U,
             towers=towers,
+            encode_query=encode_query,
             vectors=vectors,
             lexical=lexical,
             attributes=attributes,
@@ -198,7 +206,7 @@ class Generation:
             catalog_seq=manifest.catalog_seq,
             pipeline=Pipeline(
                 hydrate=_hydration(
-                    table, items, attributes=attributes, users=users, profile_U=profile_U, towers=towers
+                    table, items, attributes=attributes, users=users, profile_U=profile_U, encode_query=encode_query
                 ),
                 sources=sources,
                 items=len(items),
@@ -245,7 +253,7 @@ class Generation:
         base = self.vectors.base if isinstance(self.vectors, GrownIndex) else self.vectors
         vectors = GrownIndex(base, growing(items.embedding_ID).tail)
         lexical = self.lexical.grown(items.searchable.take(np.arange(len(self.items), len(items))))
-        scorer = RankerScorer(self.scorer.ranker, self.scorer.calibration, self.table, items)
+        scorer = self.scorer.on(items)
 
         return replace(
             self,
@@ -264,7 +272,7 @@ class Generation:
                     attributes=attributes,
                     users=self.users,
                     profile_U=self.profile_U,
-                    towers=self.towers,
+                    encode_query=self.encode_query,
                 ),
                 sources=grown(self.pipeline.sources, items, vectors=vectors, lexical=lexical),
                 items=len(items),
@@ -329,12 +337,13 @@ def _hydration(
     attributes: Attributes,
     users: IdMap,
     profile_U: np.ndarray,
-    towers: Towers,
+    encode_query: QueryEncoder,
 ) -> Callable[[Query], HydratedQuery]:
     def hydrate(query: Query) -> HydratedQuery:
-        row = _query_row(table, items, users, profile_U, query)
+        profile, defaulted = _profile(table, users, profile_U, query)
+        row = _query_row(table, items, profile, query)
         allowed = attributes.allowed(query.filter)
-        return HydratedQuery(query, row, towers.encode_queries(row)[0], allowed)
+        return HydratedQuery(query, row, encode_query(row), allowed, defaulted)
 
     return hydrate
 
@@ -349,17 +358,21 @@ def _filters(retrieval: RetrievalSettings, items: Items) -> list[Filter]:
     return [Disallowed(), Unpublished(items), Excluded(), *([Seen()] if retrieval.hide_seen else [])]
 
 
-def _query_row(table: FeatureTable, items: Items, users: IdMap, profile_U: np.ndarray, query: Query) -> np.ndarray:
-    profile = np.zeros(1, table.profile_dtype)
+def _profile(
+    table: FeatureTable, users: IdMap, profile_U: np.ndarray, query: Query
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The profile, and which of its features stand at their defaults where a value was wanted: see `HydratedQuery`."""
     user_row = users.rows_of([query.user_id])[0] if query.user_id else -1
-    if user_row >= 0:
-        profile[0] = profile_U[user_row]
-    else:
-        for feature in table.profile:
-            profile[feature.name] = feature.default
+    defaulted = {feature.name for feature in table.profile if query.user_id and user_row < 0}
+    profile = np.array(profile_U[user_row : user_row + 1]) if user_row >= 0 else table.stranger
     for name, value in query.features.items():
         if name in (profile.dtype.names or ()):
-            profile[name] = table.encode(name, [value])
+            profile[name], unusable_B = table.encoded(name, [value])
+            (defaulted.add if unusable_B[0] else defaulted.discard)(name)
+    return profile, tuple(sorted(defaulted))
+
+
+def _query_row(table: FeatureTable, items: Items, profile: np.ndarray, query: Query) -> np.ndarray:
     history = query.history
     return query_rows(
         table,

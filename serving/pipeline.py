@@ -63,6 +63,8 @@ class Trace:
     """Source to why: timeout or error."""
     removed: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     """Rows that each filter took out, and under `most` those that were too many to score."""
+    defaulted: tuple[str, ...] = ()
+    """See `HydratedQuery`."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -121,6 +123,9 @@ class Pipeline:
         started = time.monotonic()
         with trace.stage("hydrate"):
             hydrated = self.hydrate(query)
+        if hydrated.defaulted:
+            trace.defaulted = hydrated.defaulted
+            trace.degraded |= Degraded.DEGRADED_DEFAULT_FEATURES
         with trace.stage("retrieve"):
             candidates = self._retrieve(hydrated, started + 0.5 * budget_s, without, trace)
         with trace.stage("filter"):

@@ -227,6 +227,8 @@ class RecommenderService:
         for bit in Degraded.values():
             if logged.degraded & bit:
                 self._telemetry.add("degraded", Degraded.Name(bit))
+        for name in trace.defaulted:
+            self._telemetry.add("defaulted", name)
         return reply
 
     def _as_now(self, reply: bytes, response: answers.Response) -> bytes:
@@ -266,6 +268,7 @@ class RecommenderService:
             codec.remember(asked, *self._state.read(asked.user_id))
         except Exception as error:
             _warn(error, "user state cannot be read")
+            self._telemetry.add("defaulted", "history")
             trace.degraded |= Degraded.DEGRADED_DEFAULT_FEATURES
 
     def _told(self, query: Query, asked: Impression, generation: Generation, trace: Trace) -> Query:

@@ -28,17 +28,18 @@ from training.publish import Published
 from training.ranker import RankerSettings
 from training.served import ServedLog
 from training.tower import TowerSettings
-from training.traffic import Visit, visit
+from training.traffic import Users, Visit
 from training.world import World
 
 hypothesis_settings.register_profile("cascade", deadline=None)
 hypothesis_settings.load_profile("cascade")
 
 OPEN_GATES = GateSettings(index_recall=0.0, ranker_auc=0.0, ranker_ece=1.0, found=0.0, shrink=1.0)
+SMALL_RANKER = RankerSettings(shape=RankerShape(dim=4, query_width=8, cross_layers=0, hidden=(8,)), epochs=1)
 SMALL = CycleSettings(
     policy=PolicySettings(weights=dict(World.weights), temperature=0.2, epsilon=0.1),
     towers=TowerSettings(shape=TowerShape(width=8, embedding=8, hidden=16, heads=1), epochs=1, batch=128),
-    ranker=RankerSettings(shape=RankerShape(dim=4, query_width=8, cross_layers=0, hidden=(8,)), epochs=1),
+    ranker=SMALL_RANKER,
     retrieval=RetrievalSettings(
         quotas={
             "ann": 40,
@@ -131,12 +132,14 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Loop:
         address = server.start()
         try:
             with CascadeClient(address.target, admin_target=address.admin_target, deadline_s=60.0) as client:
-                visits = visit(client, world, world.requests(first_end, served_end, 400), size=SLATE_SIZE)
+                users = Users(client, world, size=SLATE_SIZE)
+                visits = users.visit(world.requests(first_end, served_end, 400), until_ms=served_end)
                 log.flush()
                 served = ServedLog.read(path, until_ms=served_end)
                 second = train(served_end, served)
                 client.activate(second.id, expected=first.id)
-                returning = visit(client, world, world.requests(served_end, returning_end, 80), size=SLATE_SIZE)
+                requests = world.requests(served_end, returning_end, 80)
+                returning = users.visit(requests, until_ms=world.day_ms(world.days))
         finally:
             server.stop()
             state.close()

@@ -175,7 +175,7 @@ def test_one_run_has_a_ratio_and_no_interval() -> None:
     assert cells(figure) == ("a run", "2 s", "3 s", "peer", "1.50", "one run")
 
 
-@pytest.mark.parametrize("name", ["policy", "replay", "tower"])
+@pytest.mark.parametrize("name", ["point_in_time", "policy", "replay", "tower"])
 def test_a_benchmark_ends_with_json_and_its_peers_do_the_same_work(name: str) -> None:
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
@@ -194,6 +194,24 @@ def test_retrieval_is_compared_on_one_split_and_what_is_not_installed_is_named()
     assert {(each["unit"], each["blocks"]) for each in peers.values()} == {("s", 1)}
     assert all(each["note"].startswith("recall@20 0.") for each in peers.values())
     assert peers["popularity"]["ratio"] < 1
+
+
+def test_a_warm_start_is_held_against_a_full_retrain_in_time_and_in_worth() -> None:
+    command = [sys.executable, "-m", "benchmarks.incremental", "--quick"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
+    (figure,) = json.loads(run.stdout.splitlines()[-1])["figures"]
+    assert (figure["peer_name"], figure["unit"], figure["blocks"]) == ("full retrain", "s", 2)
+    assert all(f"{name} " in figure["note"] for name in ("click AUC", "NDCG@10", "click log-loss"))
+
+
+def test_the_compiled_ranker_says_what_the_trained_one_says() -> None:
+    command = [sys.executable, "-m", "benchmarks.ranker", "--quick"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
+    figures = json.loads(run.stdout.splitlines()[-1])["figures"]
+    assert {"eager torch", "eager torch, columns given"} <= {each["peer_name"] for each in figures}
+    gaps = {each["name"]: float(each["note"].partition("largest dp ")[2].partition(",")[0]) for each in figures}
+    for form in ("crosses and network", "network"):
+        assert gaps[f"{form}, float32"] < 1e-5
 
 
 @pytest.mark.slow

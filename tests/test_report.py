@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from training import report
-from training.figures import Calibrated, Curve, Estimated, Figures, SampleSlate, ShownItem
+from training.figures import Calibrated, Curve, Estimated, Figures, SampleSlate, ShownItem, Slice
 from training.findings import findings
 
 
@@ -40,6 +41,10 @@ def some_figures() -> Figures:
     item = ShownItem("<Paper & Moons>", "drama", 0.9, 0.25, ["ann"], ["popular"])
     return Figures(
         reliability=[Calibrated("click", [0.1, 0.2], [0.1, 0.25], [50, 50], 0.02)],
+        slices=[
+            Slice("all", "", 100, 0.7, 0.6, 0.8, 0.02, 0.03),
+            Slice("history", "none", 10, math.nan, math.nan, math.nan, 0.05, 0.04),
+        ],
         examination=[Curve("true", [1, 2], [1.0, 0.5]), Curve("learned", [1, 2], [1.0, 0.6])],
         estimates=[Estimated("SNIPS", 1.04, 0.9, 1.2)],
         recall=[Curve("cycle 1", [10, 100], [0.1, 0.4])],
@@ -79,8 +84,9 @@ def test_the_page_fetches_nothing_and_repeats_no_id() -> None:
 
 def test_everything_that_is_given_is_drawn() -> None:
     text = report.html(a_summary(), some_figures())
-    assert text.count("<svg") == 8
-    assert text.count("<figure") == 8
+    assert text.count("<svg") == 9
+    assert text.count("<figure") == 9
+    assert "history none (10)" in text
     assert "&lt;Paper &amp; Moons&gt;" in text
     assert "nothing was shown" in text
 
@@ -112,6 +118,15 @@ def test_files_hold_the_same_numbers_and_can_be_drawn_again(tmp_path: Path) -> N
     before = page.read_text()
     again = report.write(*report.read(tmp_path / "run"), tmp_path / "run")
     assert again.read_text() == before
+
+
+def test_figures_survive_json_with_what_is_undefined() -> None:
+    figures = some_figures()
+    again = Figures.from_json(json.loads(json.dumps(report.plain(asdict(figures)))))
+    assert report.html(a_summary(), again) == report.html(a_summary(), figures)
+    assert math.isnan(again.slices[1].auc)
+    older = {name: each for name, each in asdict(figures).items() if name != "slices"}
+    assert Figures.from_json(older).slices == []
 
 
 def test_a_folder_without_a_report_is_named(tmp_path: Path) -> None:
@@ -167,7 +182,7 @@ def test_the_slowest_stage_is_told_among_stages_and_not_among_whole_calls() -> N
 NUMBERS = st.one_of(st.none(), st.just(math.nan), st.just(math.inf), st.floats(-1e6, 1e6), st.integers(-10, 10_000))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(values=st.lists(NUMBERS, min_size=12, max_size=12))
 def test_no_number_breaks_the_report(values: list[float | None]) -> None:
     r = iter(values)

@@ -83,6 +83,15 @@ _JOBS = {
         "honest number; the page then shows why.",
         "cascade ope log=outputs/latest/log.db generation=<id>",
     ),
+    "skew": (
+        "compute the features of a log again, offline, and compare them with the logged bytes",
+        "Joins what users did point-in-time, takes items, profiles and vectors from the generation that answered, "
+        "computes every feature again and compares bit by bit. Prints the features that differ, writes skew.html and "
+        "skew.json, and ends with code 3 where one is over its budget (gates.skew, gates.skew_state, gates.skew_of). "
+        "docs/concepts.md says which features cannot always be equal.",
+        "cascade report skew\n"
+        "cascade report skew log=outputs/latest/log.db generation=<id> gates.skew_of.tower_score=1",
+    ),
     "nightly": (
         "one cycle from the log: examples, train, embed, index, gates, publish",
         "Trains on everything logged so far and publishes the next generation. A red gate stops it, and the current "
@@ -105,7 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit code: 0; 2 for misuse; 3 for an estimate that is refused; 1 for a defect; 130 for Ctrl-C.
+        The exit code: 0; 2 for misuse; 3 for an estimate that is refused and for skew over its budget; 1 for a
+        defect; 130 for Ctrl-C.
     """
     given = _parse(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -129,7 +139,7 @@ def _explain(error: Exception) -> int:
         print(f"cascade: defect: {type(error).__name__}: {text} (--traceback shows where)", file=sys.stderr)
         return DEFECT
     print(f"cascade: error: {text or type(error).__name__}", file=sys.stderr)
-    return REFUSED if type(error).__name__ == "InsufficientOverlap" else MISUSE
+    return REFUSED if type(error).__name__ in ("InsufficientOverlap", "SkewOverBudget") else MISUSE
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -339,15 +349,20 @@ def _add_explain(commands: Any) -> None:
 
 
 def _add_report(commands: Any) -> None:
+    """`skew` in the place of a run's folder is a job."""
+    _, text, examples = _JOBS["skew"]
     report = _add(
         commands,
         "report",
         run="report",
-        summary="print a run's numbers and draw its page again",
-        text="Reads summary.json and figures.json of a run, prints the table, writes report.html.",
-        examples="cascade report\ncascade report outputs/demo-world-1",
+        summary="print a run's numbers and draw its page again; or hold a log's features to what they should be",
+        text="Reads summary.json and figures.json of a run, prints the table, writes report.html. "
+        f"`report skew`: {text[0].lower()}{text[1:]}",
+        examples=f"cascade report\ncascade report outputs/demo-world-1\n{examples}",
     )
-    report.add_argument("folder", nargs="?", type=Path, default=LATEST, help="default: %(default)s")
+    report.add_argument("folder", nargs="?", type=Path, default=LATEST, help="or skew; default: %(default)s")
+    report.add_argument("options", nargs="*", metavar="key=value", help="for skew: overrides of conf/skew.yaml")
+    report.add_argument("--show", action="store_true", help="for skew: print every setting, do nothing")
 
 
 if __name__ == "__main__":

@@ -319,7 +319,13 @@ def explain(given: Namespace) -> None:
 
 
 def report(given: Namespace) -> None:
-    """A run's numbers, and its page drawn again."""
+    """A run's numbers, and its page drawn again; or the job `skew`."""
+    if given.folder == Path("skew"):
+        given.command = "skew"
+        job(given)
+        return
+    if given.options:
+        raise ValueError(f"{given.options[0]!r} goes with `cascade report skew`, not with the folder {given.folder}")
     from training import report as reports
 
     summary, figures = reports.read(given.folder)

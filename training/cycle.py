@@ -26,7 +26,9 @@ from index.lexical import LexicalIndex
 from index.strings import IdMap
 from policy.settings import PolicySettings
 from ranking.calibration import Calibration
+from ranking.inference import Precision, checked_precision
 from ranking.model import Ranker
+from ranking.rankers import AnyRanker, bound, load_scorer
 from ranking.scorer import RankerScorer
 from serving.catalog_log import Entry
 from serving.retrieval import RetrievalSettings
@@ -34,13 +36,19 @@ from training.activity import activity, segment_column
 from training.catalogue import folded
 from training.counters import item_counters
 from training.data import Dataset, searchable
+from training.estimate import examination
 from training.events import known_events
 from training.examples import Examples, from_impressions, from_log, item_attributes, item_rows, profiles, tower_pairs
-from training.gates import GateSettings, ranker_gates
+from training.gates import GateSettings, ranker_gates, skew_gates
+from training.point_in_time import users_known
 from training.publish import IndexSettings, Judge, Parts, Published, build_index, publish
-from training.ranker import RankerSettings, train_ranker
+from training.ranker import Earlier, RankerSettings, split_by_time, train_ranker
 from training.served import ServedLog
+from training.skew import sampled
 from training.tower import TowerSettings, train_towers
+from training.trees import TreesSettings, train_trees
+
+_LEARNED_UNTIL = "ranker.learned_until_ms"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +57,7 @@ class CycleSettings:
 
     policy: PolicySettings
     towers: TowerSettings = field(default_factory=TowerSettings)
-    ranker: RankerSettings = field(default_factory=RankerSettings)
+    ranker: RankerSettings | TreesSettings = field(default_factory=RankerSettings)
     retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
     index: IndexSettings = field(default_factory=IndexSettings)
     gates: GateSettings = field(default_factory=GateSettings)
@@ -82,6 +90,10 @@ class Prepared:
     """See `Dataset`."""
     catalog_seq: int
     """Number of the last change of the catalogue that `items` know of."""
+    earlier: Earlier | None = None
+    """What the ranker goes on from; `examples` are what it has not learned from."""
+    skew: Mapping[str, float] = field(default_factory=dict)
+    """Figures of the features that the log and a computation from events disagree on."""
 
 
 def prepare(
@@ -92,7 +104,9 @@ def prepare(
     tower_hard_negatives: int = 0,
     served: ServedLog | None = None,
     table: FeatureTable | None = None,
+    earlier: Earlier | None = None,
     changes: Sequence[Entry] = (),
+    store: GenerationStore | None = None,
 ) -> Prepared:
     """Point-in-time rows of everything known at `as_of_ms`.
 
@@ -100,8 +114,10 @@ def prepare(
         tower_positives, tower_hard_negatives: see `CycleSettings`.
         served: what a server logged; its feature bytes are taken as they are.
         table: of the incumbent, which logged bytes were written with; a new one is declared where there is none.
+        earlier: of the incumbent, for a warm start.
         changes: the whole catalogue log, which wins over the data set. Servers know all of it, so the items do too,
             whatever the moment.
+        store: of the generations that answered what was served; without it, skew is not looked at.
     """
     items = dataset.items.filter(pl.col("published_ms") <= as_of_ms)
     items = folded(items, changes, columns=dataset.item_columns)
@@ -112,11 +128,11 @@ def prepare(
         impressions = pl.concat([impressions, served.frame.select(impressions.columns)])
     if table is None:
         table = declare(dataset)
-    counters = item_counters(impressions, events, items, as_of_ms=as_of_ms, actions=table.actions)
+    counters = item_counters(impressions, events, items, as_of_ms=as_of_ms, table=table)
     item_row_I = item_rows(table, items, counters)
     query_N, positive_N, hard_NH = tower_pairs(
         table,
-        users=dataset.users,
+        users=dataset.told_of_users,
         items=items,
         item_row_I=item_row_I,
         events=events,
@@ -126,22 +142,23 @@ def prepare(
         watermark_ms=as_of_ms,
     )
     parts = []
-    if dataset.impressions.height:
+    new_ms = 0 if earlier is None else earlier.learned_until_ms + 1
+    if unserved.filter(pl.col("time_ms") >= new_ms).height:
         with TemporaryDirectory(prefix="cascade-lexical-") as folder:
             lexical = LexicalIndex.build(Path(folder) / "lexical", searchable(items))
-        parts.append(
-            from_impressions(
-                table,
-                users=dataset.users,
-                items=items,
-                impressions=unserved,
-                events=events,
-                watermark_ms=as_of_ms,
-                lexical=lexical,
-            )
+        joined = from_impressions(
+            table,
+            users=dataset.told_of_users,
+            items=items,
+            impressions=unserved,
+            events=events,
+            watermark_ms=as_of_ms,
+            lexical=lexical,
         )
+        parts.append(joined.take(joined.time_ms_N >= new_ms))
     if served is not None:
-        parts.append(from_log(table, served.impressions, served.events, watermark_ms=as_of_ms))
+        logged = [each for each in served.impressions if each.time_ms >= new_ms]
+        parts.append(from_log(table, logged, served.events, watermark_ms=as_of_ms))
     times_ms = (impressions if impressions.height else events)["time_ms"].to_numpy()
     return Prepared(
         table=table,
@@ -151,7 +168,7 @@ def prepare(
         item_row_I=item_row_I,
         popularity_I=counters.popularity_I,
         users=IdMap.of(dataset.users["user_id"].to_list()),
-        profile_U=profiles(table, dataset.users),
+        profile_U=profiles(table, users_known(dataset, as_of_ms)),
         tower_query_N=query_N,
         tower_positive_N=positive_N,
         tower_hard_NH=hard_NH,
@@ -159,7 +176,30 @@ def prepare(
         positives=known_events(events.filter(pl.col("action") == table.actions[0])),
         repeats=dataset.repeats,
         catalog_seq=changes[-1].seq if changes else 0,
+        earlier=earlier,
+        skew={} if served is None or store is None else sampled(served.impressions, store, events),
     )
+
+
+def in_force(store: GenerationStore, settings: CycleSettings) -> tuple[FeatureTable | None, Earlier | None]:
+    """What the current generation leaves to the next: its feature table, and what the ranker goes on from.
+
+    The ranker only where `RankerSettings.warm_start` asks for it and its shape is the one that is asked for.
+    """
+    current = store.current()
+    if current is None:
+        return None, None
+    folder, metrics, told = store.folder(current), store.manifest(current).metrics, settings.ranker
+    table = FeatureTable.from_json((folder / "schema.json").read_text())
+    if isinstance(told, TreesSettings) or not told.warm_start or _LEARNED_UNTIL not in metrics:
+        return table, None
+    nothing = Items.of(
+        ids=[], titles=[], row_I=table.empty("item", 0), published_ms=[], embedding_ID=np.zeros((0, 1), np.float32)
+    )
+    scorer = load_scorer(folder, table, nothing)
+    if not isinstance(scorer, RankerScorer) or scorer.ranker.shape != told.shape:
+        return table, None
+    return table, Earlier(scorer.ranker, examination(metrics), int(metrics[_LEARNED_UNTIL]))
 
 
 def declare(dataset: Dataset) -> FeatureTable:
@@ -172,6 +212,7 @@ def declare(dataset: Dataset) -> FeatureTable:
         sources=SOURCES,
         user_columns=dataset.user_columns,
         item_columns=dataset.item_columns,
+        spans=dataset.spans,
     )
 
 
@@ -193,17 +234,18 @@ def fit_towers(
 
 def fit_ranker(
     prepared: Prepared, settings: CycleSettings, *, seed: int, folder: Path
-) -> tuple[Ranker, Calibration, dict[str, float]]:
+) -> tuple[AnyRanker, Calibration, dict[str, float]]:
     """Train and calibrate the ranker."""
-    return train_ranker(
-        prepared.table, prepared.examples, settings=settings.ranker, seed=seed, folder=folder / "ranker"
-    )
+    table, examples, told = prepared.table, prepared.examples, settings.ranker
+    if isinstance(told, TreesSettings):
+        return train_trees(table, examples, settings=told, seed=seed, folder=folder / "ranker")
+    return train_ranker(table, examples, settings=told, seed=seed, folder=folder / "ranker", earlier=prepared.earlier)
 
 
 def export(
     prepared: Prepared,
     towers: Towers,
-    ranker: Ranker,
+    ranker: AnyRanker,
     calibration: Calibration,
     *,
     settings: CycleSettings,
@@ -251,7 +293,7 @@ def export(
             users=prepared.users,
             profile_U=prepared.profile_U,
             towers=towers,
-            scorer=RankerScorer(ranker, calibration, prepared.table, items),
+            scorer=bound(ranker, calibration, prepared.table, items, precision=_precision(ranker, prepared, settings)),
             policy=replace(settings.policy, weights=predicted),
             retrieval=retrieval,
             activity=activity(
@@ -272,8 +314,11 @@ def export(
             query_BD=towers.encode_queries(prepared.tower_query_N[-held_out:]),
         ),
         gates=settings.gates,
-        others=ranker_gates(settings.gates, metrics, action=prepared.table.actions[0]),
-        metrics=metrics,
+        others=(
+            *ranker_gates(settings.gates, metrics, action=prepared.table.actions[0]),
+            *skew_gates(settings.gates, prepared.skew),
+        ),
+        metrics={**metrics, **prepared.skew},
         parent=store.current(),
         config=asdict(settings),
         data_window=prepared.window,
@@ -281,6 +326,21 @@ def export(
         now_ms=now_ms,
         judge=judge,
         job=job,
+    )
+
+
+def _precision(ranker: AnyRanker, prepared: Prepared, settings: CycleSettings) -> Precision:
+    if not isinstance(ranker, Ranker):
+        return Precision()
+    _, held_out = split_by_time(prepared.examples, settings.ranker.validation)
+    return checked_precision(
+        ranker,
+        prepared.table,
+        query_row_R=held_out.query_row_R,
+        request_N=held_out.request_N,
+        item_row_N=held_out.item_row_N,
+        pair_row_N=held_out.pair_row_N,
+        gain_N=held_out.label_NA[:, 0],
     )
 
 
@@ -299,10 +359,7 @@ def run(
     job: Lease | None = None,
 ) -> Published:
     """One whole cycle: what was known at `as_of_ms` becomes a published (not yet activated) generation."""
-    current = store.current()
-    table = None
-    if current is not None:
-        table = FeatureTable.from_json((store.folder(current) / "schema.json").read_text())
+    table, earlier = in_force(store, settings)
     prepared = prepare(
         dataset,
         as_of_ms=as_of_ms,
@@ -310,7 +367,9 @@ def run(
         tower_hard_negatives=settings.tower_hard_negatives,
         served=served,
         table=table,
+        earlier=earlier,
         changes=changes,
+        store=store,
     )
     towers, retrieval = fit_towers(prepared, settings, seed=seed, folder=folder)
     ranker, calibration, ranking = fit_ranker(prepared, settings, seed=seed, folder=folder)

@@ -4,7 +4,9 @@ Adapters (`training.movielens`, `training.parquet`) and the simulated world make
 
     items        item_id, title, category, creator, published_ms, available, and the declared item columns; where
                  there is one, description: what search reads beside title and category
-    users        user_id, and the declared user columns
+    users        user_id, and the declared user columns as they are by now
+    user_states  where profiles change: user_id, time_ms (from when it holds), visible_ms (from when it was known), and
+                 the declared user columns; of every user in any order
     impressions  request_id, user_id, time_ms, surface, text, item_id (a list in slot order), propensity (P(item in its
                  slot | slots before), a list)
     events       event_id, request_id ("" where none), user_id, item_id, action, value, time_ms, visible_ms, position
@@ -15,11 +17,13 @@ Shape letters: P positives, K slots, M negatives of a positive, I items.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from candidate_gen.counts import Spans
 from candidate_gen.text import words
 
 ITEM_SCHEMA = pl.Schema(
@@ -35,6 +39,8 @@ ITEM_SCHEMA = pl.Schema(
 DESCRIPTION = "description"
 """The item column that need not be there."""
 USER_SCHEMA = pl.Schema({"user_id": pl.Utf8})
+STATE_SCHEMA = pl.Schema({"user_id": pl.Utf8, "time_ms": pl.Int64, "visible_ms": pl.Int64})
+"""Of user states, beside the declared columns."""
 IMPRESSION_SCHEMA = pl.Schema(
     {
         "request_id": pl.Utf8(),
@@ -93,14 +99,25 @@ class Dataset:
     item_columns: Columns = field(default_factory=dict)
     repeats: bool = False
     """Whether people come back to what they already had, as to a song and not as to a book."""
+    spans: Spans = field(default_factory=Spans)
+    """Over how much of the past the feature table counts."""
+    user_states: pl.DataFrame | None = None
+    """None where every user is, as far as the data says, what the user always was."""
+
+    @property
+    def told_of_users(self) -> pl.DataFrame:
+        """What a request's profile is taken from: the user states, or where there are none the users."""
+        return self.users if self.user_states is None else self.user_states
 
     def __post_init__(self) -> None:
-        frames = (
+        frames: list[tuple[str, pl.DataFrame, Mapping[str, Any]]] = [
             ("items", self.items, {**ITEM_SCHEMA, **dict.fromkeys(self.item_columns)}),
             ("users", self.users, {**USER_SCHEMA, **dict.fromkeys(self.user_columns)}),
             ("impressions", self.impressions, IMPRESSION_SCHEMA),
             ("events", self.events, EVENT_SCHEMA),
-        )
+        ]
+        if self.user_states is not None:
+            frames.append(("user_states", self.user_states, {**STATE_SCHEMA, **dict.fromkeys(self.user_columns)}))
         if DESCRIPTION in self.items.columns and self.items.schema[DESCRIPTION] != pl.Utf8:
             raise DataError(f"items: column {DESCRIPTION!r} must be String, is {self.items.schema[DESCRIPTION]}")
         for name, frame, schema in frames:

@@ -37,7 +37,7 @@ from training.served import ServedLog
 from training.server_process import server_process
 from training.settings import Data
 from training.story import Proved, Shown
-from training.traffic import ask, timed, visit
+from training.traffic import Users, ask, timed
 from training.world import DAY_MS, World, WorldRequest
 
 _SAMPLE_USERS = 40
@@ -112,10 +112,11 @@ def _prove(settings: DemoSettings, console: Console, started: float) -> tuple[Sh
         first = _cycle(dataset, settings, store, as_of_ms=first_end, number=1)
         store.activate(first.id, expected=None, time_ms=first_end, reason="cycle 1")
     with _serving(folder, dataset.events) as client:
+        users = Users(client, world, size=settings.slate_size)
         served_end = world.day_ms(settings.first_days + settings.served_days)
         with _step(console, f"{settings.served_requests:,} requests over the wire, answered by {first.id}"):
             requests = world.requests(first_end, served_end, settings.served_requests)
-            served = visit(client, world, requests, size=settings.slate_size)
+            served = users.visit(requests, until_ms=served_end)
         with _step(console, "Cycle 2: trained on what was served and logged"):
             log = _log_of(
                 folder / "log.db", until_ms=served_end, answers=sum(each.slate is not None for each in served)
@@ -124,13 +125,13 @@ def _prove(settings: DemoSettings, console: Console, started: float) -> tuple[Sh
         judged_end = world.day_ms(settings.first_days + settings.served_days + settings.judged_days)
         with _step(console, f"{settings.judged_requests:,} more, to judge {second.id} by before it is shown"):
             requests = world.requests(served_end, judged_end, settings.judged_requests)
-            judged = visit(client, world, requests, size=settings.slate_size)
+            judged = users.visit(requests, until_ms=judged_end)
         with _step(console, f"{second.id} swapped in while requests keep coming"):
             probes = _swap_under_load(client, requests, first.id, second.id)
         returning_end = judged_end + settings.returning_days * DAY_MS
         with _step(console, f"{settings.returning_requests:,} requests of returning users, answered by {second.id}"):
             requests = world.requests(judged_end, returning_end, settings.returning_requests)
-            returning = visit(client, world, requests, size=settings.slate_size)
+            returning = users.visit(requests, until_ms=returning_end + 2 * ATTRIBUTION_MS)
             stage_ms = _stage_ms(client)
     known = pl.concat([dataset.events, log.events])
     log = ServedLog.read(folder / "log.db", until_ms=returning_end + 2 * ATTRIBUTION_MS)

@@ -26,6 +26,7 @@ from protos.impression_pb2 import Impression
 from training.counters import ItemCounters, counters_at
 from training.data import SYNTHETIC
 from training.events import action_code, known_events, numbered, point_in_time_history
+from training.point_in_time import rows_known
 
 ATTRIBUTION_MS = 3_600_000
 """How long after an exposure its outcomes are waited for."""
@@ -128,7 +129,8 @@ def item_attributes(table: FeatureTable, items: pl.DataFrame) -> dict[str, NDArr
 def item_rows(table: FeatureTable, items: pl.DataFrame, counters: ItemCounters) -> np.ndarray:
     """Item records, (I,), in the order of the frame."""
     row_I = _static_rows(table, items)
-    _set_counters(table, row_I, counters, np.arange(len(row_I)))
+    for name, column_I in counters.column_of.items():
+        row_I[name] = column_I
     return row_I
 
 
@@ -182,11 +184,12 @@ def from_impressions(
     query_row_R = _query_rows(table, static_I, users=users, items=items, events=events, asked=requests)
     item_row_N = static_I[item_N]
     day_ms_D, day_N = np.unique(time_ms_N // _DAY_MS * _DAY_MS, return_inverse=True)
-    daily = counters_at(impressions, events, items, as_of_ms_D=day_ms_D, actions=table.actions)
+    daily = counters_at(impressions, events, items, as_of_ms_D=day_ms_D, table=table)
     count_D = np.bincount(day_N.reshape(-1), minlength=len(day_ms_D))
     for counters, end, count in zip(daily, np.cumsum(count_D), count_D, strict=True):
         of_day = slice(end - count, end)
-        _set_counters(table, item_row_N[of_day], counters, item_N[of_day])
+        for name, column_I in counters.column_of.items():
+            item_row_N[name][of_day] = column_I[item_N[of_day]]
     age_ms_N = time_ms_N - items["published_ms"].to_numpy()[item_N]
     pair_row_N = _pair_rows(table, query_row_R, request_N, item_row_N, age_ms_N)
     if lexical is not None:
@@ -322,20 +325,11 @@ def _query_rows(
         actions=table.actions,
         strictly=strictly,
     )
-    at_B = (
-        asked.select("user_id")
-        .join(numbered(users["user_id"], "user_id", "user"), on="user_id", how="left", maintain_order="left")["user"]
-        .fill_null(users.height)
-        .to_numpy()
-    )
-    stranger = np.zeros(1, table.profile_dtype)
-    for feature in table.profile:
-        stranger[feature.name] = feature.default
     return query_rows(
         table,
         item_row_I,
         user_ids=asked["user_id"].to_list(),
-        profile_B=np.concatenate([profiles(table, users), stranger])[at_B],
+        profile_B=np.concatenate([profiles(table, users), table.stranger])[rows_known(users, asked)],  # -1: the last
         surfaces=asked["surface"].to_list(),
         texts=asked["text"].to_list(),
         time_ms_B=time_ms_B,
@@ -390,12 +384,6 @@ def _static_rows(table: FeatureTable, items: pl.DataFrame) -> np.ndarray:
         titles=items["title"].to_list(),
         columns={feature.name: items[feature.name].to_list() for feature in table.item_columns},
     )
-
-
-def _set_counters(table: FeatureTable, row_N: np.ndarray, counters: ItemCounters, item_N: NDArray[np.integer]) -> None:
-    row_N["log_shown"] = counters.log_shown_I[item_N]
-    for a, action in enumerate(table.actions):
-        row_N[f"{action}_rate"] = counters.rate_IA[item_N, a]
 
 
 def _labels(

@@ -1,5 +1,6 @@
 """What the report draws beside the summary: plain numbers, so that a report can be drawn again from its JSON."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,24 @@ class Calibrated:
     observed: Sequence[float]
     count: Sequence[int]
     ece: float
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """How good the main action's probabilities are for a part of the exposures."""
+
+    by: str
+    """What the part is told by: "surface"; "all" for everything."""
+    value: str
+    exposures: int
+    auc: float
+    """NaN, as its ends, where all exposures ended alike."""
+    auc_low: float
+    auc_high: float
+    """Ends of its 95% interval."""
+    ece: float
+    ece_by_chance: float
+    """What so few exposures would show of probabilities that are exactly right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +90,8 @@ class Figures:
 
     reliability: Sequence[Calibrated] = ()
     """The newest ranker's on held-out impressions, one an action."""
+    slices: Sequence[Slice] = ()
+    """Of the same impressions: everything, then parts of it."""
     examination: Sequence[Curve] = ()
     """P(looked at) by slot (x, from 1) relative to the first slot; the world's own is labelled "true"."""
     estimates: Sequence[Estimated] = ()
@@ -88,6 +109,7 @@ class Figures:
         """What `dataclasses.asdict` and JSON made of figures."""
         return cls(
             reliability=[Calibrated(**each) for each in read["reliability"]],
+            slices=[Slice(**_with_nan(each)) for each in read.get("slices", ())],
             examination=[Curve(**each) for each in read["examination"]],
             estimates=[Estimated(**each) for each in read["estimates"]],
             recall=[Curve(**each) for each in read["recall"]],
@@ -97,3 +119,8 @@ class Figures:
                 SampleSlate(**{**each, "items": [ShownItem(**i) for i in each["items"]]}) for each in read["slates"]
             ],
         )
+
+
+def _with_nan(read: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: it stands there as null."""
+    return {name: math.nan if value is None else value for name, value in read.items()}

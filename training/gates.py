@@ -7,6 +7,9 @@ from typing import Literal, get_args
 
 from index.poison import POISON_SHARE
 
+SKEW, SKEW_STATE, SKEW_REQUESTS = "skew.", "skew.state.", "skew.requests"
+"""How figures of features that differ begin, of those made of a user's history, and how many requests were compared."""
+
 
 class GateFailed(ValueError):
     """A generation that must not be published; the message lists every red gate with its figures."""
@@ -51,12 +54,21 @@ class GateSettings:
     """Largest calibration error of the first action."""
     shrink: float = 0.2
     """Largest share of the incumbent's items that may be missing."""
+    skew: float = 0.0
+    """Largest share of logged rows in which a feature differs from what is computed again, see `training.skew`."""
+    skew_state: float = 0.05
+    """The same for a feature that is made of a user's history, for an online store may lose events."""
+    skew_of: Mapping[str, float] = field(default_factory=dict)
+    """Of single features by their names, in place of those two."""
     uplift: UpliftSettings = field(default_factory=UpliftSettings)
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            if each.name != "uplift" and not 0 <= getattr(self, each.name) <= 1:
-                raise ValueError(f"{each.name} is {getattr(self, each.name)}; it must be from 0 to 1")
+        limits = {
+            each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("skew_of", "uplift")
+        }
+        for name, limit in (limits | {f"skew_of.{name}": limit for name, limit in self.skew_of.items()}).items():
+            if not 0 <= limit <= 1:
+                raise ValueError(f"{name} is {limit}; it must be from 0 to 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +115,17 @@ def uplift_gate(settings: UpliftSettings, metrics: Mapping[str, float]) -> Gate:
     the incumbent earned."""
     low, earned = metrics["uplift.low"], abs(metrics["uplift.earned"])
     return _least("uplift.low_share", {"uplift.low_share": low / earned if earned else nan}, settings.least)
+
+
+def skew_gates(settings: GateSettings, metrics: Mapping[str, float]) -> tuple[Gate, ...]:
+    """Of the features that serving and training disagree on; none where they agree, or where nothing was compared."""
+    gates = []
+    for name in metrics:
+        if name.startswith(SKEW) and name != SKEW_REQUESTS:
+            limit = settings.skew_state if name.startswith(SKEW_STATE) else settings.skew
+            feature = name.removeprefix(SKEW_STATE).removeprefix(SKEW)
+            gates.append(_most(name, metrics, settings.skew_of.get(feature, limit)))
+    return tuple(gates)
 
 
 def require(gates: Iterable[Gate]) -> None:

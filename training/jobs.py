@@ -15,22 +15,26 @@ import numpy as np
 import polars as pl
 import torch
 
-from candidate_gen.features import FeatureTable
 from candidate_gen.items import Items
 from candidate_gen.towers import Towers
 from index.generations import GenerationStore
 from index.leases import Lease
 from policy.ope import require_overlap
 from policy.settings import PolicySettings
-from ranking.scorer import RankerScorer
+from ranking.rankers import bound, load_scorer
 from serving.catalog_log import FILE, CatalogLog, Entry
-from training import cycle, estimate_report, passes, rebuild_report
+from serving.generation import Generation
+from serving.log import read_impressions
+from training import cycle, estimate_report, passes, rebuild_report, skew_report
 from training import rebuild as rebuilds
+from training import skew as skews
 from training.catalogue import head_of
 from training.cycle import Prepared
-from training.data import Dataset, synthesise_impressions
+from training.data import EVENT_SCHEMA, Dataset, synthesise_impressions
 from training.durable import appearing
 from training.estimate import rewarded
+from training.gates import GateFailed, require, skew_gates
+from training.progress import progress
 from training.publish import Published
 from training.served import ServedLog, read_events
 from training.settings import (
@@ -40,8 +44,10 @@ from training.settings import (
     PublishSettings,
     RebuildSettings,
     ReplaySettings,
+    SkewSettings,
     TrainSettings,
 )
+from training.tables import read_table
 from training.uplift import estimated, judged
 from training.world import World
 
@@ -53,6 +59,10 @@ _HOUR_MS = 3_600_000
 
 class ReplayMismatch(ValueError):
     """Logged requests that gave another answer."""
+
+
+class SkewOverBudget(ValueError):
+    """Features that are over their budget; the message says which, and by what."""
 
 
 def data(settings: DataSettings) -> dict[str, Any]:
@@ -84,7 +94,7 @@ def train(settings: TrainSettings) -> dict[str, float]:
         _leave(settings.output / "towers", towers.save, named)
     else:
         ranker, calibration, metrics = cycle.fit_ranker(prepared, settings.cycle, seed=settings.seed, folder=work)
-        scorer = RankerScorer(ranker, calibration, prepared.table, _catalogue(prepared))
+        scorer = bound(ranker, calibration, prepared.table, _catalogue(prepared))
         named = {f"ranker.{name}": value for name, value in metrics.items()}
         _leave(settings.output / "ranker", scorer.save, named)
     return named
@@ -107,7 +117,7 @@ def export(settings: PublishSettings) -> dict[str, Any]:
     with store.job(_JOB, holder=_holder()) as job:
         prepared = _prepared(settings)
         towers = Towers.load(settings.output / "towers", prepared.table)
-        scorer = RankerScorer.load(settings.output / "ranker", prepared.table, _catalogue(prepared))
+        scorer = load_scorer(settings.output / "ranker", prepared.table, _catalogue(prepared))
         published = cycle.export(
             prepared,
             towers,
@@ -204,6 +214,56 @@ def replay(settings: ReplaySettings) -> dict[str, Any]:
     return told | {name: value for name, value in (("resumed", went.resumed), ("afresh", went.afresh)) if value}
 
 
+def skew(settings: SkewSettings) -> dict[str, Any]:
+    """Compute the features of a log again, compare, and leave a page and its figures in `output`.
+
+    Raises:
+        ValueError: for a generation that the store does not hold or that answered nothing, for an empty log, for
+            bytes of another feature table.
+        SkewOverBudget: after the page is written.
+    """
+    store = GenerationStore(settings.generations)
+    if settings.generation and settings.generation not in store.ids():
+        raise ValueError(
+            f"{settings.generations} holds no generation {settings.generation!r}; it holds {', '.join(store.ids())}"
+        )
+    torch.set_num_threads(1)  # as in a server, for equal sums
+    with progress() as bar:
+        reading = bar.add_task("read", total=None)
+        answered = Counter(each.generation for each in bar.track(read_impressions(settings.log), task_id=reading))
+        if not answered:
+            raise ValueError(f"{settings.log}: 0 impressions; at least 1 is needed")
+        names = [settings.generation] if settings.generation else list(answered)
+        held = set(answered) & set(store.ids()) & set(names)
+        if not held:
+            _refuse_strangers(store, settings, answered)
+        known = [read_events(settings.log)]
+        if settings.history is not None:
+            before = read_table(settings.history, list(EVENT_SCHEMA)).select(*EVENT_SCHEMA)
+            if before.schema != EVENT_SCHEMA:
+                raise ValueError(f"{settings.history} must hold events with the columns {dict(EVENT_SCHEMA)}")
+            known.append(before)
+        looking = bar.add_task("compare", total=answered.total())
+        found = skews.measure(
+            (
+                each
+                for each in read_impressions(settings.log)
+                if not settings.generation or each.generation == settings.generation
+            ),
+            {name: Generation.load(store, name) for name in sorted(held)},
+            pl.concat(known).unique("event_id", keep="first", maintain_order=True),
+            catalog=CatalogLog(store.root / FILE),
+            advance=lambda count: bar.advance(looking, count),
+        )
+    report = skew_report.described(found, settings.gates, log=settings.log)
+    page = skew_report.write(report, settings.output)
+    try:
+        require(skew_gates(settings.gates, found.metrics))
+    except GateFailed as error:
+        raise SkewOverBudget(f"{error}; see {page}") from error
+    return skew_report.told(report) | {"page": str(page)}
+
+
 def ope(settings: EstimateSettings) -> dict[str, Any]:
     """Every estimator of one generation's reward from what another logged after its training data ended; and a page.
 
@@ -250,8 +310,7 @@ def _prepared(settings: TrainSettings | PublishSettings) -> Prepared:
     dataset = read(settings.data, seed=settings.seed)
     served, as_of_ms = _served(settings.log, dataset)
     store = GenerationStore(settings.generations)
-    current = store.current()
-    table = FeatureTable.from_json((store.folder(current) / "schema.json").read_text()) if current else None
+    table, earlier = cycle.in_force(store, settings.cycle)
     return cycle.prepare(
         dataset,
         as_of_ms=as_of_ms,
@@ -259,7 +318,9 @@ def _prepared(settings: TrainSettings | PublishSettings) -> Prepared:
         tower_hard_negatives=settings.cycle.tower_hard_negatives,
         served=served,
         table=table,
+        earlier=earlier,
         changes=_changes(store),
+        store=store,
     )
 
 
@@ -284,6 +345,21 @@ def _served(log: Path | None, dataset: Dataset, *, kept_ms: int = 0) -> tuple[Se
     if served.events.height:
         times.append(served.events["visible_ms"].to_list()[-1])
     return served, max(times) + 1
+
+
+def _refuse_strangers(store: GenerationStore, settings: SkewSettings, answered: Mapping[str, int]) -> None:
+    """
+    Raises:
+        ValueError: the log is of generations that are not to be looked at, or of another feature table.
+    """
+    tables = {name: skews.table_of(store, name) for name in store.ids()}
+    if settings.generation:
+        first = next(read_impressions(settings.log))
+        skews.require_schema(first, tables[settings.generation], tables.values())
+    raise ValueError(
+        f"{settings.log} holds no impression that {settings.generation or 'a generation of the store'} answered; it "
+        f"holds those of {', '.join(sorted(answered))}"
+    )
 
 
 def _catalogue(prepared: Prepared) -> Items:

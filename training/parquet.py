@@ -7,11 +7,13 @@ from typing import Any
 
 import polars as pl
 
+from candidate_gen.counts import Spans
 from training.data import (
     DEFAULT_WEIGHTS,
     DESCRIPTION,
     IMPRESSION_SCHEMA,
     ITEM_SCHEMA,
+    STATE_SCHEMA,
     UNKNOWN,
     USER_SCHEMA,
     DataError,
@@ -19,6 +21,8 @@ from training.data import (
     unattributed_events,
 )
 from training.tables import read_table, require_filled, require_known, require_past, require_unique
+
+_SPANS = Spans()
 
 
 def from_parquet(
@@ -30,6 +34,7 @@ def from_parquet(
     users: Mapping[str, Any] | None = None,
     weights: Mapping[str, float] | None = None,
     time_unit: str = "ms",
+    spans: Spans = _SPANS,
 ) -> Dataset:
     """Your own Parquet, by a mapping from our names to your columns.
 
@@ -42,10 +47,13 @@ def from_parquet(
             `description` (what search reads beside title and category), and `columns`: other columns by name with
             their kind, `category` or `number`. Without `items`, the catalogue is made of the items in the
             interactions.
-        users: `path`, the column `user`, and `columns` as above. Without it, of the users in the interactions.
+        users: `path`, the column `user`, and `columns` as above. Without it, of the users in the interactions. Where
+            profiles change, also `time` (from when a row holds) and, if it was known at another time, `visible`: then
+            a user may have many rows, and a request sees what was known when it was made.
         weights: utility of each action, the main action first; else the actions that the interactions hold with
             `DEFAULT_WEIGHTS`, the most frequent first.
         time_unit: `ms` or `s`, of integer times; columns of dates need none.
+        spans: over how much of the past the feature table counts what was shown, what came of it, and what a user did.
 
     Raises:
         DataError: a file or column is missing, an id is null, a time is null or later than `now_ms`, an event id or
@@ -73,7 +81,15 @@ def from_parquet(
     item_frame, item_columns = _items(
         root, items, log=path, item_name=interactions["item"], events=events, time_unit=time_unit
     )
-    user_frame, user_columns = _users(root, users, log=path, user_name=interactions["user"], events=events)
+    user_frame, user_columns, states = _users(
+        root,
+        users,
+        log=path,
+        user_name=interactions["user"],
+        events=events,
+        time_unit=time_unit,
+        now_ms=now_ms,
+    )
     if weights is None:
         by_count = events["action"].value_counts().sort(["count", "action"], descending=[True, False])
         weights = {action: DEFAULT_WEIGHTS.get(action, 1.0) for action in by_count["action"]}
@@ -86,6 +102,8 @@ def from_parquet(
         weights={action: float(weight) for action, weight in weights.items()},
         user_columns=user_columns,
         item_columns=item_columns,
+        user_states=states,
+        spans=spans,
     )
 
 
@@ -137,20 +155,38 @@ def _items(
 
 
 def _users(
-    root: Path, users: Mapping[str, Any] | None, *, log: Path, user_name: str, events: pl.DataFrame
-) -> tuple[pl.DataFrame, _Declared]:
-    """The users and their declared columns."""
+    root: Path,
+    users: Mapping[str, Any] | None,
+    *,
+    log: Path,
+    user_name: str,
+    events: pl.DataFrame,
+    time_unit: str,
+    now_ms: int,
+) -> tuple[pl.DataFrame, _Declared, pl.DataFrame | None]:
+    """The users and their declared columns; and what each was when, where the table has times."""
     if users is None:
-        return events.select(pl.col("user_id").unique().sort()), {}
-    _only(users, "users", {"path", "user"}, {"columns"})
+        return events.select(pl.col("user_id").unique().sort()), {}, None
+    _only(users, "users", {"path", "user"}, {"columns", "time", "visible"})
+    if "visible" in users and "time" not in users:
+        raise DataError("users needs the setting 'time' beside 'visible': from when a row holds")
     path, table = _mapped(root, users, "users")
-    require_filled(path, table, {"user": users["user"]})
-    require_unique(path, table["user"], name=users["user"])
-    frame, columns = _declared(
-        path, table.with_columns(user_id=pl.col("user").cast(pl.Utf8)), users.get("columns") or {}, USER_SCHEMA
-    )
+    times = [name for name in ("time", "visible") if name in users]
+    require_filled(path, table, {name: users[name] for name in ("user", *times)})
+    if not times:
+        require_unique(path, table["user"], name=users["user"])
+    for name in times:
+        table = table.with_columns(_epoch_ms(path, table, users[name], time_unit, name))
+        require_past(path, table[name], name=users[name], now_ms=now_ms)
+    table = table.with_columns(user_id=pl.col("user").cast(pl.Utf8))
+    frame, columns = _declared(path, table, users.get("columns") or {}, STATE_SCHEMA if times else USER_SCHEMA)
     require_known(log, events["user_id"], name=user_name, known=frame["user_id"], table=path)
-    return frame.select(*USER_SCHEMA, *columns), columns
+    if not times:
+        return frame.select(*USER_SCHEMA, *columns), columns, None
+    states = frame.select("user_id", *columns, time_ms="time", visible_ms=times[-1])
+    now = states.with_row_index("row").sort("time_ms", "visible_ms", "row")
+    now = now.unique("user_id", keep="last", maintain_order=True).sort("user_id")
+    return now.select(*USER_SCHEMA, *columns), columns, states
 
 
 def _mapped(root: Path, mapping: Mapping[str, Any], table: str) -> tuple[Path, pl.DataFrame]:

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from training.figures import Calibrated, Curve, Estimated
+from training.figures import Calibrated, Curve, Estimated, Slice
 
 INK, MUTED, GRID = "#010101", "#010102", "#010103"
 SERIES = ("#010111", "#010112", "#010113", "#010114")
@@ -100,6 +100,29 @@ def reliability(curves: Sequence[Calibrated]) -> str:
             axis.set_major_formatter(lambda value, _: _short(value))
     panels[0].set_ylabel("observed")
     return _svg(figure, "reliability")
+
+
+@_styled
+def slices(parts: Sequence[Slice]) -> str:
+    """AUC with its interval and calibration error beside what chance alone would show, a row a part."""
+    figure, (left, right) = _figure(columns=2, height=1.1 + 0.24 * len(parts))
+    for row, part in enumerate(parts):
+        left.plot([part.auc_low, part.auc_high], [row, row], color=SERIES[0], linewidth=2, solid_capstyle="round")
+        left.plot([part.auc], [row], "o", color=SERIES[0], markersize=6)
+        right.plot([0, part.ece_by_chance], [row, row], color=_REFERENCE, linewidth=6, solid_capstyle="butt")
+        right.plot([part.ece], [row], "o", color=SERIES[1], markersize=6)
+    left.axvline(parts[0].auc, color=_REFERENCE, linestyle=(0, (4, 3)), linewidth=1.5, zorder=0)
+    names = [f"{spaced(part.by)} {part.value}".strip() + f" ({_short(part.exposures)})" for part in parts]
+    left.set_yticks(range(len(parts)), names, color=INK)
+    right.set_yticks(range(len(parts)), [""] * len(parts))
+    for axes in (left, right):
+        axes.set_ylim(len(parts) - 0.4, -0.6)
+        axes.grid(visible=False, axis="y")
+        axes.locator_params(axis="x", nbins=4)
+        axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+    left.set_xlabel("AUC")
+    right.set(xlabel="ECE, by chance grey", xlim=(0, None))
+    return _svg(figure, "slices")
 
 
 @_styled

@@ -26,7 +26,7 @@ from index.shards import ShardedIndex
 from index.strings import IdMap, keys64
 from index.vectors import VectorIndex
 from policy.settings import PolicySettings
-from ranking.scorer import RankerScorer
+from ranking.rankers import AnyScorer
 from serving.generation import Generation, write
 from serving.retrieval import RetrievalSettings
 from training.gates import Gate, GateSettings, index_gates, require, smoke_gates
@@ -70,7 +70,7 @@ class Parts:
     users: IdMap
     profile_U: np.ndarray
     towers: Towers
-    scorer: RankerScorer
+    scorer: AnyScorer
     policy: PolicySettings
     retrieval: RetrievalSettings
     activity: Activity

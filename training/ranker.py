@@ -9,7 +9,7 @@ Shape letters: R requests, N examples, B a batch, Q requests of a batch, A actio
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from candidate_gen.embedding import tensors
 from candidate_gen.features import FeatureTable, RowKind
-from ranking.calibration import Calibration
+from ranking.calibration import KINDS, Calibration, CurveKind
 from ranking.losses import action_loss, inverse_propensity_weights, listwise_loss
 from ranking.metrics import auc, ece, gauc, logloss, ndcg_at
 from ranking.model import Ranker, RankerShape
@@ -33,8 +33,9 @@ from training.examples import Examples
 from training.lightning_run import cpu_trainer, deterministic, moved, quiet, warmed_cosine
 
 _WATCHED = "held_out_loss"
-_EXAMINATION_PACE = 10.0
-"""How much faster the few examination logits learn than the ranker's weights."""
+_EXAMINATION_PACE = 3.0
+"""How much faster the few examination logits learn than the ranker's weights. At 10 they still swing when training
+stops: twice the error on the simulated world."""
 _CUTOFF = 10
 
 
@@ -45,6 +46,11 @@ class RankerSettings:
     shape: RankerShape = field(default_factory=RankerShape)
     epochs: int = 3
     """At most; the weights of the epoch with the least held-out loss are kept."""
+    warm_start: bool = False
+    """Go on from the ranker in force, and learn only from what it has not learned from. Where none is in force, or
+    one of other features or another shape, training begins anew."""
+    warm_learning_rate: float = 2e-3
+    """Instead of `learning_rate` after a warm start."""
     patience: int = 1
     """Epochs without a smaller held-out loss after which training stops."""
     batch: int = 512
@@ -59,21 +65,34 @@ class RankerSettings:
     """Slots with an examination probability of their own."""
     validation: float = 0.15
     """Share of the requests, the last ones, that are held out and calibrated on."""
-    calibration: Literal["platt", "isotonic"] = "platt"
+    calibration: CurveKind | Literal["auto"] = "auto"
+    """Of every action; auto: for each what `ranking.calibration.choose` finds."""
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("patience", 1), ("batch", 1), ("positions", 1), ("ips_clip", 1)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        for name in ("epochs", "patience", "batch", "positions", "ips_clip"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("weight_decay", "listwise"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
+        for name in ("learning_rate", "warm_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         if not 0 < self.validation < 1:
             raise ValueError(f"validation is {self.validation}; it must be above 0 and below 1")
-        if self.calibration not in ("platt", "isotonic"):
-            raise ValueError(f"calibration is {self.calibration!r}; it must be 'platt' or 'isotonic'")
+        if self.calibration not in ("auto", *KINDS):
+            raise ValueError(f"calibration is {self.calibration!r}; it must be auto, {', '.join(KINDS)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """A ranker to go on from."""
+
+    ranker: Ranker
+    examination_P: NDArray[np.float64]
+    """The curve that was learned beside it."""
+    learned_until_ms: int
+    """Time of the last request that it was trained on; what was held out then comes after."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +236,7 @@ def train_ranker(
     settings: RankerSettings,
     seed: int,
     folder: Path,
-    warm_start: Ranker | None = None,
+    earlier: Earlier | None = None,
 ) -> tuple[Ranker, Calibration, dict[str, float]]:
     """Train on the first requests, stop by, calibrate and measure on the last.
 
@@ -225,33 +244,34 @@ def train_ranker(
 
     Args:
         folder: gets the logs (CSV, TensorBoard).
-        warm_start: a ranker of the same table and shape to start from; ids it knew stay known.
+        earlier: of the same table and shape; then this is a warm start, and ids that it knew stay known.
 
     Returns:
         The ranker, ready to serve; its calibration of P(action | examined); and, of the held-out requests: for
         each action `<action>.auc` and `.gauc` (within a request) of the score that serving orders by, `.logloss`
         and `.ece` of P(examined | position) * calibrated P(action | examined), which is what a logged label
-        follows, with each half of the requests calibrated on the other, `.ece_raw` before calibration; `ndcg@10` of
-        the main action within requests that have one; `examination.<position>`; `examples`, `held_out`, `epochs`
-        and `examples_per_s`.
+        follows, with each half of the requests calibrated on the other, `.ece_raw` before calibration, and
+        `.calibration.<kind>`, 1, of the curve that serves; `ndcg@10` of the main action within requests that have
+        one; `examination.<position>`; `examples`, `held_out`, `epochs`, `warm_start` (1 or 0), `examples_per_s`; and
+        `learned_until_ms`, the time of the last request trained on.
 
     Raises:
-        ValueError: where there is too little to train on, a feature is not finite, or the warm start does not fit.
+        ValueError: where there is too little to train on, a feature is not finite, or the earlier ranker does not fit.
     """
     train, held_out = split_by_time(examples, settings.validation)
     _check(table, examples)
+    if earlier is not None:
+        settings = replace(settings, learning_rate=settings.warm_learning_rate)
     folder.mkdir(parents=True, exist_ok=True)
     with deterministic(seed):
         ranker = Ranker(table, settings.shape)
         examination = Examination(min(settings.positions, int(train.position_N.max()) + 1))
         _start_from_rates(ranker, examination, train)
-        if warm_start is not None:
-            _start_from(ranker, warm_start)
         rows = (train.query_row_R, train.item_row_N, train.pair_row_N)
         ranker.embed.fit_numbers(*rows)
         ranker.embed.fit_ids(*rows)
-        if warm_start is not None:
-            _stay_known(ranker, warm_start)
+        if earlier is not None:
+            _go_on_from(earlier, ranker, examination)
         training = RankerTraining(
             ranker,
             examination,
@@ -273,7 +293,12 @@ def train_ranker(
     curve_P = examination.curve_P
     examination_N = curve_P[np.clip(held_out.position_N, 0, len(curve_P) - 1)]
     calibration = Calibration.fit(
-        table.actions, logit_NA, held_out.label_NA, examination_N=examination_N, kind=settings.calibration
+        table.actions,
+        logit_NA,
+        held_out.label_NA,
+        group_N=held_out.request_N,
+        examination_N=examination_N,
+        kind=settings.calibration,
     )
     metrics = held_out_metrics(
         table.actions, logit_NA, held_out, examination_N=examination_N, kind=settings.calibration
@@ -282,11 +307,14 @@ def train_ranker(
         ranker.eval(),
         calibration,
         metrics
+        | {f"{action}.calibration.{kind}": 1.0 for action, kind in zip(table.actions, calibration.kinds, strict=True)}
         | {f"examination.{p}": float(share) for p, share in enumerate(curve_P)}
         | {
             "examples": float(len(train)),
             "held_out": float(len(held_out)),
             "epochs": float(trainer.current_epoch),
+            "warm_start": float(earlier is not None),
+            "learned_until_ms": float(train.time_ms_R.max()),
             "examples_per_s": len(train) * trainer.current_epoch / seconds,
         },
     )
@@ -311,13 +339,24 @@ def split_by_time(examples: Examples, validation: float) -> tuple[Examples, Exam
     return examples.take(row_N[~last_N]), examples.take(row_N[last_N])
 
 
+def rates_by_position(label_NA: NDArray[np.float32], position_N: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Where an examination curve begins, (P,): rates of any action, as if every position held the same items.
+
+    1 at position 0, from 0.02 to 0.98 beyond.
+    """
+    any_N, shown_P = label_NA.max(axis=1), np.bincount(position_N)
+    # A few pseudo-exposures at the overall rate keep the ratio finite where a position is rare.
+    rate_P = (np.bincount(position_N, any_N) + 10 * any_N.mean() + 1e-9) / (shown_P + 10)
+    return np.concatenate([[1.0], np.clip(rate_P[1:] / rate_P[0], 0.02, 0.98)])
+
+
 def held_out_metrics(
     actions: Sequence[str],
     logit_NA: NDArray[np.floating],
     held_out: Examples,
     *,
     examination_N: NDArray[np.float64],
-    kind: Literal["platt", "isotonic"],
+    kind: CurveKind | Literal["auto"],
 ) -> dict[str, float]:
     """Metrics of logits of P(action | examined) against logged labels; see `train_ranker`."""
     label_NA, request_N = held_out.label_NA, held_out.request_N
@@ -326,7 +365,12 @@ def held_out_metrics(
     for half in (0, 1):
         fit_N = request_N % 2 != half
         calibration = Calibration.fit(
-            actions, logit_NA[fit_N], label_NA[fit_N], examination_N=examination_N[fit_N], kind=kind
+            actions,
+            logit_NA[fit_N],
+            label_NA[fit_N],
+            group_N=request_N[fit_N],
+            examination_N=examination_N[fit_N],
+            kind=kind,
         )
         probability_NA[~fit_N] = examination_N[~fit_N, None] * calibration.apply(logit_NA[~fit_N])
     metrics: dict[str, float] = {}
@@ -373,31 +417,33 @@ def _start_from_rates(ranker: Ranker, examination: Examination, train: Examples)
     """Begin at what the labels say without features: rates by position, as if every position held the same items."""
     positions = len(examination.logit_P) + 1
     position_N = np.minimum(train.position_N, positions - 1)
-    any_N = train.label_NA.max(1)
-    shown_P = np.bincount(position_N, minlength=positions)
-    # A few pseudo-exposures at the overall rate keep the ratio finite where a position is rare.
-    rate_P = (np.bincount(position_N, any_N, minlength=positions) + 10 * any_N.mean() + 1e-9) / (shown_P + 10)
     with torch.no_grad():
-        examination.logit_P.copy_(torch.logit(torch.from_numpy(rate_P[1:] / rate_P[0]).clamp(0.02, 0.98)))
+        examination.logit_P.copy_(torch.logit(torch.from_numpy(rates_by_position(train.label_NA, position_N)[1:])))
         examined = float(examination.curve_P[position_N].mean())
         rate_A = torch.from_numpy(train.label_NA.mean(0)) / examined
-        ranker.heads.bias.copy_(torch.logit(rate_A.clamp(1e-4, 0.9)))
+        ranker.linear.bias.copy_(torch.logit(rate_A.clamp(1e-4, 0.9)))
 
 
-def _start_from(ranker: Ranker, earlier: Ranker) -> None:
-    if earlier.shape != ranker.shape:
-        raise ValueError(f"the ranker to start from has {earlier.shape}, not {ranker.shape}")
+def _go_on_from(earlier: Earlier, ranker: Ranker, examination: Examination) -> None:
+    """Take over what was learned, and how numbers were standardised where they varied; known ids stay known."""
+    before = earlier.ranker
+    if before.shape != ranker.shape:
+        raise ValueError(f"the ranker to start from has {before.shape}, not {ranker.shape}")
+    numbers = {name: getattr(ranker.embed, name).clone() for name in ("mean_F", "scale_F")}
+    ids = {f"known_{name}": getattr(ranker.embed, f"known_{name}") for name in ranker.embed.tables}
     try:
-        ranker.load_state_dict(earlier.state_dict())
+        ranker.load_state_dict(before.state_dict())
     except RuntimeError as error:
         raise ValueError(
             f"the ranker to start from has another feature table: {' '.join(str(error).split())}"
         ) from None
-
-
-def _stay_known(ranker: Ranker, earlier: Ranker) -> None:
-    """Ids that the earlier ranker was trained on count as known, though the new examples may not hold them."""
-    for name in ranker.embed.tables:
-        buffer = f"known_{name}"
-        before, now = getattr(earlier.embed, buffer), getattr(ranker.embed, buffer)
-        setattr(ranker.embed, buffer, torch.unique(torch.cat([before, now])) if len(before) else before.clone())
+    varied_F = before.embed.scale_F > 0
+    for name, now_F in numbers.items():
+        setattr(ranker.embed, name, torch.where(varied_F, getattr(before.embed, name), now_F))
+    for name, now in ids.items():
+        held = getattr(before.embed, name)
+        setattr(ranker.embed, name, torch.unique(torch.cat([held, now])) if len(held) else held.clone())
+    known = min(len(earlier.examination_P) - 1, len(examination.logit_P))
+    with torch.no_grad():
+        curve_P = torch.from_numpy(earlier.examination_P[1 : known + 1])
+        examination.logit_P[:known].copy_(torch.logit(curve_P.clamp(0.001, 0.999)))

@@ -32,7 +32,7 @@ from index.leases import Lease
 from index.placement import Placement, opened
 from index.strings import IdMap
 from policy.settings import PolicySettings
-from ranking.scorer import RankerScorer
+from ranking.rankers import load_scorer
 from serving.catalog_log import FILE, CatalogLog, Entry
 from serving.changes import changed
 from serving.log import read_impressions
@@ -188,7 +188,7 @@ def _published(
                 users=IdMap.load(old, "user_id"),
                 profile_U=np.load(old / "profile_U.npy", mmap_mode="r", allow_pickle=False),
                 towers=towers,
-                scorer=RankerScorer.load(old, table, items),
+                scorer=load_scorer(old, table, items),
                 policy=PolicySettings.from_json((old / "policy.json").read_text()),
                 retrieval=RetrievalSettings(**json.loads((old / "retrieval.json").read_text())),
                 activity=Activity.load(old),

@@ -189,6 +189,13 @@ def _pictures(summary: Mapping[str, Any], figures: Figures) -> Iterator[dict[str
             "On the dashed line, a stated 10% happens in 10% of cases. Larger points hold more impressions.",
             plots.reliability(figures.reliability),
         )
+    if figures.slices:
+        yield picture(
+            "The ranker by parts: who and what it is worse for",
+            "Exposures in brackets. A part whose AUC lies left of the dashed line is ordered worse than the whole; a "
+            "point far beyond its grey bar is calibrated worse than so few exposures explain.",
+            plots.slices(figures.slices),
+        )
     if figures.examination:
         yield picture(
             "Position bias: who still looks at slot k",

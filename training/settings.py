@@ -115,6 +115,18 @@ class ReplaySettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SkewSettings:
+    """What `cascade report skew` is told."""
+
+    log: Path
+    history: Path | None
+    generations: Path
+    generation: str
+    gates: GateSettings
+    output: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EstimateSettings:
     """What `cascade ope` is told."""
 

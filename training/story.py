@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from policy.metrics import category_coverage, exposure_gini, fresh_share, intra_list_diversity, novelty
 from protos.impression_pb2 import Impression, Kind
 from protos.recommender_pb2 import RecommendRequest, RecommendResponse
+from ranking.metrics import ece, reliability
 from serving.again import ask_again
 from serving.answers import respond
 from serving.client import slate_of
@@ -26,6 +27,7 @@ from training.figures import Calibrated, Curve, Estimated, Figures, SampleSlate,
 from training.publish import Published
 from training.replay import Verified
 from training.served import ServedLog
+from training.slices import slices
 from training.traffic import Visit
 from training.world import World
 
@@ -33,6 +35,10 @@ _BINS = 10
 _USERS = 2
 _LAST = 5
 """Titles of a user's history that are told."""
+
+
+Outcome = tuple[NDArray[np.bool_], NDArray[np.float64]]
+"""Of each exposure, whether an action came, and what was said of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +132,7 @@ def _part(metrics: Mapping[str, float], name: str) -> dict[str, float]:
     return {
         each.removeprefix(prefix): value
         for each, value in metrics.items()
-        if each.startswith(prefix) and "examination" not in each
+        if each.startswith(prefix) and "examination" not in each and "learned_until" not in each
     }
 
 
@@ -145,9 +151,11 @@ def figures(shown: Shown, proved: Proved | None) -> Figures:
     if proved is None:
         return drawn
     slots = [float(k + 1) for k in range(len(curve_K))]
+    outcomes = _outcomes(shown, curve_K)
     return replace(
         drawn,
-        reliability=list(_reliability(shown, curve_K)),
+        reliability=list(_reliability(outcomes)),
+        slices=list(slices(_parts(shown), *outcomes[shown.generations[-1].table.actions[0]])),
         examination=[
             Curve("learned", slots, curve_K.tolist()),
             Curve("true", slots, proved.world.examination(len(curve_K)).tolist()),
@@ -162,12 +170,21 @@ def _recall(metrics: Mapping[str, float]) -> tuple[list[float], list[float]]:
     return [float(k) for k, _ in points], [recall for _, recall in points]
 
 
-def _reliability(shown: Shown, examination_K: NDArray[np.float64]) -> Iterator[Calibrated]:
+def _reliability(outcomes: Mapping[str, Outcome]) -> Iterator[Calibrated]:
+    """The reliability curve of every action."""
+    for action, (came_N, said_N) in outcomes.items():
+        curve = reliability(came_N, said_N, bins=_BINS)
+        error = ece(came_N, said_N, bins=_BINS)
+        columns = (curve.predicted_B.tolist(), curve.observed_B.tolist(), curve.count_B.tolist())
+        yield Calibrated(action, *columns, error)
+
+
+def _outcomes(shown: Shown, examination_K: NDArray[np.float64]) -> dict[str, Outcome]:
     """Of the newest cycle's served slates: P(action | examined) times the learned examination, and what followed."""
-    generation = shown.generations[-1]
-    impressions = [each for each in shown.log.impressions if each.generation == generation.id]
+    impressions = _latest(shown)
     happened = set(shown.log.events.select("request_id", "item_id", "action").iter_rows())
-    for a, action in enumerate(generation.table.actions):
+    outcomes = {}
+    for a, action in enumerate(shown.generations[-1].table.actions):
         said, came = [], []
         for each in impressions:
             probability_K = np.array(each.probability).reshape(len(each.item_id), -1)[:, a]
@@ -175,13 +192,32 @@ def _reliability(shown: Shown, examination_K: NDArray[np.float64]) -> Iterator[C
                 probability_K * examination_K[np.minimum(np.arange(len(probability_K)), len(examination_K) - 1)]
             )
             came.append([(each.request_id, item_id, action) in happened for item_id in each.item_id])
-        predicted, observed = np.concatenate(said), np.concatenate(came).astype(np.float64)
-        bins = [part for part in np.array_split(np.argsort(predicted, kind="stable"), _BINS) if len(part)]
-        mean_B = np.array([predicted[part].mean() for part in bins])
-        share_B = np.array([observed[part].mean() for part in bins])
-        count_B = np.array([len(part) for part in bins])
-        error = float((np.abs(mean_B - share_B) * count_B).sum() / count_B.sum())
-        yield Calibrated(action, mean_B.tolist(), share_B.tolist(), count_B.tolist(), error)
+        outcomes[action] = np.concatenate(came).astype(np.bool_), np.concatenate(said)
+    return outcomes
+
+
+def _parts(shown: Shown) -> dict[str, list[str]]:
+    """What each exposure of the newest cycle is: by who asked, where, for what, and in which slot."""
+    table = shown.generations[-1].table
+    declared = {"category": table["category"]} | {each.name: each for each in table.profile if each.vocabulary}
+    columns: dict[str, list[str]] = {"history": [], "surface": [], "slot": [], **{name: [] for name in declared}}
+    for each in _latest(shown):
+        slots = len(each.item_id)
+        past = len(each.history_item_key)
+        columns["history"] += ["none" if not past else "1 to 9" if past < 10 else "10 and more"] * slots
+        columns["surface"] += [each.surface] * slots
+        columns["slot"] += ["1" if k == 0 else "2 to 3" if k < 3 else "4 and below" for k in range(slots)]
+        query_row = np.frombuffer(each.query_row, table.dtype("query"))
+        item_rows = np.frombuffer(each.item_rows, table.dtype("item"))
+        for name, feature in declared.items():
+            row_K = item_rows[name] if name == "category" else np.repeat(query_row[name], slots)
+            columns[name] += [("unknown", *feature.vocabulary)[row] for row in row_K.tolist()]
+    return columns
+
+
+def _latest(shown: Shown) -> list[Impression]:
+    newest = shown.generations[-1].id
+    return [each for each in shown.log.impressions if each.generation == newest]
 
 
 def _losses(path: Path) -> list[Curve]:
@@ -226,8 +262,7 @@ def _slate_metrics(shown: Shown) -> dict[str, dict[str, float]]:
 
 def _samples(shown: Shown) -> Iterator[SampleSlate]:
     """Slates of the same request by every cycle: the users with the longest histories, and a search."""
-    latest = [each for each in shown.log.impressions if each.generation == shown.generations[-1].id]
-    by_history = sorted(latest, key=lambda each: len(each.history_item_key), reverse=True)
+    by_history = sorted(_latest(shown), key=lambda each: len(each.history_item_key), reverse=True)
     for kind, most in ((Kind.KIND_RECOMMEND, _USERS), (Kind.KIND_SEARCH, 1)):
         chosen = {each.user_id: each for each in reversed(by_history) if each.kind == kind}
         for logged in list(chosen.values())[-most:]:

@@ -1,7 +1,8 @@
 """Simulated users on a real server: they ask over the wire, look down the slate, and send what they do."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -9,7 +10,9 @@ from serving.client import CallFailed, CascadeClient, Event, ShownSlate
 from training.world import World, WorldRequest
 
 _ROUND = 32
-"""Requests that are asked before what was done with them is reported, at most."""
+"""Requests that are asked side by side, at most."""
+_MOST_EVENTS = 1000
+"""Of one call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,45 +25,64 @@ class Visit:
     """As the caller saw it."""
 
 
-def visit(
-    client: CascadeClient, world: World, requests: Sequence[WorldRequest], *, size: int, workers: int = 4
-) -> list[Visit]:
-    """Send the requests in order of time and report what each user did with the answer.
+class Users:
+    """Those of a world, on one server. What they did and nobody can know yet is kept until its time has come.
 
-    They are sent in rounds that hold a user once at most. What is done in a round is reported when all of it is
-    answered, by one writer, so that no answer, from sources that learn from everybody too, depends on how the workers
-    take turns.
+    Requests are sent in rounds that hold a user once at most, and between rounds, by one writer, what has become
+    visible: so no answer depends on how the workers take turns, every user's history is what was visible when the user
+    asked, and sources that learn from everybody never know more than that.
     """
-    visits: list[Visit] = []
-    with ThreadPoolExecutor(workers) as pool:
-        for together in _rounds(sorted(requests, key=lambda each: (each.time_ms, each.request_id))):
-            answered = list(pool.map(lambda each: timed(client, each, size=size), together))
-            visits += answered
-            _report(client, world, answered)
-    return visits
 
+    def __init__(self, client: CascadeClient, world: World, *, size: int, workers: int = 4) -> None:
+        self._client = client
+        self._world = world
+        self._size = size
+        self._workers = workers
+        self._untold: list[Event] = []
 
-def _rounds(requests: Sequence[WorldRequest]) -> Iterator[list[WorldRequest]]:
-    """The requests in their order, cut wherever a user would come twice or there are enough."""
-    together: dict[str, WorldRequest] = {}
-    for request in requests:
-        if request.user_id in together or len(together) == _ROUND:
-            yield list(together.values())
-            together = {}
-        together[request.user_id] = request
-    if together:
-        yield list(together.values())
+    def visit(self, requests: Sequence[WorldRequest], *, until_ms: int) -> list[Visit]:
+        """Send the requests in order of time, and report what their users did with the answers as it becomes visible.
 
+        Args:
+            until_ms: what is visible by then is reported before this returns; the next visit is no earlier.
+        """
+        visits: list[Visit] = []
+        waiting = deque(sorted(requests, key=lambda each: (each.time_ms, each.request_id)))
+        with ThreadPoolExecutor(self._workers) as pool:
+            while waiting:
+                self._tell(waiting[0].time_ms)
+                answered = list(pool.map(lambda each: timed(self._client, each, size=self._size), self._round(waiting)))
+                self._untold += [event for each in answered for event in self._done(each)]
+                visits += answered
+        self._tell(until_ms)
+        return visits
 
-def _report(client: CascadeClient, world: World, visits: Sequence[Visit]) -> None:
-    events = [
-        Event(**outcome)  # type: ignore[arg-type]  # rows of the events frame
-        for visit in visits
-        if visit.slate is not None
-        for outcome in world.respond(visit.request, [item.item_id for item in visit.slate.items])
-    ]
-    if events:
-        client.write_events(events)
+    def _round(self, waiting: deque[WorldRequest]) -> list[WorldRequest]:
+        """The next requests, cut before a user who comes twice or whose last outcomes have become visible meanwhile."""
+        known_ms: dict[str, int] = {}
+        for event in self._untold:
+            known_ms.setdefault(event.user_id, event.visible_ms)  # they are in this order
+        together: dict[str, WorldRequest] = {}
+        while waiting and len(together) < _ROUND:
+            request = waiting[0]
+            if request.user_id in together or known_ms.get(request.user_id, request.time_ms + 1) <= request.time_ms:
+                break
+            together[request.user_id] = waiting.popleft()
+        return list(together.values())
+
+    def _done(self, visit: Visit) -> list[Event]:
+        if visit.slate is None:
+            return []
+        outcomes = self._world.respond(visit.request, [item.item_id for item in visit.slate.items])
+        return [Event(**outcome) for outcome in outcomes]  # type: ignore[arg-type]  # rows of the events frame
+
+    def _tell(self, now_ms: int) -> None:
+        """Report what is visible at this time."""
+        self._untold.sort(key=lambda event: (event.visible_ms, event.time_ms, event.event_id))
+        visible = [event for event in self._untold if event.visible_ms <= now_ms]
+        self._untold = self._untold[len(visible) :]
+        for first in range(0, len(visible), _MOST_EVENTS):
+            self._client.write_events(visible[first : first + _MOST_EVENTS])
 
 
 def timed(client: CascadeClient, request: WorldRequest, *, size: int) -> Visit:

@@ -3,7 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from retrieval_cases import NOW_MS, hydrated, rows
 
@@ -34,7 +34,6 @@ def test_the_next_counts_one_the_one_after_half_and_the_way_back_less() -> None:
     assert covisitation.count(7, rows(1), NOW_MS).tolist() == [0]
 
 
-@settings(deadline=None)
 @given(VISITS, st.lists(st.integers(0, 9), max_size=4), st.integers(0, 12), st.integers(0, 40_000))
 def test_the_best_are_those_of_counting_every_pair(
     visits: list[list[int]], past: list[int], k: int, gap_ms: int

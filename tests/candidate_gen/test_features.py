@@ -79,6 +79,25 @@ def test_a_declared_default_stands_for_what_is_missing() -> None:
     assert table.empty("query", 2)["age"].tolist() == [30.0, 30.0]
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "unusable"),
+    [
+        ("country", ["nl", "xx", None, "", float("nan")], [False, True, False, False, True]),
+        ("age", [30, float("nan"), float("inf"), 1e300, None, ""], [False, True, True, True, False, False]),
+        ("creator", ["never seen", None], [False, False]),
+        ("item_id", ["never seen", ""], [False, False]),
+        ("title", ["words never seen", None], [False, False]),
+    ],
+)
+def test_what_was_given_and_cannot_be_used_is_told_from_what_is_missing(
+    name: str, values: list[object], unusable: list[bool]
+) -> None:
+    column, unusable_B = TABLE.encoded(name, values)
+    assert unusable_B.tolist() == unusable
+    assert np.isfinite(column).all()
+    np.testing.assert_array_equal(column, TABLE.encode(name, values))
+
+
 def test_a_number_too_large_for_its_column_becomes_the_default() -> None:
     assert TABLE.encode("age", [1e300, -1e300, 3]).tolist() == [0, 0, 3]
 
@@ -103,7 +122,7 @@ def test_an_id_has_the_same_rows_alone_and_among_others() -> None:
         assert TABLE.encode("item_id", [f"i{n}"]).tolist() == [many[n].tolist()]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.integers(1, 40))
 def test_rows_of_a_batch_equal_rows_made_one_at_a_time_byte_for_byte(seed: int, count: int) -> None:
     random = np.random.default_rng(seed)

@@ -326,7 +326,7 @@ def test_weights_make_a_weighted_mean() -> None:
     assert loss([1, 2, 5]) == pytest.approx((single[0] + 2 * single[1] + 5 * single[2]) / 8, rel=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 1 << 30),
     cells=st.sampled_from([1, 40, 1 << 19]),

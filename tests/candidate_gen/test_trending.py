@@ -2,7 +2,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from retrieval_cases import NOW_MS, hydrated, rows
 
@@ -36,7 +36,6 @@ def test_an_event_counts_half_a_half_life_later() -> None:
     assert trending.count(rows(3, 5, 4, 99), NOW_MS + 120_000) == pytest.approx([0.5, 0.5, 0, 0])
 
 
-@settings(deadline=None)
 @given(EVENTS, st.integers(1, 6), st.integers(1, 5), st.integers(0, 9))
 def test_the_best_are_those_of_counting_everything(
     events: list[tuple[int, int]], leaders: int, batch: int, k: int

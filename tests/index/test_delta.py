@@ -5,7 +5,7 @@ Shape letters: B queries, D embedding width, I rows, J rows of the tail, K resul
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -36,7 +36,6 @@ def _scores(query_D: NDArray[np.float32], metric: Metric) -> NDArray[np.float64]
     share=st.sampled_from([None, 0.0, 0.02, 0.5, 1.0]),
     metric=st.sampled_from(METRICS),
 )
-@settings(deadline=None)
 def test_hits_are_the_best_of_base_and_tail(
     seed: int, k: int, *, tail: int, share: float | None, metric: Metric
 ) -> None:

@@ -19,7 +19,7 @@ def rotation(seed: int, d: int = 8) -> NDArray[np.float32]:
     return np.linalg.qr(vectors(seed, d, d))[0].astype(np.float32)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**31), count=st.integers(2, 200), scale=st.floats(0.01, 100))
 def test_a_rotation_and_a_scale_are_no_drift(seed: int, count: int, scale: float) -> None:
     before = vectors(seed, count)

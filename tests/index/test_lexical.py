@@ -60,7 +60,7 @@ words_of = st.sampled_from(["fox", "dog", "map", "sky", "ink"])
 
 
 @given(st.lists(st.lists(words_of, max_size=8), min_size=1, max_size=12), st.lists(words_of, max_size=4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_score_is_bm25_and_equal_scores_come_in_row_order(titles: list[list[str]], words: list[str]) -> None:
     with TemporaryDirectory() as folder:
         hits = LexicalIndex.build(Path(folder), [" ".join(title) for title in titles]).search(" ".join(words), 99)
@@ -114,7 +114,7 @@ def test_nothing_in_the_text_is_an_operator(index: LexicalIndex, text: str) -> N
 @given(st.text(st.characters(), max_size=60), st.integers(0, 20))
 @example("x" * 100_000, 5)
 @example(" ".join(f"word{n}" for n in range(10_000)), 5)
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_has_an_answer(index: LexicalIndex, text: str, k: int) -> None:
     hits = index.search(text, k)
     assert len(hits) <= k
@@ -126,7 +126,7 @@ def test_any_text_has_an_answer(index: LexicalIndex, text: str, k: int) -> None:
 
 
 @given(st.lists(st.text(st.characters(), max_size=20), max_size=6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_title_is_indexed(titles: list[str]) -> None:
     with TemporaryDirectory() as folder:
         index = LexicalIndex.build(Path(folder), [*titles, "lighthouse"])
@@ -166,7 +166,7 @@ def _assert_alike(index: LexicalIndex, expected: LexicalIndex, text: str, k: int
 
 
 @given(sentences, st.lists(sentences, max_size=5), words_of, words_of, st.sampled_from([1, 40, lexical._FULL]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_an_index_that_grew_answers_as_one_built_of_all_and_its_older_values_as_before(
     base: list[str], parts: list[list[str]], one: str, other: str, full: int
 ) -> None:

@@ -33,7 +33,7 @@ def built(vector_ID: NDArray[np.float32], lists: int) -> ScannedLists:
     return ScannedLists.build(vector_ID, row_G=np.arange(len(vector_ID)), lists=lists)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     shape=st.tuples(st.integers(1, 300), st.sampled_from([1, 3, 16, 33, 64])),
     k=st.integers(1, 350),

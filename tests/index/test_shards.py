@@ -55,7 +55,7 @@ def folder(built: ShardedIndex, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @given(
     seed=st.integers(0, 2**32 - 1), k=st.integers(0, 3100), share=st.sampled_from([None, 0.0, 0.001, 0.05, 0.9, 1.0])
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_shards_find_what_one_index_finds(
     single: VectorIndex, built: ShardedIndex, seed: int, k: int, share: float | None
 ) -> None:

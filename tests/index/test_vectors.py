@@ -168,7 +168,7 @@ def test_latency_is_the_median_of_the_clock_that_was_given() -> None:
     region=st.booleans(),
     way=st.sampled_from([None, *WAYS]),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_hit_satisfies_the_mask_and_there_are_k_where_k_exist(
     index: VectorIndex, *, seed: int, k: int, share: float, region: bool, way: Plan | None
 ) -> None:
@@ -321,7 +321,7 @@ def test_a_batch_is_its_single_searches_padded(index: VectorIndex) -> None:
     st.integers(0, 2**32 - 1),
     st.sampled_from(KINDS),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_poison_is_counted_and_never_found(poisons: list[str], seed: int, kind: Kind) -> None:
     vector_ID = np.tile(ITEM_ID, (2, 1))[:5000].copy()
     rows = np.sort(np.random.default_rng(seed).choice(5000, len(poisons), replace=False))

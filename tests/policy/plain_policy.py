@@ -90,6 +90,13 @@ class PlainPolicy:
                 given_up.append(kept.pop(0)[0])
                 feasible = [n for n in free if all(keeps(n, cap) for cap in kept)]
             rows.append(self._distribution(feasible, [n for n in slate if n >= 0]))
+        if len(rows) == size:
+            whole = list(given[:size])
+            given_up += [
+                name
+                for q, (name, members, least) in enumerate(quotas)
+                if least - forgone[q] > sum(n in members for n in whole)
+            ]
         return rows, list(dict.fromkeys(given_up))
 
     def adjusted(self, slate: Sequence[int]) -> list[float]:

@@ -278,7 +278,7 @@ def test_a_higher_temperature_moves_probability_from_the_best_to_the_worst() -> 
     temperature=st.floats(1e-4, 100),
     epsilon=st.floats(0, 1),
 )
-@hypothesis_settings(max_examples=100, deadline=None)
+@hypothesis_settings(max_examples=100)
 def test_the_first_slot_is_the_softmax_mixed_with_the_uniform(
     utility_N: list[float], temperature: float, epsilon: float
 ) -> None:
@@ -361,7 +361,7 @@ def test_freshness_reads_age_from_the_query_and_the_items_row() -> None:
     assert first / second == pytest.approx(math.exp(2 - 1))
 
 
-@hypothesis_settings(max_examples=300, deadline=None)
+@hypothesis_settings(max_examples=300)
 @given(data=st.data())
 def test_no_candidate_is_lost_or_repeated_under_random_constraints(data: st.DataObject) -> None:
     count = data.draw(st.integers(0, 40))
@@ -604,3 +604,13 @@ def test_unknown_categories_and_creators_share_nothing() -> None:
     settings = replace(CLICK, max_per_category=1, max_per_creator=1)
     policy, scored = case(settings, np.full((4, 1), 0.5), category_N=[0] * 4, creator_N=[0] * 4)
     assert policy.select(query(size=4), scored).relaxed == ()
+
+
+def test_a_quota_for_which_pins_leave_no_slot_is_given_up_and_said_to_be() -> None:
+    settings = PolicySettings(weights={"click": 1}, fresh_quota=1.0, fresh_days=1.0)
+    pin = Rule(id="pin", kind="pin", item_ids=("i0",), position=0)
+    policy, scored = case(settings, np.full((3, 1), 0.5), age_days_N=[0.0, 0.0, 2.0], rules=[pin])
+    assert policy.select(query(size=1), scored).relaxed == ("fresh_quota",)
+    assert policy.select(query(size=2), scored).relaxed == ("fresh_quota",)
+    fresh, scored = case(settings, np.full((3, 1), 0.5), age_days_N=[0.0, 0.0, 0.0], rules=[pin])
+    assert fresh.select(query(size=2), scored).relaxed == ()

@@ -54,7 +54,7 @@ def small_items(table: FeatureTable) -> Items:
 def random_ranker(table: FeatureTable, *, seed: int = 0) -> Ranker:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        ranker = Ranker(table, RankerShape(dim=8, query_width=12, rank=6, hidden=(16, 8)))
+        ranker = Ranker(table, RankerShape(dim=8, query_width=12, rank=6, experts=3, hidden=(16, 8)))
         for parameter in ranker.parameters():
             if parameter.ndim:
                 parameter.data.add_(0.2 * torch.randn(parameter.shape))

@@ -12,6 +12,7 @@ from ranking_cases import COUNT, NOW_MS, SOURCES, candidates, hydrated, random_r
 from candidate_gen.features import FeatureTable, pair_rows
 from candidate_gen.types import Candidates
 from ranking.calibration import Calibration, Isotonic, Platt
+from ranking.inference import Precision, halves_are_fast
 from ranking.scorer import RankerScorer, RetrievalOrder
 
 TABLE = small_table()
@@ -89,6 +90,46 @@ def test_what_is_saved_scores_the_same_when_loaded(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"ranker.safetensors", "ranker.json"}
 
 
+def test_what_is_kept_of_the_items_is_read_back_and_not_worked_out_again(tmp_path: Path) -> None:
+    scorer, query, proposed = _scorer(), hydrated(TABLE, ITEMS), candidates(50)
+    scorer.save(tmp_path)
+    scorer.save_halves(tmp_path)
+    again = RankerScorer.load(tmp_path, TABLE, ITEMS, halves=True)
+    assert again.compiled.half_I is not None
+    np.testing.assert_array_equal(
+        again.score(query, proposed).probability_NA, scorer.score(query, proposed).probability_NA
+    )
+    np.save(tmp_path / "ranker_items.npy", np.asarray(scorer.compiled.half_I)[::-1])
+    other = RankerScorer.load(tmp_path, TABLE, ITEMS, halves=True)
+    assert (other.score(query, proposed).probability_NA != scorer.score(query, proposed).probability_NA).any()
+    np.save(tmp_path / "ranker_items.npy", np.asarray(scorer.compiled.half_I)[1:])
+    with pytest.raises(ValueError, match="part of 199 items"):
+        RankerScorer.load(tmp_path, TABLE, ITEMS, halves=True).score(query, proposed)
+
+
+def test_items_that_come_later_are_scored_like_the_others() -> None:
+    query = hydrated(TABLE, ITEMS)
+    first = RankerScorer(random_ranker(TABLE), CALIBRATION, TABLE, ITEMS.take(np.arange(150)))
+    late = first.on(ITEMS.take(np.arange(150)).appended(ITEMS.take(np.arange(150, COUNT))))
+    proposed = candidates(100)
+    assert (proposed.row_N >= 150).any()
+    np.testing.assert_array_equal(
+        late.score(query, proposed).probability_NA, _scorer().score(query, proposed).probability_NA
+    )
+    assert late.fingerprint == first.fingerprint
+    assert len(first.compiled.half_I) == 150
+
+
+def test_the_precision_is_written_down_and_part_of_the_fingerprint(tmp_path: Path) -> None:
+    precision = Precision("bfloat16", 3e-5)
+    scorer = RankerScorer(random_ranker(TABLE), CALIBRATION, TABLE, ITEMS, precision=precision)
+    scorer.save(tmp_path)
+    assert json.loads((tmp_path / "ranker.json").read_text())["precision"] == {"kind": "bfloat16", "ndcg_change": 3e-5}
+    assert RankerScorer.load(tmp_path, TABLE, ITEMS).precision == precision
+    assert scorer.compiled.kind == ("bfloat16" if halves_are_fast() else "float32")
+    assert scorer.fingerprint != _scorer().fingerprint
+
+
 def test_fingerprints_tell_weights_calibration_and_tables_apart() -> None:
     other_table = small_table(history_length=7)
     scorers = [
@@ -142,7 +183,7 @@ def test_weights_that_are_not_those_described_are_refused(tmp_path: Path) -> Non
 def test_a_ranker_that_says_nan_is_an_error_and_not_an_answer() -> None:
     scorer = _scorer()
     with torch.no_grad():
-        scorer.ranker.heads.bias[1] = torch.nan
+        scorer.ranker.linear.bias[1] = torch.nan
     with pytest.raises(ValueError, match="logits are NaN"):
         scorer.score(hydrated(TABLE, ITEMS), candidates(5))
 

@@ -70,7 +70,7 @@ def catalogue(encoder: Towers, count: int = COUNT) -> Items:
         "format": [("book", "film", None)[row % 3] for row in range(count)],
     }
     row_I = item_rows(TABLE, ids=ids, categories=categories, creators=creators, titles=titles, columns=columns)
-    for name in ("log_shown", "click_rate", "like_rate"):
+    for name, _ in TABLE.counters:
         row_I[name] = random.random(count)
     return Items.of(
         ids=ids,

@@ -169,7 +169,10 @@ def generation(
         row = TABLE.empty("query", 1)
         row["history_log_length"] = np.log1p(len(query.history))
         row["age"] = query.features.get("age", 0.0)
-        return HydratedQuery(query, row, np.ones(8, np.float32) / np.sqrt(8).astype(np.float32), items.allowed)
+        unusable = tuple(name for name, value in query.features.items() if TABLE.encoded(name, [value])[1].any())
+        return HydratedQuery(
+            query, row, np.ones(8, np.float32) / np.sqrt(8).astype(np.float32), items.allowed, unusable
+        )
 
     rows = np.arange(count, dtype=np.int64)
     sources = [
@@ -196,6 +199,7 @@ def generation(
         users=IdMap.of([f"u{row}" for row in range(10)]),
         profile_U=np.zeros(10, TABLE.profile_dtype),
         towers=cast(Any, None),
+        encode_query=cast(Any, None),
         vectors=cast(Any, None),
         lexical=cast(Any, None),
         attributes=Attributes(items),

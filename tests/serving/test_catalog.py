@@ -44,6 +44,7 @@ from protos.impression_pb2 import FeatureValue
 from serving import catalog
 from serving.catalog import accepted_ids, accepted_items, accepted_patches, check_item, check_patch
 from serving.catalog_log import FILE, CatalogLog, Change, Entry
+from serving.changes import defaulted
 from serving.client import CallFailed, CascadeClient, CatalogAnswer, ItemChange, ItemEntry, ShownSlate
 from serving.codec import InvalidRequest
 from serving.generation import Generation, Generations
@@ -244,6 +245,17 @@ def test_an_upsert_adds_a_row_like_those_of_training_and_leaves_the_rest(generat
     assert len(generation.items) == COUNT, "the value before is as it was"
 
 
+def test_values_of_items_that_no_feature_can_hold_are_counted_by_feature() -> None:
+    unseen = CatalogItem(item_id="a", category="opera")
+    told = CatalogItem(item_id="b", category="jazz", price=2.0)
+    odd = CatalogItem(item_id="c", category="jazz", attributes={"format": FeatureValue(text="stone")})
+    assert defaulted(upsert(unseen, told, odd, unseen), TABLE) == {"category": 2, "format": 1}
+    patch = ItemPatch(item_id="b", attributes={"format": FeatureValue(text="stone")})
+    assert defaulted(PatchItemsRequest(patches=[patch]), TABLE) == {"format": 1}
+    assert not defaulted(DeleteItemsRequest(item_ids=["a"]), TABLE)
+    assert not defaulted(None, TABLE)
+
+
 def test_who_replaces_an_item_inherits_what_it_earned_and_its_time(generation: Generation) -> None:
     before, row = generation.items, 5
     items = generation.changed(entries(upsert(CatalogItem(item_id="i5", title="Another", category="art")))).items
@@ -251,8 +263,10 @@ def test_who_replaces_an_item_inherits_what_it_earned_and_its_time(generation: G
     assert new == COUNT
     assert bool(items.gone_I[row])
     assert not items.available_I[row]
-    for name in ("log_shown", "click_rate", "like_rate"):
-        assert items.row_I[new][name] == before.row_I[row][name] != 0
+    for name, count in TABLE.counters:
+        earned = before.row_I[row][name]
+        assert earned != 0
+        assert items.row_I[new][name] == (earned if count.by == "item" else 0), "it has another category and creator"
     assert items.popularity_I[new] == before.popularity_I[row]
     assert items.published_ms_I[new] == before.published_ms_I[row]
     assert items.row_I[new]["category"] != before.row_I[row]["category"]

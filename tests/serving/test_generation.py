@@ -1,6 +1,7 @@
 """A generation answers as one thing or not at all: mixed parts, flipped bytes, cold starts, swaps."""
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import pytest
 import torch
 from conftest import SLATE_SIZE, Loop
 
+from candidate_gen.compiled_tower import CompiledQueryTower
 from candidate_gen.features import FeatureTable
 from candidate_gen.types import History, HydratedQuery, Query
 from index.generations import CorruptGeneration, GenerationStore, StaleExpected, UnknownGeneration
@@ -106,6 +108,19 @@ def test_stored_vectors_are_those_of_the_loaded_towers(loop: Loop) -> None:
     generation = loop.generations[1]
     again_ID = generation.towers.encode_items(np.asarray(generation.items.row_I))
     np.testing.assert_allclose(again_ID, generation.items.embedding_ID, atol=1e-5)
+
+
+def test_a_query_has_the_vector_of_the_loaded_towers_and_always_the_same_bits(loop: Loop) -> None:
+    generation = loop.generations[1]
+    assert isinstance(generation.encode_query, CompiledQueryTower)
+    for row in range(5):
+        user_id = generation.users.ids[row]
+        history = History(np.arange(row), np.ones(row, np.int32), np.full(row, loop.served_end_ms - 1))
+        query = Query("r", loop.served_end_ms, "home", 5, user_id=user_id, text="jazz" * (row % 2), history=history)
+        hydrated = generation.pipeline.hydrate(query)
+        assert hydrated.vector_D.tobytes() == generation.encode_query(hydrated.row).tobytes()
+        expected_D = generation.towers.encode_queries(hydrated.row)[0]
+        np.testing.assert_allclose(hydrated.vector_D, expected_D, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("files", "part"), [("towers.*", "towers"), ("ranker.*", "ranker")])
@@ -283,10 +298,27 @@ def test_an_unknown_user_gets_the_answer_of_a_stranger(loop: Loop) -> None:
     for feature in generation.table.profile:
         assert vector_of["nobody"].row[feature.name] == vector_of[""].row[feature.name] == feature.default
         assert vector_of[known].row[feature.name] == generation.profile_U[0][feature.name] > 0
+    assert generation.pipeline.run(query_at(loop, user_id="")).trace.degraded == 0
     answer = generation.pipeline.run(query_at(loop, user_id="nobody"))
-    assert answer.trace.degraded == 0
+    assert answer.trace.degraded == Degraded.DEGRADED_DEFAULT_FEATURES, "it has no row of features"
+    assert answer.trace.defaulted == tuple(sorted(feature.name for feature in generation.table.profile))
     assert len(answer.slate) == SLATE_SIZE
     assert np.isfinite(vector_of["nobody"].vector_D).all()
+
+
+@pytest.mark.parametrize("value", ["atlantis", math.nan, math.inf, 1e300])
+def test_a_value_that_no_feature_can_hold_becomes_the_default_and_is_flagged(loop: Loop, value: str | float) -> None:
+    generation = loop.generations[1]
+    known = loop.dataset.users["user_id"][0]
+    query = query_at(loop, user_id=known, features={"segment": value})
+    hydrated = generation.pipeline.hydrate(query)
+    assert hydrated.row["segment"] == generation.table["segment"].default
+    assert hydrated.defaulted == ("segment",)
+    answer = generation.pipeline.run(query)
+    assert answer.trace.degraded == Degraded.DEGRADED_DEFAULT_FEATURES
+    assert np.isfinite(answer.scored.probability_NA).all()
+    told = query_at(loop, user_id="nobody", features={"segment": "fan", "age_band": "25_34"})
+    assert generation.pipeline.run(told).trace.degraded == 0, "all that the row would say is said"
 
 
 def test_what_a_caller_says_of_a_user_goes_before_the_stored_profile(loop: Loop) -> None:

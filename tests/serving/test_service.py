@@ -207,6 +207,18 @@ def test_a_ranker_that_fails_degrades_the_answer(site: Site) -> None:
     assert site.log.impressions["r"].degraded == Degraded.DEGRADED_RANKER_SKIPPED
 
 
+def test_a_value_that_no_feature_knows_gets_the_default_and_is_flagged_and_counted(site: Site) -> None:
+    for country, degraded in (("de", 0), ("atlantis", Degraded.DEGRADED_DEFAULT_FEATURES)):
+        context = Context(client_time_ms=NOW_MS, user_id="u1", features={"country": FeatureValue(text=country)})
+        response = site.recommend(RecommendRequest(context=context, request_id=country))
+        assert len(response.items) == 20
+        assert response.degradation.bits == site.log.impressions[country].degraded == degraded
+    assert site.status().defaulted == {"country": 1}
+    site.state.down = True
+    site.recommend(RecommendRequest())
+    assert site.status().defaulted == {"country": 1, "history": 1}
+
+
 def test_user_state_that_is_down_degrades_answers_and_events(site: Site) -> None:
     site.state.down = True
     assert site.recommend(RecommendRequest()).degradation.bits == Degraded.DEGRADED_DEFAULT_FEATURES

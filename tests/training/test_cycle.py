@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from conftest import FIRST_DAYS, OPEN_GATES, SMALL, Loop
+from conftest import FIRST_DAYS, OPEN_GATES, SMALL, SMALL_RANKER, Loop
 
 from candidate_gen.sources import SOURCES
 from index.generations import GenerationStore
 from protos.catalog_pb2 import CatalogItem, DeleteItemsRequest, ItemPatch, PatchItemsRequest, UpsertItemsRequest
+from ranking.model import Ranker
 from ranking.scorer import RankerScorer
 from serving.catalog_log import Change, Entry
 from serving.generation import Generation, GenerationMismatch
@@ -67,6 +68,47 @@ def exported(loop: Loop, prepared: Prepared, store: GenerationStore, **changes: 
         now_ms=loop.first_end_ms,
         judge=judge,
     )
+
+
+def test_a_warm_start_learns_only_from_what_the_ranker_in_force_has_not_learned_from(
+    loop: Loop, second: Prepared, tmp_path: Path
+) -> None:
+    store = loop.store
+    warm = replace(SMALL, ranker=replace(SMALL_RANKER, warm_start=True))
+    table, earlier = cycle.in_force(store, warm)
+    assert earlier is not None
+    assert earlier.learned_until_ms == store.manifest(loop.second.id).metrics["ranker.learned_until_ms"]
+    prepared = cycle.prepare(
+        loop.dataset,
+        as_of_ms=loop.served_end_ms,
+        tower_positives=50,
+        served=loop.served,
+        table=table,
+        earlier=earlier,
+    )
+    new_N = second.examples.time_ms_N > earlier.learned_until_ms
+    assert 0 < new_N.sum() < len(new_N)
+    expected = second.examples.take(new_N)
+    assert prepared.examples.query_row_R.tobytes() == expected.query_row_R.tobytes()
+    np.testing.assert_array_equal(prepared.examples.label_NA, expected.label_NA)
+    ranker, _, metrics = cycle.fit_ranker(prepared, warm, seed=0, folder=tmp_path)
+    assert isinstance(ranker, Ranker)
+    assert metrics["warm_start"] == 1
+    assert metrics["examples"] + metrics["held_out"] == len(expected)
+    weights = dict(ranker.named_parameters())
+    for name, before in earlier.ranker.named_parameters():
+        assert (weights[name] - before).abs().max() < 0.5, "some steps away from where it stood"
+
+
+def test_without_a_ranker_to_go_on_from_training_begins_anew(loop: Loop, tmp_path: Path) -> None:
+    warm = replace(SMALL_RANKER, warm_start=True)
+    larger = replace(warm, shape=replace(warm.shape, dim=16))
+    assert cycle.in_force(GenerationStore(tmp_path), replace(SMALL, ranker=warm)) == (None, None)
+    for ranker in (SMALL_RANKER, larger):
+        table, earlier = cycle.in_force(loop.store, replace(SMALL, ranker=ranker))
+        assert table is not None
+        assert table.fingerprint == loop.generations[1].table.fingerprint
+        assert earlier is None
 
 
 def trained(loop: Loop, folder: Path, *, seed: int) -> tuple[GenerationStore, Published]:

@@ -1,15 +1,19 @@
 """Everyone walks a circle of 40 items from a place of their own: the next item follows from the last one."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from numpy.typing import NDArray
 
 from training.evaluation import sequence
+from training.evaluation.reranking import SequenceStatistics
 from training.evaluation.sequence import _ends, _positive_rows, _query_rows, _sequences, _table
 from training.tower import TowerSettings
 
+Array = NDArray[Any]
 ITEMS, USERS = 40, 150
 SETTINGS = {"dim": 16, "epochs": 15, "batch": 128, "learning_rate": 0.02, "history_length": 4}
 
@@ -93,6 +97,55 @@ def test_a_transformer_finds_the_next_step_too(tmp_path: Path) -> None:
     assert found["recall@2"] > 0.9
 
 
+def test_a_ranker_finds_the_next_step_among_what_towers_that_learned_little_name(tmp_path: Path) -> None:
+    little = SETTINGS | {"epochs": 1, "stages": 2, "candidates": 40, "k": 2}
+    found = sequence.evaluate(write(tmp_path), **little)  # type: ignore[arg-type]
+    assert found["ndcg@2"] < 0.5
+    assert found["ranked.ndcg@2"] > 0.9
+    assert found["validation_ranked.ndcg@2"] > 0.9
+    assert found["ranked.gain"] == pytest.approx(found["ranked.ndcg@2"] / found["ndcg@2"] - 1)
+    assert found["ranked.gain.low"] < found["ranked.gain"] < found["ranked.gain.high"]
+    assert found["recall@candidates"] == 1
+
+
+def test_what_the_ranker_learns_from_and_what_is_tested_touch_neither_towers_nor_statistics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+
+    class Statistics(SequenceStatistics):
+        def __init__(self, item_T: Array, start_T: Array, known_T: Array, vector_ID: Array) -> None:
+            told.append((item_T[known_T], vector_ID))
+            super().__init__(item_T, start_T, known_T, vector_ID)
+
+    monkeypatch.setattr(sequence, "SequenceStatistics", Statistics)
+    path = write(tmp_path)
+    two = SETTINGS | {"epochs": 1, "stages": 2}
+    sequence.evaluate(path, **two)  # type: ignore[arg-type]
+    frame = pl.read_parquet(path)
+    last_three = pl.col("pos") > pl.col("pos").max().over("user") - 3
+    frame.with_columns(pl.when(last_three).then(pl.lit("i0")).otherwise("item").alias("item")).write_parquet(path)
+    sequence.evaluate(path, **two)  # type: ignore[arg-type]
+    (item_T, vector_ID), (item_again_T, vector_again_ID) = told
+    assert len(item_T) == len(frame) - 3 * USERS
+    assert np.array_equal(item_T, item_again_T)
+    assert np.array_equal(vector_ID, vector_again_ID)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stages": 3}, r"stages is 3; it must be 1 \(towers\) or 2 \(towers and ranker\)"),
+        ({"stages": 2, "candidates": 9}, "candidates is 9; it must be at least k, 10"),
+    ],
+)
+def test_stages_that_there_are_not_and_too_few_candidates_are_refused(
+    options: dict[str, int], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        sequence.evaluate(write(tmp_path), **options)  # type: ignore[arg-type]
+
+
 def test_short_pasts_are_averaged_and_long_ones_are_read_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +169,14 @@ def test_short_pasts_are_averaged_and_long_ones_are_read_in_order(
     [
         (pl.DataFrame({"user": [1], "item": [1]}), "has no column 'pos' "),
         (pl.DataFrame({"user": [1, 1], "item": [1, 2], "pos": [1, None]}), ": column 'pos' holds 1 nulls in 2 rows"),
-        (pl.DataFrame({"user": [1, 1], "item": [1, 2], "pos": [0, 1]}), ": column 'user': 1 interactions have a past"),
+        (
+            pl.DataFrame({"user": [1, 1], "item": [1, 2], "pos": [0, 1]}),
+            ": column 'user': the longest sequence holds 2 interactions; with stages=1 at least one of 3 is needed",
+        ),
+        (
+            pl.DataFrame({"user": [1, 1, 1, 1], "item": [1, 2, 3, 4], "pos": [0, 1, 2, 3]}),
+            ": column 'user': 1 interactions have a past",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_with_what_is_wrong(

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -41,7 +41,6 @@ def test_sets_are_cut_by_query_sorted_and_without_repeats() -> None:
     assert sets.query_T.tolist() == [0, 2, 2]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 9), st.integers(1, 12), st.integers(1, 15), st.integers(1, 4))
 def test_ranking_equals_sorting_everything(seed: int, queries: int, items: int, k: int, block: int) -> None:
     random = np.random.default_rng(seed)
@@ -67,7 +66,6 @@ def test_hits_are_the_relevant_places_and_the_empty_place_is_none() -> None:
     assert hits(ranked_BK, relevant).tolist() == [[False, True, False], [True, False, True], [False, False, False]]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 8), st.integers(1, 10), st.integers(1, 6))
 def test_metrics_equal_the_loops_of_their_definitions(seed: int, queries: int, items: int, k: int) -> None:
     random = np.random.default_rng(seed)
@@ -144,7 +142,6 @@ def test_mrr_and_hit_rate_by_hand() -> None:
     assert np.isnan([mrr(hit_BK, relevant_B)[2], hit_rate(hit_BK, relevant_B)[2]]).all()
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 8), st.integers(1, 10), st.integers(1, 6))
 def test_novelty_diversity_and_gini_equal_those_of_one_slate(seed: int, queries: int, items: int, k: int) -> None:
     ranked_BK, _ = random_rankings(seed, queries=queries, items=items, k=k)

@@ -9,11 +9,12 @@ from example_cases import ACTIONS, START_MS, SimulatedLog, event_frame, simulate
 from hypothesis import given
 from hypothesis import strategies as st
 
+from candidate_gen.counts import Spans
 from candidate_gen.features import feature_table
 from index.types import Hits
 from protos.impression_pb2 import Impression
 from training.counters import item_counters
-from training.data import SYNTHETIC
+from training.data import IMPRESSION_SCHEMA, SYNTHETIC
 from training.events import point_in_time_history
 from training.examples import ATTRIBUTION_MS, Examples, from_impressions, from_log, item_rows, tower_pairs
 
@@ -62,7 +63,7 @@ def test_a_history_holds_what_was_known_at_the_time_newest_first(
     assert row_BL.shape == action_BL.shape == time_ms_BL.shape == (len(asked), length)
     for b, (user, at_ms) in enumerate(asked):
         known = [
-            (each["visible_ms"], each["event_id"], each)
+            (each["visible_ms"], each["time_ms"], each["event_id"], each)
             for each in events.iter_rows(named=True)
             if user
             and each["user_id"] == user
@@ -70,7 +71,7 @@ def test_a_history_holds_what_was_known_at_the_time_newest_first(
             and each["time_ms"] <= at_ms
             and (each["visible_ms"] < at_ms if strictly else each["visible_ms"] <= at_ms)
         ]
-        newest = [each for _, _, each in sorted(known, key=lambda one: one[:2], reverse=True)][:length]
+        newest = [each for *_, each in sorted(known, key=lambda one: one[:3], reverse=True)][:length]
         pad = length - len(newest)
         assert row_BL[b].tolist() == [int(each["item_id"][1:]) for each in newest] + [-1] * pad
         numbers = {"click": 1, "like": 2, "stare": 0}
@@ -116,45 +117,144 @@ def _examples(log: SimulatedLog, **changes: object) -> Examples:
     return from_impressions(log.table, **{**given_, **changes})  # type: ignore[arg-type]
 
 
-@given(st.data())
-def test_no_feature_postdates_its_impression(data: st.DataObject) -> None:
-    """What becomes known after a request changes no feature of it; what a counter counts, none of its day."""
-    log = _small()
-    before = _examples(log)
-    r = data.draw(st.integers(0, 24))
-    at_ms = int(before.time_ms_R[r])
-    planted = []
-    for n in range(data.draw(st.integers(1, 6))):
-        time_ms = at_ms + data.draw(st.integers(-3 * _DAY_MS, 3 * _DAY_MS))
-        visible_ms = max(time_ms, at_ms + 1 + data.draw(st.integers(0, _DAY_MS)))
-        user = data.draw(st.sampled_from(log.users["user_id"].to_list()))
-        item = data.draw(st.sampled_from(log.items["item_id"].to_list()))
-        request = data.draw(st.sampled_from(log.impressions["request_id"].to_list()))
-        planted.append((f"new{n}", request, user, item, "click", 1.0, time_ms, visible_ms, 0))
-    shown = {
-        "request_id": "new",
-        "user_id": "u0",
-        "time_ms": at_ms + data.draw(st.integers(0, 2 * _DAY_MS)),
-        "surface": "home",
-        "text": "",
-        "item_id": ["i3", "i4"],
-        "propensity": [0.5, 0.5],
+_SIX_HOURS_MS = 21_600_000
+_AT_MS = START_MS // _DAY_MS * _DAY_MS + 5 * _DAY_MS + 2 * _SIX_HOURS_MS
+"""When the request is made whose features are looked at."""
+_CATALOGUE = pl.DataFrame(
+    {
+        "item_id": [f"i{i}" for i in range(5)],
+        "title": [f"volume {i}" for i in range(5)],
+        "category": ["a", "b", "a", None, "b"],
+        "creator": ["c", "d", "c", "d", None],
+        "published_ms": [_AT_MS - 9 * _DAY_MS] * 5,
+        "available": [True] * 5,
     }
-    impressions = pl.concat([log.impressions, pl.DataFrame([shown], log.impressions.schema)])
-    after = _examples(
-        log,
-        events=pl.concat([log.events, event_frame(planted)]),
+)
+_WINDOWED = feature_table(
+    users=3,
+    items=5,
+    actions=ACTIONS,
+    categories=("a", "b"),
+    sources=("ann",),
+    user_columns={},
+    item_columns={},
+    spans=Spans(window_hours=(6, 24), half_life_hours=(12,)),
+    history_length=3,
+    title_length=4,
+)
+_Happened = tuple[str, str, str, int, int]
+"""User, item, action; steps of six hours from the request to the event, and to when it became visible."""
+
+
+def _happened(*, known: bool) -> st.SearchStrategy[list[_Happened]]:
+    """Events that were, or were not, both over and visible when the request was made; many at its very moment."""
+    steps = st.integers(-12, 0 if known else 8)
+    return st.lists(
+        st.tuples(
+            st.sampled_from(["u0", "u1", ""]),
+            st.sampled_from([*_CATALOGUE["item_id"], "gone"]),
+            st.sampled_from([*ACTIONS, "stare"]),
+            steps,
+            steps,
+        ).filter(lambda each: known or max(each[3:]) > 0),
+        max_size=8,
+    )
+
+
+def _shown(*, earlier: bool) -> st.SearchStrategy[list[tuple[int, list[str]]]]:
+    steps = st.integers(-12, -1) if earlier else st.integers(0, 8)
+    items = st.lists(st.sampled_from([*_CATALOGUE["item_id"], "gone"]), min_size=1, max_size=3, unique=True)
+    return st.lists(st.tuples(steps, items), max_size=4)
+
+
+def _features(
+    past: tuple[list[tuple[int, list[str]]], list[_Happened]],
+    future: tuple[list[tuple[int, list[str]]], list[_Happened]],
+    *,
+    items: pl.DataFrame,
+    wait_ms: int,
+) -> dict[str, bytes]:
+    """Every feature of the request `asked`, by name, as the public function makes it of a log."""
+    requests = [("asked", 0, ["i0", "i1", "i3"])]
+    events = []
+    for word, (shown, happened) in (("past", past), ("future", future)):
+        requests += [(f"{word}{r}", step, ids) for r, (step, ids) in enumerate(shown)]
+        for n, (user, item, action, time, visible) in enumerate(happened):
+            # Of a request that showed the item if one did, also of the one that is looked at.
+            shows = [name for name, _, ids in requests if item in ids]
+            at_ms, visible_ms = _AT_MS + time * _SIX_HOURS_MS, _AT_MS + visible * _SIX_HOURS_MS
+            events.append(
+                (f"{word}{n}", shows[n % len(shows)] if shows else "", user, item, action, 1.0, at_ms, visible_ms, 0)
+            )
+    impressions = pl.DataFrame(
+        [
+            (name, "u0", _AT_MS + step * _SIX_HOURS_MS, "home", "volume 1", ids, [0.5] * len(ids))
+            for name, step, ids in requests
+        ],
+        IMPRESSION_SCHEMA,
+        orient="row",
+    )
+    examples = from_impressions(
+        _WINDOWED,
+        users=pl.DataFrame({"user_id": ["u0", "u1"]}),
+        items=items,
         impressions=impressions,
-        watermark_ms=log.end_ms + 10 * _DAY_MS,
+        events=event_frame(events),
+        watermark_ms=_AT_MS + ATTRIBUTION_MS + wait_ms,
     )
-    ids, ids_after = (
-        frame.sort("time_ms", "request_id")["request_id"].to_list() for frame in (log.impressions, impressions)
-    )
-    same = ids_after.index(ids[r])
-    assert after.query_row_R[same].tobytes() == before.query_row_R[r].tobytes()
-    one_N, other_N = before.request_N == r, after.request_N == same
-    assert after.item_row_N[other_N].tobytes() == before.item_row_N[one_N].tobytes()
-    assert after.pair_row_N[other_N].tobytes() == before.pair_row_N[one_N].tobytes()
+    names = impressions.filter(pl.col("time_ms") <= _AT_MS + wait_ms).sort("time_ms", "request_id")["request_id"]
+    row_of = {name: r for r, name in enumerate(_with_items(impressions, names, items))}
+    of_N = examples.request_N == row_of["asked"]
+    rows = {
+        "query": examples.query_row_R[row_of["asked"]],
+        "item": examples.item_row_N[of_N],
+        "pair": examples.pair_row_N[of_N],
+    }
+    return {name: row[name].tobytes() for row in rows.values() for name in row.dtype.names or ()}
+
+
+def _with_items(impressions: pl.DataFrame, names: pl.Series, items: pl.DataFrame) -> list[str]:
+    """Requests that leave an example: those that showed an item of the catalogue."""
+    shown = impressions.explode("item_id").filter(pl.col("item_id").is_in(items["item_id"].to_list()))
+    held = set(shown["request_id"])
+    return [name for name in names if name in held]
+
+
+@given(
+    st.tuples(_shown(earlier=True), _happened(known=True)),
+    st.tuples(_shown(earlier=False), _happened(known=False)),
+    st.tuples(_shown(earlier=False), _happened(known=False)),
+    st.integers(0, 3 * _DAY_MS),
+    st.booleans(),
+)
+def test_no_feature_postdates_its_impression(
+    past: tuple[list[tuple[int, list[str]]], list[_Happened]],
+    future: tuple[list[tuple[int, list[str]]], list[_Happened]],
+    other: tuple[list[tuple[int, list[str]]], list[_Happened]],
+    wait_ms: int,
+    published: bool,
+) -> None:
+    """Whatever happens or becomes visible after a request, and whatever else is shown from then on, and published:
+    every feature of it has the same bytes. What is known at its very moment is of its past."""
+    new = pl.DataFrame([("new", "volume 1", "a", "c", _AT_MS + 1, True)], _CATALOGUE.schema, orient="row")
+    before = _features(past, future, items=_CATALOGUE, wait_ms=0)
+    items = pl.concat([new, _CATALOGUE]) if published else _CATALOGUE
+    after = _features(past, other, items=items, wait_ms=wait_ms)
+    assert set(before) == {feature.name for feature in _WINDOWED.features}
+    assert {name for name in before if before[name] != after[name]} == set()
+
+
+def test_every_count_and_cross_does_change_with_what_was_known_before() -> None:
+    """The counterpart of the test above: without it, features that ignore all events would pass."""
+    nothing = _features(([], []), ([], []), items=_CATALOGUE, wait_ms=0)
+    changed = set()
+    for action in ACTIONS:
+        past = ([(-3, ["i0", "i1", "i4"])], [("u0", item, action, -3, -3) for item in ("i0", "i4", "i3")])
+        told = _features(past, ([], []), items=_CATALOGUE, wait_ms=0)
+        changed |= {name for name in told if told[name] != nothing[name]}
+    made_of_logs = {name for name, _ in (*_WINDOWED.counters, *_WINDOWED.crosses)}
+    history = {feature.name for feature in _WINDOWED.features if feature.owner == "history"}
+    assert changed == made_of_logs | history
 
 
 def test_a_past_event_does_change_the_features() -> None:
@@ -177,7 +277,7 @@ def test_a_past_event_does_change_the_features() -> None:
 def test_counters_follow_their_definitions_and_stop_at_the_moment() -> None:
     log = _small()
     as_of_ms = START_MS + 2 * _DAY_MS
-    counters = item_counters(log.impressions, log.events, log.items, as_of_ms=as_of_ms, actions=ACTIONS)
+    counters = item_counters(log.impressions, log.events, log.items, as_of_ms=as_of_ms, table=log.table)
     shown = dict.fromkeys(log.items["item_id"], 0)
     for each in log.impressions.iter_rows(named=True):
         for item in each["item_id"]:
@@ -190,12 +290,14 @@ def test_counters_follow_their_definitions_and_stop_at_the_moment() -> None:
             if each["action"] == "click":
                 popularity[each["item_id"]] += 0.5 ** ((as_of_ms - each["time_ms"]) / (7 * _DAY_MS))
     assert 0 < sum(shown.values()) < log.impressions.height * 4
-    np.testing.assert_allclose(counters.log_shown_I, np.log1p(list(shown.values())), rtol=1e-6)
+    np.testing.assert_allclose(counters.column_of["log_shown"], np.log1p(list(shown.values())), rtol=1e-6)
     np.testing.assert_allclose(counters.popularity_I, list(popularity.values()), rtol=1e-5)
-    for a, action in enumerate(ACTIONS):
+    for action in ACTIONS:
         hit_I, shown_I = np.array(list(hits[action].values())), np.array(list(shown.values()))
         prior = hit_I.sum() / shown_I.sum()
-        np.testing.assert_allclose(counters.rate_IA[:, a], (hit_I + 20 * prior) / (shown_I + 20), rtol=1e-5)
+        np.testing.assert_allclose(
+            counters.column_of[f"{action}_rate"], (hit_I + 20 * prior) / (shown_I + 20), rtol=1e-5
+        )
 
 
 def test_example_items_are_as_of_the_start_of_the_day_and_else_as_the_generation_has_them() -> None:
@@ -205,7 +307,7 @@ def test_example_items_are_as_of_the_start_of_the_day_and_else_as_the_generation
     for n in range(0, len(examples), 9):
         time_ms = int(examples.time_ms_N[n])
         counters = item_counters(
-            log.impressions, log.events, log.items, as_of_ms=time_ms // _DAY_MS * _DAY_MS, actions=ACTIONS
+            log.impressions, log.events, log.items, as_of_ms=time_ms // _DAY_MS * _DAY_MS, table=log.table
         )
         row_I = item_rows(log.table, log.items, counters)
         expected = row_I[log.items["item_id"].to_list().index(slots["item_id"][n])]
@@ -217,12 +319,13 @@ def test_an_action_counts_once_an_exposure_and_rates_stay_below_1() -> None:
     log = _small()
     twice = log.events.with_columns(event_id=pl.col("event_id") + "again")
     one, two = (
-        item_counters(log.impressions, events, log.items, as_of_ms=log.end_ms, actions=ACTIONS)
+        item_counters(log.impressions, events, log.items, as_of_ms=log.end_ms, table=log.table)
         for events in (log.events, pl.concat([log.events, twice]))
     )
-    np.testing.assert_array_equal(one.rate_IA, two.rate_IA)
-    empty = item_counters(log.impressions.clear(), log.events, log.items, as_of_ms=log.end_ms, actions=ACTIONS)
-    np.testing.assert_array_equal(empty.rate_IA, 0)
+    for name, column_I in one.column_of.items():
+        np.testing.assert_array_equal(column_I, two.column_of[name], err_msg=name)
+    empty = item_counters(log.impressions.clear(), log.events, log.items, as_of_ms=log.end_ms, table=log.table)
+    assert not any(column_I.any() for column_I in empty.column_of.values())
     assert empty.popularity_I.sum() > 0, "popularity does not need impressions"
 
 
@@ -337,7 +440,7 @@ def test_tower_pairs_are_positives_with_what_was_known_strictly_before() -> None
     )
     elsewhere = event_frame([("x", "", "u0", "i1", "click", 1.0, START_MS + _DAY_MS, START_MS + _DAY_MS, -1)])
     events = pl.concat([log.events, elsewhere])
-    counters = item_counters(searches, events, log.items, as_of_ms=log.end_ms, actions=ACTIONS)
+    counters = item_counters(searches, events, log.items, as_of_ms=log.end_ms, table=log.table)
     row_I = item_rows(log.table, log.items, counters)
 
     def pairs(most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -385,7 +488,7 @@ def test_hard_negatives_are_the_first_that_the_request_showed_and_that_were_not_
         request_id=pl.when(pl.col("request_id") == "r7").then(pl.lit(f"{SYNTHETIC}7")).otherwise(pl.col("request_id"))
     )
     unknown = log.items.filter(pl.col("item_id") != "i3")
-    counters = item_counters(made_up, log.events, unknown, as_of_ms=log.end_ms, actions=ACTIONS)
+    counters = item_counters(made_up, log.events, unknown, as_of_ms=log.end_ms, table=log.table)
     _, item_N, hard_row_NH = tower_pairs(
         log.table,
         users=log.users,

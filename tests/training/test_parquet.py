@@ -1,14 +1,19 @@
 """Your own Parquet: what is made of good input, and the one line said about bad input."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
+from candidate_gen.counts import Spans
+from training.configuration import ConfigurationError, settings
+from training.cycle import declare
 from training.data import DataError, Dataset
 from training.parquet import from_parquet
+from training.point_in_time import rows_known, users_known
 
 NOW_MS = 1_800_000_000_000
 
@@ -100,6 +105,81 @@ def _set(column: str, values: Any) -> Callable[[pl.DataFrame], pl.DataFrame]:
     return lambda frame: frame.with_columns(pl.Series(column, values))
 
 
+STATES = pl.DataFrame(
+    {
+        "id": [1, 1, 1, 2, 3],
+        "town": ["X", "Y", "Z", "Y", "X"],
+        "since": [5, 25, 35, 0, 0],
+        "told": [5, 45, 35, 0, 60],
+    }
+)
+"""The first one moved at 25 (known at 45) and at 35."""
+CHANGING = {"path": "users.parquet", "user": "id", "time": "since", "visible": "told", "columns": {"town": "category"}}
+
+
+def test_users_that_change_are_what_was_known_of_them_at_each_moment(own: Path) -> None:
+    STATES.write_parquet(own / "users.parquet")
+    data = from_parquet(own, now_ms=100, interactions=INTERACTIONS, users=CHANGING)
+    assert data.users.rows() == [("1", "Z"), ("2", "Y"), ("3", "X")]
+    assert data.user_columns == {"town": ("X", "Y", "Z")}
+    assert data.told_of_users.columns == ["user_id", "town", "time_ms", "visible_ms"]
+    towns = {at_ms: users_known(data, at_ms)["town"].to_list() for at_ms in (4, 30, 40, 50, 60)}
+    assert towns == {
+        4: [None, "Y", None],
+        30: ["X", "Y", None],
+        40: ["Z", "Y", None],
+        50: ["Z", "Y", None],
+        60: ["Z", "Y", "X"],
+    }
+    asked = pl.DataFrame({"user_id": ["1", "1", "", "9", "3"], "time_ms": [34, 35, 35, 35, 59]})
+    assert rows_known(data.told_of_users, asked).tolist() == [0, 2, -1, -1, -1]
+
+
+def test_without_a_visible_time_a_state_is_known_from_when_it_holds(own: Path) -> None:
+    STATES.write_parquet(own / "users.parquet")
+    mapping = {name: column for name, column in CHANGING.items() if name != "visible"}
+    data = from_parquet(own, now_ms=100, interactions=INTERACTIONS, users=mapping, time_unit="ms")
+    assert users_known(data, 30)["town"].to_list() == ["Y", "Y", "X"]
+
+
+def test_users_without_times_always_were_what_they_are(own: Path) -> None:
+    mapping = {"path": "users.parquet", "user": "id", "columns": {"town": "category"}}
+    data = from_parquet(own, now_ms=NOW_MS, interactions=INTERACTIONS, users=mapping)
+    assert data.user_states is None
+    assert users_known(data, 0).equals(data.users)
+    asked = pl.DataFrame({"user_id": ["2", "nobody"], "time_ms": [0, 0]})
+    assert rows_known(data.told_of_users, asked).tolist() == [1, -1]
+
+
+@pytest.mark.parametrize(
+    ("change", "mapping", "message"),
+    [
+        ({"since": [1, 2, None, 4, 5]}, {}, r"column 'since' is null or empty in 1 of 5 rows"),
+        ({"told": [1, 2, 3, 4, 101]}, {}, r"column 'told' is in the future in 1 of 5 rows"),
+        ({"told": list("abcde")}, {}, r"column 'told' must hold dates or numbers, holds String"),
+        ({}, {"when": "since"}, r"users has no setting 'when'"),
+        ({}, {"time": None}, r"users needs the setting 'time' beside 'visible'"),
+        ({}, {"columns": {"time_ms": "number"}}, r"column 'time_ms' cannot be declared, the name is taken"),
+    ],
+)
+def test_user_states_that_cannot_be_used_are_refused(
+    own: Path, change: dict[str, list[Any]], mapping: dict[str, Any], message: str
+) -> None:
+    frame = STATES.with_columns(pl.Series(name, values) for name, values in change.items())
+    frame.with_columns(time_ms=pl.lit(0)).write_parquet(own / "users.parquet")
+    users = {name: value for name, value in (CHANGING | mapping).items() if value is not None}
+    with pytest.raises(DataError, match=message):
+        from_parquet(own, now_ms=100, interactions=INTERACTIONS, users=users)
+
+
+def test_user_states_need_their_columns(own: Path) -> None:
+    STATES.write_parquet(own / "users.parquet")
+    data = from_parquet(own, now_ms=100, interactions=INTERACTIONS, users=CHANGING)
+    assert data.user_states is not None
+    with pytest.raises(DataError, match="user_states has no column 'visible_ms'"):
+        replace(data, user_states=data.user_states.drop("visible_ms"))
+
+
 BAD_LOGS: dict[str, tuple[Callable[[pl.DataFrame], pl.DataFrame], str]] = {
     "missing column": (lambda frame: frame.drop("who"), r"log\.parquet has no column 'who' \(1 of \d needed"),
     "null user": (_set("who", [1, None, None, 2, 3]), r"column 'who' is null or empty in 2 of 5 rows"),
@@ -133,6 +213,19 @@ def test_files_that_are_missing_or_no_parquet_are_named(own: Path) -> None:
     with pytest.raises(DataError, match=r"log\.parquet cannot be read: ") as raised:
         from_parquet(own, now_ms=NOW_MS, interactions=INTERACTIONS)
     assert "\n" not in str(raised.value)
+
+
+def test_what_is_counted_over_which_spans_is_declared_beside_the_columns(own: Path) -> None:
+    data = from_parquet(own, now_ms=NOW_MS, interactions=INTERACTIONS, spans=Spans(window_hours=(6,)))
+    names = {name for name, _ in declare(data).counters}
+    assert {"log_shown_6h", "click_lift_6h"} <= names
+    written = settings("data", ["data=parquet", "data.root=x", "data.spans.window_hours=[6]"])
+    assert written.data.keywords["spans"] == data.spans
+    assert settings("data", ["data=parquet", "data.root=x"]).data.keywords["spans"] == Spans()
+    with pytest.raises(
+        ConfigurationError, match=r"data.spans: half_life_hours is \[0\]; each must be a number above 0"
+    ):
+        settings("data", ["data=parquet", "data.root=x", "data.spans.half_life_hours=[0]"])
 
 
 def test_a_wrong_mapping_names_the_setting(own: Path) -> None:

@@ -13,7 +13,7 @@ from ranking.calibration import Calibration
 from ranking.metrics import auc, ece
 from ranking.model import Ranker, RankerShape
 from training.examples import Examples, from_impressions
-from training.ranker import Batches, RankerSettings, _batch, split_by_time, train_ranker
+from training.ranker import Batches, Earlier, RankerSettings, _batch, split_by_time, train_ranker
 
 SMALL = RankerSettings(shape=RankerShape(dim=8, query_width=16, rank=8, hidden=(16,)), epochs=3, batch=256)
 Trained = tuple[Ranker, Calibration, dict[str, float]]
@@ -99,21 +99,63 @@ def test_the_same_seed_gives_the_same_weights_and_another_gives_others(log: Simu
     assert runs[0][1] == runs[1][1]
 
 
+def _earlier(trained: Trained) -> Earlier:
+    ranker, _, metrics = trained
+    curve = [metrics[f"examination.{position}"] for position in range(8)]
+    return Earlier(ranker, np.array(curve), int(metrics["learned_until_ms"]))
+
+
 def test_a_warm_start_goes_on_from_where_the_last_one_stood(
     log: SimulatedLog, examples: Examples, trained: Trained, tmp_path: Path
 ) -> None:
     few, _ = split_by_time(examples, 0.9)
-    settings = replace(SMALL, epochs=1, learning_rate=1e-4)
+    settings = replace(SMALL, epochs=1, learning_rate=1e-4, warm_learning_rate=1e-4)
     cold = train_ranker(log.table, few, settings=settings, seed=0, folder=tmp_path / "cold")
-    warm = train_ranker(log.table, few, settings=settings, seed=0, folder=tmp_path / "warm", warm_start=trained[0])
+    earlier = _earlier(trained)
+    warm = train_ranker(log.table, few, settings=settings, seed=0, folder=tmp_path / "warm", earlier=earlier)
     assert warm[2]["click.auc"] > cold[2]["click.auc"]
+    assert (warm[2]["warm_start"], cold[2]["warm_start"]) == (1, 0)
+    for position in range(8):
+        name = f"examination.{position}"
+        assert warm[2][name] == pytest.approx(trained[2][name], abs=0.02), "one day does not throw the curve over"
     for name in trained[0].embed.tables:
         before, now = (getattr(ranker.embed, f"known_{name}") for ranker in (trained[0], warm[0]))
         assert np.isin(before.numpy(), now.numpy()).all()
     other = replace(settings, shape=RankerShape(dim=4))
     with pytest.raises(ValueError, match="the ranker to start from has RankerShape"):
-        train_ranker(log.table, few, settings=other, seed=0, folder=tmp_path / "no", warm_start=trained[0])
+        train_ranker(log.table, few, settings=other, seed=0, folder=tmp_path / "no", earlier=earlier)
     assert not (tmp_path / "no" / "csv").exists()
+
+
+def test_a_warm_start_reads_numbers_as_they_were_read_and_takes_in_those_that_begin_to_vary(
+    log: SimulatedLog, examples: Examples, trained: Trained, tmp_path: Path
+) -> None:
+    few, _ = split_by_time(examples, 0.9)
+    few.pair_row_N["log_age_days"] += 100
+    few.pair_row_N["bm25"] = np.random.default_rng(0).random(len(few))
+    warm, _, _ = train_ranker(
+        log.table, few, settings=replace(SMALL, epochs=1), seed=0, folder=tmp_path, earlier=_earlier(trained)
+    )
+    before, now = trained[0].embed, warm.embed
+    for name, changes in (("log_age_days", False), ("bm25", True)):
+        same = torch.equal(before.standardise(name, torch.arange(3.0)), now.standardise(name, torch.arange(3.0)))
+        assert same is not changes
+    assert not before.standardise("bm25", torch.arange(3.0)).any(), "what never varied is switched off"
+
+
+def test_the_time_until_which_it_learned_parts_what_it_saw_from_what_it_did_not(
+    examples: Examples, trained: Trained
+) -> None:
+    train, held_out = split_by_time(examples, SMALL.validation)
+    assert train.time_ms_R.max() == trained[2]["learned_until_ms"] < held_out.time_ms_R.min()
+
+
+def test_the_curve_that_serves_is_named_for_each_action(trained: Trained) -> None:
+    _, calibration, metrics = trained
+    for action, kind in zip(calibration.actions, calibration.kinds, strict=True):
+        assert [name for name in metrics if name.startswith(f"{action}.calibration")] == [
+            f"{action}.calibration.{kind}"
+        ]
 
 
 def test_logs_of_the_run_are_left_in_the_folder(log: SimulatedLog, examples: Examples, tmp_path: Path) -> None:
@@ -171,8 +213,9 @@ def test_too_few_requests_and_features_that_are_not_finite_are_refused(
         ({"epochs": 0}, "epochs is 0; it must be at least 1"),
         ({"listwise": -1.0}, "listwise is -1.0; it must not be negative"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0"),
+        ({"warm_learning_rate": 0.0}, "warm_learning_rate is 0.0; it must be above 0"),
         ({"validation": 1.0}, "validation is 1.0; it must be above 0 and below 1"),
-        ({"calibration": "beta"}, "calibration is 'beta'; it must be 'platt' or 'isotonic'"),
+        ({"calibration": "beta"}, "calibration is 'beta'; it must be auto, identity, temperature, platt, isotonic"),
     ],
 )
 def test_impossible_settings_are_refused(change: dict[str, float], message: str) -> None:

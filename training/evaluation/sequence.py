@@ -3,7 +3,9 @@
 Shape letters: T interactions by user and position, N examples, P places of a history, U users, I items.
 """
 
+import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,13 +16,15 @@ from numpy.typing import NDArray
 
 from candidate_gen.features import Feature, FeatureTable
 from candidate_gen.history import HistoryKind
-from candidate_gen.towers import TowerShape
+from candidate_gen.towers import Towers, TowerShape
 from training.evaluation.interactions import numbered, read_columns
-from training.evaluation.topk import ItemSets, hits, mean, ndcg, recall, top_k
+from training.evaluation.reranking import Lists, ListwiseRanker, SequenceStatistics
+from training.evaluation.topk import ItemSets, difference, mean, ndcg, top_k
 from training.tower import Precision, TowerSettings, train_towers
 
 _FEWEST = 3
 _LONG = 20
+_ENCODED = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,8 @@ def evaluate(
     learning_rate: float | None = None,
     temperature: float | None = None,
     precision: Precision = "float32",
+    stages: int = 1,
+    candidates: int = 100,
     k: int = 10,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -71,6 +77,11 @@ def evaluate(
     Items of the history are not ranked, as in the reference code of S3-Rec and gSASRec; where an item returns at the
     end of its own sequence it therefore counts as missed.
 
+    With two stages a ranker (see `training.evaluation.reranking`) puts the towers' candidates in another order. It
+    learns from the last item that the towers would have trained on, of every sequence of 4 or more: towers know what
+    they were trained on too well, so of that item neither they nor what the ranker is told of items are shown anything.
+    Their own figures are then of towers that were trained on that much less.
+
     Args:
         data: Parquet with the columns `user`, `item` and `pos`, which orders a user's interactions.
         dim: width of the vectors and of the ids' embeddings.
@@ -79,23 +90,39 @@ def evaluate(
             short pasts there is little order to learn. It decides what else is not given.
         history_length: newest items of the past that are used.
         batch: items to be found in a step, at least `history_length`.
+        stages: 1 for the towers alone, 2 for a ranker behind them.
+        candidates: how many the towers hand to the ranker, at least k.
 
     Returns:
-        `recall@k`, `ndcg@k`, the same of the validation items as `validation_...`, `users`, `items`, `dim` and
-        `cpu_seconds` of training and ranking.
+        `recall@k`, `ndcg@k` of the towers, the same of the validation items as `validation_...`, `users`, `items`,
+        `dim` and `cpu_seconds` of training and ranking. With two stages also `ranked.` and `validation_ranked.` with
+        the same of the ranker, `ranked.gain` with the share by which its NDCG is higher, `.low` and `.high` of its
+        95% bootstrap interval over users, and `recall@candidates`, which no order can exceed.
 
     Raises:
-        ValueError: where the file lacks a column, holds nulls or is empty, or where no sequence is long enough.
+        ValueError: where the file lacks a column, holds nulls or is empty, where no sequence is long enough, and where
+            there are neither one nor two stages or fewer candidates than places.
     """
+    if stages not in (1, 2):
+        raise ValueError(f"stages is {stages}; it must be 1 (towers) or 2 (towers and ranker)")
+    if stages == 2 and candidates < k:
+        raise ValueError(f"candidates is {candidates}; it must be at least k, {k}")
     frame = read_columns(data, ("user", "item", "pos")).sort("user", "pos", maintain_order=True)
     _, (user_T,) = numbered(frame["user"])
     item_names, (item_T,) = numbered(frame["item"])
     start_T, length_T = _sequences(user_T)
+    if length_T.max() < stages + 2:
+        raise ValueError(
+            f"{data}: column 'user': the longest sequence holds {length_T.max()} interactions; "
+            f"with stages={stages} at least one of {stages + 2} is needed"
+        )
     place_T = np.arange(len(item_T)) - start_T
     last_T = place_T == length_T - 1
     tested_T = last_T & (length_T >= _FEWEST)
     validated_T = (place_T == length_T - 2) & (length_T >= _FEWEST)
-    trained_T = (place_T > 0) & ~tested_T & ~validated_T
+    ranked_T = (place_T == length_T - 3) & (place_T > 0) & (stages == 2)
+    known_T = ~tested_T & ~validated_T & ~ranked_T
+    trained_T = (place_T > 0) & known_T
     if trained_T.sum() < 2:
         raise ValueError(
             f"{data}: column 'user': {trained_T.sum()} interactions have a past and are followed by two more; "
@@ -145,26 +172,74 @@ def evaluate(
             folder=Path(folder),
         )
     vector_ID = towers.encode_items(item_row_I)
+    count = k if stages == 1 else candidates
+
+    def listed(target_T: NDArray[np.bool_]) -> Lists:
+        return _lists(towers, vector_ID, item_T, start_T, np.flatnonzero(target_T), count=count)
+
+    asked = {"": listed(tested_T), "validation_": listed(validated_T)}
     metrics: dict[str, float] = {}
-    for prefix, target_T in (("", tested_T), ("validation_", validated_T)):
-        target_U = np.flatnonzero(target_T)
-        past_T = np.concatenate([np.arange(start_T[at], at) for at in target_U])
-        query_T = np.repeat(np.arange(len(target_U)), place_T[target_U])
-        masked = ItemSets.of(query_T, item_T[past_T], queries=len(target_U))
-        vector_UD = towers.encode_queries(_query_rows(table, item_T, start_T, target_U))
-        hit_UK = hits(
-            top_k(vector_UD, vector_ID, k, masked=masked),
-            ItemSets.of(np.arange(len(target_U)), item_T[target_U], queries=len(target_U)),
-        )
-        one_U = np.ones(len(target_U), np.int64)
-        metrics[f"{prefix}recall@{k}"] = mean(recall(hit_UK, one_U))
-        metrics[f"{prefix}ndcg@{k}"] = mean(ndcg(hit_UK, one_U))
+    for name, lists in asked.items():
+        metrics |= _figures(lists.row_NC, lists.next_N, k, name=name)
+    if stages == 2:
+        statistics = SequenceStatistics(item_T, start_T, known_T, vector_ID)
+        metrics |= _second_stage(statistics, listed(ranked_T), asked, k=k, seed=seed)
     return metrics | {
         "users": float(tested_T.sum()),
         "items": float(len(item_names)),
         "dim": float(dim),
         "cpu_seconds": time.process_time() - started,
     }
+
+
+def _lists(
+    towers: Towers,
+    vector_ID: NDArray[np.float32],
+    item_T: NDArray[np.int64],
+    start_T: NDArray[np.int64],
+    target_N: NDArray[np.int64],
+    *,
+    count: int,
+) -> Lists:
+    """What the towers name as the targets, without what came before them."""
+    rows_N = _query_rows(towers.table, item_T, start_T, target_N)
+    history_NL = rows_N["history_item"].astype(np.int64) - 1
+    # A batch is as wide as its longest history.
+    order_N = np.argsort((history_NL >= 0).sum(axis=1), kind="stable")
+    vector_ND = np.empty((len(rows_N), vector_ID.shape[1]), np.float32)
+    vector_ND[order_N] = towers.encode_queries(rows_N[order_N], batch=_ENCODED)
+    size_N = target_N - start_T[target_N]
+    past_T = np.concatenate([np.arange(start_T[at], at) for at in target_N])
+    masked = ItemSets.of(np.repeat(np.arange(len(target_N)), size_N), item_T[past_T], queries=len(target_N))
+    row_NC = top_k(vector_ND, vector_ID, count, masked=masked)
+    score_NC = np.stack([vector_ID[row_C] @ vector_D for row_C, vector_D in zip(row_NC, vector_ND, strict=True)])
+    return Lists(history_NL, row_NC, score_NC, item_T[target_N])
+
+
+def _second_stage(
+    statistics: SequenceStatistics, learned: Lists, asked: Mapping[str, Lists], *, k: int, seed: int
+) -> dict[str, float]:
+    """Figures of a ranker that has learned from some lists and orders those that are asked for."""
+    ranker = ListwiseRanker.fit(learned, statistics.said(learned))
+    ranked = {name: ranker.order(lists, statistics.said(lists)) for name, lists in asked.items()}
+    metrics: dict[str, float] = {}
+    for name, lists in asked.items():
+        metrics |= _figures(ranked[name], lists.next_N, k, name=f"{name}ranked.")
+    tested = asked[""]
+    before_N, after_N = (_ndcg(row_NC, tested.next_N, k) for row_NC in (tested.row_NC, ranked[""]))
+    gain = difference(after_N, before_N, seed=seed)
+    for part, value in {"": gain.mean, ".low": gain.low, ".high": gain.high}.items():
+        metrics[f"ranked.gain{part}"] = value / mean(before_N) if before_N.any() else math.nan
+    return metrics | {"recall@candidates": float(tested.next_NC.any(axis=1).mean())}
+
+
+def _figures(row_NC: NDArray[np.int64], next_N: NDArray[np.int64], k: int, *, name: str) -> dict[str, float]:
+    found_N = (row_NC[:, :k] == next_N[:, None]).any(axis=1)
+    return {f"{name}recall@{k}": float(found_N.mean()), f"{name}ndcg@{k}": mean(_ndcg(row_NC, next_N, k))}
+
+
+def _ndcg(row_NC: NDArray[np.int64], next_N: NDArray[np.int64], k: int) -> NDArray[np.float64]:
+    return ndcg(row_NC[:, :k] == next_N[:, None], np.ones(len(next_N), np.int64))
 
 
 def _table(item_names: tuple[str, ...], length: int, *, counted: bool = False) -> FeatureTable:
