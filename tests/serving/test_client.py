@@ -52,7 +52,7 @@ def test_items_and_columns_give_the_same_slate(client: CascadeClient) -> None:
 
 
 def test_search_and_rank_answer(client: CascadeClient) -> None:
-    found = client.search("title", user_id="u1", size=5, time_ms=NOW_MS)
+    found = client.search("title", user_id="u1", size=5, time_ms=NOW_MS, request_id="titles")
     assert len(found.items) == 5
     assert any("SEARCH_MATCH" in item.reasons for item in found.items)
     ranked = client.rank(["i9", "gone", "i4", "i6"], user_id="u1", size=2, time_ms=NOW_MS)
