@@ -26,15 +26,18 @@ _UNIT = 2.0**32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spans:
-    """Over how much of the past things are counted, beside all of it."""
+    """Over how much of the past things are counted, beside all of it. Counters of items are noisy over short spans:
+    they pay where a log is large."""
 
-    window_hours: tuple[float, ...] = (168,)
-    """Whole windows, that end when the count is taken."""
-    half_life_hours: tuple[float, ...] = (168,)
-    """Of counts that fade: what is this old counts half."""
+    window_hours: tuple[float, ...] = ()
+    """Of counters of items: whole windows, that end when the count is taken."""
+    trend_half_life_hours: tuple[float, ...] = ()
+    """Of counters of items, their categories and creators, that fade: what is this old counts half."""
+    affinity_half_life_hours: tuple[float, ...] = (168,)
+    """Of what a user did with the item, its category and its creator."""
 
     def __post_init__(self) -> None:
-        for name in ("window_hours", "half_life_hours"):
+        for name in ("window_hours", "trend_half_life_hours", "affinity_half_life_hours"):
             hours = getattr(self, name)
             good = [each for each in hours if isinstance(each, int | float) and isfinite(each) and each > 0]
             if len(set(good)) < len(hours):
@@ -83,7 +86,7 @@ def counts(actions: Sequence[str], spans: Spans) -> Iterator[tuple[str, Count]]:
         yield f"log_shown_{_named(hours)}", Count(measure="shown", window_hours=hours)
         for action in actions:
             yield f"{action}_lift_{_named(hours)}", Count(measure="lift", action=action, window_hours=hours)
-    for hours in spans.half_life_hours:
+    for hours in spans.trend_half_life_hours:
         for key in KEYS:
             for action in actions:
                 name = f"{key}_{action}_trend_{_named(hours)}"
@@ -97,7 +100,7 @@ def crosses(actions: Sequence[str], spans: Spans) -> Iterator[tuple[str, Cross]]
     yield "log_repeats", Cross(by="item", measure="count")
     for key in KEYS[1:]:
         yield f"{key}_log_hours", Cross(by=key, measure="hours")
-    for hours in spans.half_life_hours:
+    for hours in spans.affinity_half_life_hours:
         for key in KEYS:
             for action in actions:
                 name = f"{key}_{action}_affinity_{_named(hours)}"

@@ -29,7 +29,7 @@ def table_of(**spans: tuple[float, ...]) -> FeatureTable:
     )
 
 
-TABLE = table_of(window_hours=(6, 48), half_life_hours=(12, 168))
+TABLE = table_of(window_hours=(6, 48), trend_half_life_hours=(12, 168), affinity_half_life_hours=(12, 168))
 ITEM_ROWS = small_item_rows(TABLE, 60)
 
 
@@ -114,7 +114,7 @@ def test_a_table_declares_every_span_for_every_action_and_names_it_once() -> Non
         by="category", measure="count", action="hide", half_life_hours=168
     )
     assert {cross.by for cross in crosses.values()} == set(KEYS)
-    bare = table_of(window_hours=(), half_life_hours=())
+    bare = table_of(affinity_half_life_hours=())
     assert set(dict(bare.counters)) < set(counters)
     assert not any(count.window_hours or count.half_life_hours for _, count in bare.counters)
     assert FeatureTable.from_json(TABLE.to_json()) == TABLE
@@ -122,6 +122,6 @@ def test_a_table_declares_every_span_for_every_action_and_names_it_once() -> Non
 
 @pytest.mark.parametrize("hours", [(0,), (-1,), (float("nan"),), (float("inf"),), (24, 24), ("day",)])
 def test_a_span_that_is_none_is_named(hours: tuple[float, ...]) -> None:
-    for name in ("window_hours", "half_life_hours"):
+    for name in ("window_hours", "trend_half_life_hours", "affinity_half_life_hours"):
         with pytest.raises(ValueError, match=rf"{name} is \[.*\]; each must be a number above 0 and there once"):
             Spans(**{name: hours})

@@ -32,7 +32,7 @@ TABLE: FeatureTable = feature_table(
     sources=(),
     user_columns={},
     item_columns={},
-    spans=Spans(window_hours=(5, 24), half_life_hours=(8,)),
+    spans=Spans(window_hours=(5, 24), trend_half_life_hours=(8,)),
 )
 _HOURS = st.integers(0, 60)
 _SHOWN = st.lists(

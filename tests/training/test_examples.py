@@ -138,7 +138,7 @@ _WINDOWED = feature_table(
     sources=("ann",),
     user_columns={},
     item_columns={},
-    spans=Spans(window_hours=(6, 24), half_life_hours=(12,)),
+    spans=Spans(window_hours=(6, 24), trend_half_life_hours=(12,), affinity_half_life_hours=(12,)),
     history_length=3,
     title_length=4,
 )

@@ -223,9 +223,9 @@ def test_what_is_counted_over_which_spans_is_declared_beside_the_columns(own: Pa
     assert written.data.keywords["spans"] == data.spans
     assert settings("data", ["data=parquet", "data.root=x"]).data.keywords["spans"] == Spans()
     with pytest.raises(
-        ConfigurationError, match=r"data.spans: half_life_hours is \[0\]; each must be a number above 0"
+        ConfigurationError, match=r"data.spans: trend_half_life_hours is \[0\]; each must be a number above 0"
     ):
-        settings("data", ["data=parquet", "data.root=x", "data.spans.half_life_hours=[0]"])
+        settings("data", ["data=parquet", "data.root=x", "data.spans.trend_half_life_hours=[0]"])
 
 
 def test_a_wrong_mapping_names_the_setting(own: Path) -> None:
