@@ -26,12 +26,11 @@ _UNIT = 2.0**32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spans:
-    """Over how much of the past things are counted, beside all of it. Counters of items are noisy over short spans:
-    they pay where a log is large."""
+    """Over how much of the past things are counted, beside all of it."""
 
-    window_hours: tuple[float, ...] = ()
+    window_hours: tuple[float, ...] = (168,)
     """Of counters of items: whole windows, that end when the count is taken."""
-    trend_half_life_hours: tuple[float, ...] = ()
+    trend_half_life_hours: tuple[float, ...] = (168,)
     """Of counters of items, their categories and creators, that fade: what is this old counts half."""
     affinity_half_life_hours: tuple[float, ...] = (168,)
     """Of what a user did with the item, its category and its creator."""

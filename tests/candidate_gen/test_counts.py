@@ -114,7 +114,7 @@ def test_a_table_declares_every_span_for_every_action_and_names_it_once() -> Non
         by="category", measure="count", action="hide", half_life_hours=168
     )
     assert {cross.by for cross in crosses.values()} == set(KEYS)
-    bare = table_of(affinity_half_life_hours=())
+    bare = table_of(window_hours=(), trend_half_life_hours=(), affinity_half_life_hours=())
     assert set(dict(bare.counters)) < set(counters)
     assert not any(count.window_hours or count.half_life_hours for _, count in bare.counters)
     assert FeatureTable.from_json(TABLE.to_json()) == TABLE
