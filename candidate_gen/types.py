@@ -74,6 +74,11 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.row_N)
 
+    def positions(self, row_K: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where each of some rows stands among the candidates; -1 for one that is none of them."""
+        is_KN = row_K[:, None] == self.row_N
+        return np.where(is_KN.any(axis=1), np.pad(is_KN, ((0, 0), (0, 1)), constant_values=True).argmax(axis=1), -1)
+
     def keep(self, kept_N: NDArray[np.bool_]) -> "Candidates":
         """Those where `kept_N` is true, in the same order."""
         if kept_N.shape != self.row_N.shape:

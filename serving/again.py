@@ -103,7 +103,8 @@ class Past:
     def __init__(self, generations: Generations) -> None:
         self._generations = generations
         self._loading = threading.Lock()
-        self._loaded: Generation | None = None
+        self._snapshots: tuple[str, Snapshots] | None = None
+        """Of the generation named."""
 
     def answered(self, logged: Impression) -> Generation:
         """
@@ -115,22 +116,27 @@ class Past:
         if active is not None and (active.id, active.catalog_seq) == (logged.generation, logged.catalog_seq):
             return active
         with self._loading:
-            if self._loaded is None or self._loaded.id != logged.generation:
-                self._loaded = Generation.load(self._generations.store, logged.generation)
-            return Snapshots({self._loaded.id: self._loaded}, self._generations.catalog).answered(logged)
+            if self._snapshots is None or self._snapshots[0] != logged.generation:
+                loaded = Generation.load(self._generations.store, logged.generation)
+                self._snapshots = loaded.id, Snapshots({loaded.id: loaded}, self._generations.catalog)
+            return self._snapshots[1].answered(logged)
 
 
-def ask_again(logged: Impression, generation: Generation) -> tuple[Answer, Impression]:
-    """The answer that the request gets now, and the impression that it makes."""
+def ask_again(logged: Impression, generation: Generation) -> tuple[Query, Answer]:
+    """What was asked, and the answer that it gets now."""
+    query = query_of(logged, generation)
+    return query, generation.pipeline.run(query, without=frozenset(logged.skipped_sources))
+
+
+def recorded_again(logged: Impression, generation: Generation) -> Impression:
+    """The impression that the request makes now."""
+    query, answer = ask_again(logged, generation)
     asked = Impression()
     asked.CopyFrom(logged)
     for field, _ in logged.ListFields():
         if field.name not in _ASKED:
             asked.ClearField(field.name)
-    query = query_of(asked, generation)
-    answer = generation.pipeline.run(query, without=frozenset(logged.skipped_sources))
-    made = record(asked, query=query, answer=answer, generation=generation, eligible=bool(logged.eligible_item_key))
-    return answer, made
+    return record(asked, query=query, answer=answer, generation=generation, eligible=bool(logged.eligible_item_key))
 
 
 def first_difference(

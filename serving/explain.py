@@ -14,15 +14,14 @@ from google.protobuf.internal.containers import MessageMap
 from numpy.typing import NDArray
 
 from candidate_gen.features import Feature, FeatureTable, RowKind
-from policy.selector import SlatePolicy
+from candidate_gen.types import Query
 from policy.terms import Terms
 from policy.types import Draw
 from policy.value import utility
 from protos.impression_pb2 import FeatureValue, Impression
 from protos.recommender_pb2 import ExplainResponse, Explanation, RecommendRequest, RecommendResponse
-from serving.again import first_difference
+from serving.again import ask_again, first_difference
 from serving.answers import respond, trace_of
-from serving.codec import query_of
 from serving.generation import Generation
 from serving.pipeline import Answer
 
@@ -47,8 +46,7 @@ def explain(
             f"impression {logged.request_id} was made with feature table {logged.schema}, generation {generation.id} "
             f"has {generation.table.fingerprint}"
         )
-    query = query_of(logged, generation)
-    answer = generation.pipeline.run(query, without=frozenset(logged.skipped_sources))
+    query, answer = ask_again(logged, generation)
     difference = first_difference(logged, query, answer, generation)
     shown = RecommendResponse()
     respond(shown, RecommendRequest(), logged=logged, query=query, generation=generation)
@@ -58,7 +56,7 @@ def explain(
         diverged=".".join(difference) if difference else "",
         trace=trace_of(answer, query),
     )
-    case = _Case.of(logged, generation, answer)
+    case = _Case.of(logged, generation, query, answer)
     position_of = {item_id: k for k, item_id in enumerate(logged.item_id)}
     for item_id in item_ids or logged.item_id:
         if item_id in position_of:
@@ -117,14 +115,9 @@ class _Case:
     """None where a shown item is no candidate now."""
 
     @classmethod
-    def of(cls, logged: Impression, generation: Generation, answer: Answer) -> "_Case":
-        policy = generation.pipeline.selector
-        if not isinstance(policy, SlatePolicy):
-            raise ValueError(f"generation {generation.id} has no policy that knows its propensities")
-        query, scored = query_of(logged, generation), answer.scored
-        index_of = {row: n for n, row in enumerate(scored.candidates.row_N.tolist())}
-        rows = generation.items.ids.rows_of(logged.item_id).tolist()
-        index_K = np.array([index_of.get(row, -1) for row in rows], np.int64)
+    def of(cls, logged: Impression, generation: Generation, query: Query, answer: Answer) -> "_Case":
+        policy, scored = generation.policy, answer.scored
+        index_K = scored.candidates.positions(generation.items.ids.rows_of(logged.item_id))
         return cls(
             logged,
             generation,
@@ -152,7 +145,7 @@ class _Case:
 
     def lost(self, item_id: str) -> Explanation:
         """An item that was not shown."""
-        row = int(self.generation.items.ids.rows_of([item_id])[0])
+        row = int(self._row_1(item_id)[0])
         explanation = Explanation(item_id=item_id, position=-1)
         if row < 0:
             explanation.lost = f"generation {self.generation.id} does not hold it"
@@ -166,11 +159,10 @@ class _Case:
                 )
                 return explanation
         candidates = self.answer.scored.candidates
-        at = np.flatnonzero(candidates.row_N == row)
-        if not len(at):
+        n = int(candidates.positions(self._row_1(item_id))[0])
+        if n < 0:
             explanation.lost = "not retrieved: no source named it"
             return explanation
-        n = int(at[0])
         chance_K = self.draw.distribution_KN[:, n]
         k = int(chance_K.argmax()) if len(chance_K) else 0
         explanation.propensity = float(chance_K.max(initial=0.0))
@@ -196,9 +188,11 @@ class _Case:
             pair_row_K = np.frombuffer(self.logged.pair_rows, table.dtype("pair"))
             return item_row_K[k : k + 1], pair_row_K[k : k + 1]
         scored = self.answer.scored
-        row = self.generation.items.ids.rows_of([item_id])[0]
-        n = int(np.flatnonzero(scored.candidates.row_N == row)[0])
+        n = int(scored.candidates.positions(self._row_1(item_id))[0])
         return scored.item_row_N[n : n + 1], scored.pair_row_N[n : n + 1]
+
+    def _row_1(self, item_id: str) -> NDArray[np.int64]:
+        return self.generation.items.ids.rows_of([item_id])
 
     @staticmethod
     def _terms(terms: Terms, k: int, n: int) -> dict[str, float]:

@@ -284,6 +284,16 @@ class Generation:
         )
 
     @property
+    def policy(self) -> SlatePolicy:
+        """
+        Raises:
+            ValueError: where slates are drawn by something else.
+        """
+        if not isinstance(self.pipeline.selector, SlatePolicy):
+            raise ValueError(f"generation {self.id} has no policy that knows its propensities")
+        return self.pipeline.selector
+
+    @property
     def rules_etag(self) -> str:
         """Version of the rules in force; empty where there were never any."""
         return self.rules.book.etag if self.rules else ""

@@ -27,11 +27,9 @@ from policy.ope import (
     sn_sips,
     truncated,
 )
-from policy.selector import SlatePolicy
 from protos.impression_pb2 import Degraded, Impression
-from serving.again import Snapshots
+from serving.again import Snapshots, ask_again
 from serving.catalog_log import CatalogLog
-from serving.codec import query_of
 from serving.generation import Generation
 from training.replay import Counterfactual, in_order
 
@@ -314,14 +312,10 @@ def _reach(by_depth: Sequence[Overlap]) -> int:
 
 def _drawn_again(logged: Impression, generation: Generation) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """What each slot was drawn from, and what was drawn."""
-    policy = generation.pipeline.selector
-    if not isinstance(policy, SlatePolicy):
-        raise ValueError(f"generation {generation.id} has no policy that knows its propensities")
-    query = query_of(logged, generation)
-    scored = generation.pipeline.run(query, without=frozenset(logged.skipped_sources)).scored
-    index_of = {row: n for n, row in enumerate(scored.candidates.row_N.tolist())}
-    index_K = np.array([index_of.get(row, -1) for row in generation.items.ids.rows_of(logged.item_id).tolist()])
-    draw = policy.propensity_of(query, scored, index_K)
+    policy = generation.policy
+    query, answer = ask_again(logged, generation)
+    index_K = answer.scored.candidates.positions(generation.items.ids.rows_of(logged.item_id))
+    draw = policy.propensity_of(query, answer.scored, index_K)
     differing_K = np.flatnonzero(~np.isclose(draw.propensity_K, logged.propensity, rtol=1e-6, atol=0))
     if len(differing_K):
         k = differing_K[0]

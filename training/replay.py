@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from candidate_gen.features import FeatureTable
 from index.generations import Manifest
-from policy.selector import SlatePolicy
 from protos.impression_pb2 import Degraded, Impression
-from serving.again import Snapshots, first_difference
+from serving.again import Snapshots, ask_again, first_difference
 from serving.catalog_log import CatalogLog
 from serving.codec import query_of
 from serving.generation import Generation
@@ -107,9 +106,7 @@ def divergence(logged: Impression, generation: Generation) -> Divergence | None:
 
     It is what comparing with the impression that the request makes now would say, without making it.
     """
-    query = query_of(logged, generation)
-    answer = generation.pipeline.run(query, without=frozenset(logged.skipped_sources))
-    differing = first_difference(logged, query, answer, generation)
+    differing = first_difference(logged, *ask_again(logged, generation), generation)
     return Divergence(logged.request_id, *differing) if differing else None
 
 
@@ -286,9 +283,7 @@ def _checked(logged: Impression) -> Impression:
 
 
 def _compared(logged: Impression, target: Generation) -> tuple[object, ...]:
-    policy = target.pipeline.selector
-    if not isinstance(policy, SlatePolicy):
-        raise ValueError(f"generation {target.id} has no policy that knows its propensities")
+    policy = target.policy
     query = query_of(logged, target)
     answer = target.pipeline.run(query)
     ids, row_N = target.items.ids, answer.scored.candidates.row_N
@@ -300,10 +295,7 @@ def _compared(logged: Impression, target: Generation) -> tuple[object, ...]:
     confined = answer.scored.keep(kept_N)
     utility_N = np.array(logged.eligible_utility, np.float32)[order_E[at_N[kept_N]]].astype(np.float64)
 
-    shown_row_K = ids.rows_of(logged.item_id)
-    is_shown_KN = shown_row_K[:, None] == confined.candidates.row_N
-    is_first_KN1 = np.pad(is_shown_KN, ((0, 0), (0, 1)), constant_values=True)
-    index_K = np.where(is_shown_KN.any(axis=1), is_first_KN1.argmax(axis=1), -1)
+    index_K = confined.candidates.positions(ids.rows_of(logged.item_id))
     draw = policy.propensity_of(query, confined, index_K)
     slate = policy.select(query, confined)
     own_K = answer.slate.index_K

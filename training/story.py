@@ -16,7 +16,7 @@ from policy.metrics import category_coverage, exposure_gini, fresh_share, intra_
 from protos.impression_pb2 import Impression, Kind
 from protos.recommender_pb2 import RecommendRequest, RecommendResponse
 from ranking.metrics import ece, reliability
-from serving.again import ask_again
+from serving.again import recorded_again
 from serving.answers import respond
 from serving.client import slate_of
 from serving.codec import query_of
@@ -272,7 +272,7 @@ def _samples(shown: Shown) -> Iterator[SampleSlate]:
 
 def _sample(logged: Impression, generation: Generation, answered_by: str) -> SampleSlate:
     """What a generation answers to a logged request, as its caller would see it."""
-    _, again = ask_again(logged, generation)
+    again = recorded_again(logged, generation)
     request = RecommendRequest(include_scores=True)
     response = RecommendResponse()
     respond(response, request, logged=again, query=query_of(again, generation), generation=generation)

@@ -75,3 +75,10 @@ def test_every_item_is_there_once_in_order_of_first_appearance(found: list[list[
             place = rows.index(row) if rows and row in rows else -1
             assert merged.rank_NS[n, s] == place
             assert merged.score_NS[n, s] == (hits(rows).score_K[place] if rows and place >= 0 else 0)
+
+
+def test_rows_are_found_among_the_candidates_or_told_to_be_none_of_them() -> None:
+    own = only(np.array([5, 3, 9], np.int64), ("a",))
+    assert own.positions(np.array([9, 4, 5], np.int64)).tolist() == [2, -1, 0]
+    assert own.positions(np.empty(0, np.int64)).tolist() == []
+    assert only(np.empty(0, np.int64), ("a",)).positions(np.array([1], np.int64)).tolist() == [-1]

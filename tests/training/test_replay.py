@@ -19,7 +19,7 @@ from index.types import Hits
 from policy.selector import SlatePolicy
 from protos.impression_pb2 import Degraded, Impression, Kind
 from ranking.types import Scored
-from serving.again import Snapshots, ask_again
+from serving.again import Snapshots, recorded_again
 from serving.answers import record
 from serving.catalog_log import FILE, CatalogLog
 from serving.client import CascadeClient, ItemChange, ItemEntry
@@ -91,7 +91,7 @@ def test_what_live_sources_said_is_taken_from_the_log_and_decides(loop: Loop) ->
         if each.generation == loop.second.id and each.kind == Kind.KIND_RECOMMEND and len(each.live_hits) == 2
     )
     generation = loop.generations[1]
-    names = list(ask_again(logged, generation)[1].source_names)
+    names = list(recorded_again(logged, generation).source_names)
     rank_NS = generation.pipeline.run(query_of(logged, generation)).scored.candidates.rank_NS
     for hits in logged.live_hits:
         found = generation.items.ids.rows(np.array(hits.item_key, np.uint64))
@@ -122,7 +122,7 @@ def test_asking_again_reads_nothing_but_the_question(loop: Loop) -> None:
     question = copy_of(logged)
     for name in ("item_id", "propensity", "utility", "query_row", "item_rows", "pair_rows", "probability"):
         question.ClearField(name)
-    _, again = ask_again(question, loop.generations[0])
+    again = recorded_again(question, loop.generations[0])
     assert list(again.item_id) == list(logged.item_id)
     assert list(again.propensity) == list(logged.propensity)
     assert again.pair_rows == logged.pair_rows
