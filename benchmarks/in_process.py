@@ -13,11 +13,12 @@ from protos.catalog_pb2 import UpsertItemsRequest
 from protos.events_pb2 import WriteEventsRequest
 from protos.recommender_pb2 import Context, RecommendRequest, RecommendResponse, SearchRequest, SearchResponse
 from serving.catalog import accepted_items
+from serving.events import EventsService
 from serving.generation import Generations
 from serving.live import Live
 from serving.log import ImpressionLog
 from serving.records import Event, ItemEntry
-from serving.service import EventsService, RecommenderService, ServiceSettings
+from serving.service import RecommenderService, ServiceSettings
 from serving.telemetry import Telemetry
 from training.served import ServedLog
 from training.world import World, WorldRequest

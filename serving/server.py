@@ -25,11 +25,12 @@ from protos import admin_pb2, catalog_pb2, events_pb2, recommender_pb2
 from serving.admin import AdminService
 from serving.again import Past
 from serving.catalog import CatalogService
+from serving.events import EventsService
 from serving.exchange import EventExchange
 from serving.generation import Generations
 from serving.live import Live
 from serving.log import Durability, ImpressionLog
-from serving.service import EventsService, Log, RecommenderService, ServiceSettings, State
+from serving.service import Log, RecommenderService, ServiceSettings, State
 from serving.state import UserState
 from serving.telemetry import Telemetry
 

@@ -1,12 +1,11 @@
-"""The data plane: Recommender and Events. Each call is one straight line from bytes to bytes."""
+"""The Recommender service: each call is one straight line from bytes to bytes."""
 
 import logging
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Literal, Protocol
 
 import grpc
@@ -17,13 +16,12 @@ from candidate_gen.live import LIVE
 from candidate_gen.types import Query
 from index.strings import key64
 from policy.selector import SlatePolicy
-from protos import events_pb2, recommender_pb2
-from protos.events_pb2 import EventResult, EventStatus
+from protos import recommender_pb2
 from protos.impression_pb2 import Degraded, Impression, Outcome
 from serving import answers, codec
 from serving.catalog_log import UnknownChange
 from serving.explain import explain
-from serving.generation import Generation, action_key
+from serving.generation import Generation
 from serving.live import Live
 from serving.log import CorruptLog, LogUnavailable, Status
 from serving.pipeline import Trace
@@ -34,10 +32,6 @@ from serving.telemetry import Telemetry
 Clock = Literal["system", "request"]
 """Whose time a request is answered as of: the server's, or the caller's own (simulations, tests)."""
 
-LATE_MS = 86_400_000
-"""An outcome older than a day is logged but changes nobody's state."""
-_STREAM_BATCH = 256
-_MAX_REJECTIONS = 1000
 _LOGGER = logging.getLogger("cascade.serving")
 
 _RECOMMENDER_LATER = {
@@ -166,7 +160,7 @@ class RecommenderService:
         codec.parse(request, wire)
         asked = codec.asked(
             request,
-            server_time_ms=None if self._settings.clock == "request" else _now_ms(),
+            server_time_ms=None if self._settings.clock == "request" else now_ms(),
             new_request_id=_new_request_id,
         )
         if request.validate_only:
@@ -241,7 +235,7 @@ class RecommenderService:
         try:
             generation = self._generations.catch_up()
         except (CorruptLog, LogUnavailable, UnknownChange) as error:
-            _warn(error, "the catalogue log cannot be followed")
+            warn(error, "the catalogue log cannot be followed")
             self._telemetry.add("catalog", "not_followed")
             generation = self._generations.active
         if generation is None:
@@ -255,7 +249,7 @@ class RecommenderService:
         try:
             known = self._log.find(asked.request_id)
         except Exception as error:
-            _warn(error, "the log cannot be searched")
+            warn(error, "the log cannot be searched")
             return None
         if known is not None and not codec.same_question(asked, known):
             raise codec.InvalidRequest("request_id", asked.request_id, "an id that no other request has used")
@@ -267,7 +261,7 @@ class RecommenderService:
         try:
             codec.remember(asked, *self._state.read(asked.user_id))
         except Exception as error:
-            _warn(error, "user state cannot be read")
+            warn(error, "user state cannot be read")
             self._telemetry.add("defaulted", "history")
             trace.degraded |= Degraded.DEGRADED_DEFAULT_FEATURES
 
@@ -279,7 +273,7 @@ class RecommenderService:
             allowed = generation.attributes.allowed(query.filter)
             codec.tell(asked, self._live.named(query, generation, allowed), generation)
         except Exception as error:
-            _warn(error, "live sources cannot be asked")
+            warn(error, "live sources cannot be asked")
             trace.degraded |= Degraded.DEGRADED_SOURCE_ERROR
             trace.skipped_sources |= dict.fromkeys(LIVE, "error")
         return replace(query, live=codec.live_hits(asked, generation))
@@ -289,131 +283,9 @@ class RecommenderService:
             log.append(logged)
             self._telemetry.add("log", "stored")
         except Exception as error:
-            _warn(error, "an impression cannot be logged")
+            warn(error, "an impression cannot be logged")
             self._telemetry.add("log", "failed")
             logged.degraded |= Degraded.DEGRADED_LOG_UNAVAILABLE
-
-
-class EventsService:
-    """Outcomes: into the log first, then into the user state and the live sources."""
-
-    def __init__(
-        self,
-        *,
-        state: State | None,
-        log: Log | None,
-        telemetry: Telemetry,
-        settings: ServiceSettings,
-        live: Live | None = None,
-    ) -> None:
-        self._state = state
-        self._log = log
-        self._live = live
-        self._telemetry = telemetry
-        self._settings = settings
-        self.admission = Admission(running=settings.event_calls, waiting=settings.waiting)
-
-    def handler(self) -> grpc.GenericRpcHandler:
-        return handlers(
-            events_pb2.DESCRIPTOR.services_by_name["Events"],
-            self._telemetry,
-            methods={"Write": self.write},
-            streams={"Stream": self.stream},
-        )
-
-    def write(self, wire: bytes, context: grpc.ServicerContext) -> bytes:
-        until = deadline(context, self._settings)
-        request = events_pb2.WriteEventsRequest()
-        codec.parse(request, wire)
-        codec.check_events(request)
-        with self.admission.enter(until):
-            results, degraded = self._store(request.events)
-        return events_pb2.WriteEventsResponse(results=results, degraded=degraded).SerializeToString()
-
-    def stream(self, wires: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        counts = dict.fromkeys(EventStatus.values(), 0)
-        response = events_pb2.StreamEventsResponse()
-        while batch := list(islice(wires, _STREAM_BATCH)):
-            events = []
-            for wire in batch:
-                events.append(Outcome())
-                codec.parse(events[-1], wire)
-            with self.admission.enter(deadline(context, self._settings)):
-                results, degraded = self._store(events)
-            response.degraded |= degraded
-            for result in results:
-                counts[result.status] += 1
-                if result.status == EventStatus.EVENT_STATUS_REJECTED and len(response.rejections) < _MAX_REJECTIONS:
-                    response.rejections.append(result)
-        response.stored = counts[EventStatus.EVENT_STATUS_STORED]
-        response.duplicate = counts[EventStatus.EVENT_STATUS_DUPLICATE]
-        response.rejected = counts[EventStatus.EVENT_STATUS_REJECTED]
-        response.late = counts[EventStatus.EVENT_STATUS_LATE]
-        return response.SerializeToString()
-
-    def _store(self, events: Iterable[Outcome]) -> tuple[list[EventResult], int]:
-        """A result for each event, and `Degraded` bits."""
-        now_ms = None if self._settings.clock == "request" else _now_ms()
-        results: list[EventResult] = []
-        accepted: list[tuple[EventResult, Outcome]] = []
-        for event in events:
-            result = EventResult(event_id=event.event_id)
-            try:
-                accepted.append((result, codec.outcome(event, server_time_ms=now_ms)))
-            except codec.InvalidRequest as error:
-                result.status = EventStatus.EVENT_STATUS_REJECTED
-                result.reason = str(error)
-            results.append(result)
-        outcomes = [outcome for _, outcome in accepted]
-        fresh: list[Outcome] = []
-        for (result, outcome), status in zip(accepted, self._write(outcomes), strict=True):
-            if status == "duplicate":
-                result.status = EventStatus.EVENT_STATUS_DUPLICATE
-            elif outcome.time_ms < outcome.visible_ms - LATE_MS:
-                result.status = EventStatus.EVENT_STATUS_LATE
-            else:
-                result.status = EventStatus.EVENT_STATUS_STORED
-                fresh.append(outcome)
-        for result in results:
-            self._telemetry.add("events", EventStatus.Name(result.status))
-        self._learn(fresh)
-        return results, self._apply([outcome for outcome in fresh if outcome.user_id])
-
-    def _learn(self, outcomes: Sequence[Outcome]) -> None:
-        if self._live is None:
-            return
-        try:
-            self._live.write(outcomes)
-        except Exception as error:
-            _warn(error, "live sources cannot learn")
-
-    def _write(self, outcomes: Sequence[Outcome]) -> Sequence[Status]:
-        if self._log is None or not outcomes:
-            return ["stored"] * len(outcomes)
-        try:
-            statuses = self._log.write_outcomes(outcomes)
-        except LogUnavailable as error:
-            self._telemetry.add("log", "failed")
-            raise Unavailable(f"the events are not stored, send them again: {error}") from error
-        self._telemetry.add("log", "stored", len(outcomes))
-        return statuses
-
-    def _apply(self, outcomes: Sequence[Outcome]) -> int:
-        """Change the state of every user concerned, in the order of training's histories; returns `Degraded` bits."""
-        if self._state is None:
-            return 0
-        events_of: dict[str, list[tuple[int, int, int]]] = {}
-        for one in sorted(outcomes, key=lambda each: (each.visible_ms, each.time_ms, each.event_id)):
-            event = (key64(one.item_id), action_key(one.action), one.time_ms)
-            events_of.setdefault(one.user_id, []).append(event)
-        degraded = 0
-        for user_id, events in events_of.items():
-            try:
-                self._state.push(user_id, events)
-            except Exception as error:
-                _warn(error, "user state cannot be changed")
-                degraded = Degraded.DEGRADED_DEFAULT_FEATURES
-        return degraded
 
 
 def _without_chance(generation: Generation) -> Generation:
@@ -423,7 +295,7 @@ def _without_chance(generation: Generation) -> Generation:
     return replace(generation, settings=settings, pipeline=replace(generation.pipeline, selector=policy))
 
 
-def _warn(error: Exception, what: str) -> None:
+def warn(error: Exception, what: str) -> None:
     """What is expected to happen gets a line, a defect its traceback."""
     expected = isinstance(error, LogUnavailable | StateUnavailable | CorruptLog | UnknownChange)
     _LOGGER.warning("%s: %s", what, error, exc_info=None if expected else error)
@@ -435,7 +307,7 @@ def deadline(context: grpc.ServicerContext, settings: ServiceSettings) -> float:
     return time.monotonic() + (settings.deadline_s if remaining_s is None else remaining_s)
 
 
-def _now_ms() -> int:
+def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 

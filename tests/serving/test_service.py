@@ -42,10 +42,11 @@ from protos.recommender_pb2 import (
     SearchResponse,
 )
 from serving import codec
+from serving.events import LATE_MS
 from serving.generation import Generations, action_key
 from serving.log import ImpressionLog, read_impressions
 from serving.rpc import Admission, DeadlinePassed, Overloaded, Replies, handlers
-from serving.service import LATE_MS, RecommenderService, ServiceSettings
+from serving.service import RecommenderService, ServiceSettings
 from serving.telemetry import Histogram, Telemetry
 
 AT = Context(client_time_ms=NOW_MS, user_id="u1")

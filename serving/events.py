@@ -1,0 +1,145 @@
+"""The Events service: what users did, into the log first, then into whatever learns from it."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+import grpc
+
+from index.strings import key64
+from protos import events_pb2
+from protos.events_pb2 import EventResult, EventStatus
+from protos.impression_pb2 import Degraded, Outcome
+from serving import codec
+from serving.generation import action_key
+from serving.live import Live
+from serving.log import LogUnavailable, Status
+from serving.rpc import Admission, Unavailable, handlers
+from serving.service import Log, ServiceSettings, State, deadline, now_ms, warn
+from serving.telemetry import Telemetry
+
+LATE_MS = 86_400_000
+"""An outcome older than a day is logged but changes nobody's state."""
+_STREAM_BATCH = 256
+_MAX_REJECTIONS = 1000
+
+
+class EventsService:
+    """Outcomes: into the log first, then into the user state and the live sources."""
+
+    def __init__(
+        self,
+        *,
+        state: State | None,
+        log: Log | None,
+        telemetry: Telemetry,
+        settings: ServiceSettings,
+        live: Live | None = None,
+    ) -> None:
+        self._state = state
+        self._log = log
+        self._live = live
+        self._telemetry = telemetry
+        self._settings = settings
+        self.admission = Admission(running=settings.event_calls, waiting=settings.waiting)
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        return handlers(
+            events_pb2.DESCRIPTOR.services_by_name["Events"],
+            self._telemetry,
+            methods={"Write": self.write},
+            streams={"Stream": self.stream},
+        )
+
+    def write(self, wire: bytes, context: grpc.ServicerContext) -> bytes:
+        until = deadline(context, self._settings)
+        request = events_pb2.WriteEventsRequest()
+        codec.parse(request, wire)
+        codec.check_events(request)
+        with self.admission.enter(until):
+            results, degraded = self._store(request.events)
+        return events_pb2.WriteEventsResponse(results=results, degraded=degraded).SerializeToString()
+
+    def stream(self, wires: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        counts = dict.fromkeys(EventStatus.values(), 0)
+        response = events_pb2.StreamEventsResponse()
+        while batch := list(islice(wires, _STREAM_BATCH)):
+            events = []
+            for wire in batch:
+                events.append(Outcome())
+                codec.parse(events[-1], wire)
+            with self.admission.enter(deadline(context, self._settings)):
+                results, degraded = self._store(events)
+            response.degraded |= degraded
+            for result in results:
+                counts[result.status] += 1
+                if result.status == EventStatus.EVENT_STATUS_REJECTED and len(response.rejections) < _MAX_REJECTIONS:
+                    response.rejections.append(result)
+        response.stored = counts[EventStatus.EVENT_STATUS_STORED]
+        response.duplicate = counts[EventStatus.EVENT_STATUS_DUPLICATE]
+        response.rejected = counts[EventStatus.EVENT_STATUS_REJECTED]
+        response.late = counts[EventStatus.EVENT_STATUS_LATE]
+        return response.SerializeToString()
+
+    def _store(self, events: Iterable[Outcome]) -> tuple[list[EventResult], int]:
+        """A result for each event, and `Degraded` bits."""
+        server_time_ms = None if self._settings.clock == "request" else now_ms()
+        results: list[EventResult] = []
+        accepted: list[tuple[EventResult, Outcome]] = []
+        for event in events:
+            result = EventResult(event_id=event.event_id)
+            try:
+                accepted.append((result, codec.outcome(event, server_time_ms=server_time_ms)))
+            except codec.InvalidRequest as error:
+                result.status = EventStatus.EVENT_STATUS_REJECTED
+                result.reason = str(error)
+            results.append(result)
+        outcomes = [outcome for _, outcome in accepted]
+        fresh: list[Outcome] = []
+        for (result, outcome), status in zip(accepted, self._write(outcomes), strict=True):
+            if status == "duplicate":
+                result.status = EventStatus.EVENT_STATUS_DUPLICATE
+            elif outcome.time_ms < outcome.visible_ms - LATE_MS:
+                result.status = EventStatus.EVENT_STATUS_LATE
+            else:
+                result.status = EventStatus.EVENT_STATUS_STORED
+                fresh.append(outcome)
+        for result in results:
+            self._telemetry.add("events", EventStatus.Name(result.status))
+        self._learn(fresh)
+        return results, self._apply([outcome for outcome in fresh if outcome.user_id])
+
+    def _learn(self, outcomes: Sequence[Outcome]) -> None:
+        if self._live is None:
+            return
+        try:
+            self._live.write(outcomes)
+        except Exception as error:
+            warn(error, "live sources cannot learn")
+
+    def _write(self, outcomes: Sequence[Outcome]) -> Sequence[Status]:
+        if self._log is None or not outcomes:
+            return ["stored"] * len(outcomes)
+        try:
+            statuses = self._log.write_outcomes(outcomes)
+        except LogUnavailable as error:
+            self._telemetry.add("log", "failed")
+            raise Unavailable(f"the events are not stored, send them again: {error}") from error
+        self._telemetry.add("log", "stored", len(outcomes))
+        return statuses
+
+    def _apply(self, outcomes: Sequence[Outcome]) -> int:
+        """Change the state of every user concerned, in the order of training's histories; returns `Degraded` bits."""
+        if self._state is None:
+            return 0
+        events_of: dict[str, list[tuple[int, int, int]]] = {}
+        for one in sorted(outcomes, key=lambda each: (each.visible_ms, each.time_ms, each.event_id)):
+            event = (key64(one.item_id), action_key(one.action), one.time_ms)
+            events_of.setdefault(one.user_id, []).append(event)
+        degraded = 0
+        for user_id, events in events_of.items():
+            try:
+                self._state.push(user_id, events)
+            except Exception as error:
+                warn(error, "user state cannot be changed")
+                degraded = Degraded.DEGRADED_DEFAULT_FEATURES
+        return degraded
