@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +32,7 @@ _OWNERS: dict[RowKind, tuple[Owner, ...]] = {
 }
 _DAY_MS = 86_400_000
 _SPANS = Spans()
+_FILE = "schema.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,14 @@ class FeatureTable:
             },
             sort_keys=True,
         )
+
+    def save(self, folder: Path) -> None:
+        (folder / _FILE).write_text(self.to_json())
+
+    @classmethod
+    def load(cls, folder: Path) -> "FeatureTable":
+        """What `save` left."""
+        return cls.from_json((folder / _FILE).read_text())
 
     @classmethod
     def from_json(cls, text: str) -> "FeatureTable":

@@ -4,7 +4,7 @@ Shape letters: N candidates, S sources, A actions, I items, D vector width.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, fields
 from functools import cached_property
@@ -208,20 +208,20 @@ def feature_rows(
         age_ms_N=hydrated.query.time_ms - items.published_ms_I[row_N],
         tower_score_N=items.embedding_ID[row_N] @ hydrated.vector_D,
         bm25_N=candidates.score_NS[:, names.index(_LEXICAL)] if _LEXICAL in names else None,
-        rank_NS=_ranks(table, candidates),
+        rank_NS=ranks_by_source(table, names, candidates.rank_NS),
     )
     return item_row_N, pair_row_N
 
 
-def _ranks(table: FeatureTable, candidates: Candidates) -> NDArray[np.int16]:
-    """Ranks by source in the order of the table, -1 for a source that was not asked."""
-    if candidates.source_names == table.sources:
-        return candidates.rank_NS
-    rank_NS = np.full((len(candidates), len(table.sources)), -1, np.int16)
+def ranks_by_source(table: FeatureTable, names: Sequence[str], rank_NS: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Ranks, a column for each of `names`, as columns of the table's sources; -1 for a source that was not asked."""
+    if tuple(names) == table.sources:
+        return rank_NS
+    ordered_NS = np.full((len(rank_NS), len(table.sources)), -1, np.int16)
     for s, name in enumerate(table.sources):
-        if name in candidates.source_names:
-            rank_NS[:, s] = candidates.rank_NS[:, candidates.source_names.index(name)]
-    return rank_NS
+        if name in names:
+            ordered_NS[:, s] = rank_NS[:, list(names).index(name)]
+    return ordered_NS
 
 
 def require_table(path: Path, described: Mapping[str, Any], table: FeatureTable) -> None:

@@ -78,7 +78,7 @@ def write(
         activity: of nobody where not given.
     """
     activity = activity or Activity.none()
-    (folder / "schema.json").write_text(table.to_json())
+    table.save(folder)
     items.save(folder)
     users.save(folder, "user_id")
     np.save(folder / "profile_U.npy", profile_U, allow_pickle=False)
@@ -161,7 +161,7 @@ class Generation:
 
     @classmethod
     def _read(cls, folder: Path, manifest: Manifest, placement: Placement) -> "Generation":
-        table = FeatureTable.from_json((folder / "schema.json").read_text())
+        table = FeatureTable.load(folder)
         _agree("schema", table.fingerprint, "manifest", manifest.fingerprints["schema"])
         items = Items.load(folder)
         _agree("items", items.fingerprint, "manifest", manifest.fingerprints["items"])

@@ -190,7 +190,7 @@ def in_force(store: GenerationStore, settings: CycleSettings) -> tuple[FeatureTa
     if current is None:
         return None, None
     folder, metrics, told = store.folder(current), store.manifest(current).metrics, settings.ranker
-    table = FeatureTable.from_json((folder / "schema.json").read_text())
+    table = FeatureTable.load(folder)
     if isinstance(told, TreesSettings) or not told.warm_start or _LEARNED_UNTIL not in metrics:
         return table, None
     nothing = Items.of(

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,6 +33,13 @@ def appearing(path: Path) -> Iterator[Path]:
     except BaseException:
         remove(draft)
         raise
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Files by name, each whole or not at all, in this order."""
+    for name, text in texts.items():
+        with appearing(folder / name) as draft:
+            draft.write_text(text)
 
 
 def remove(path: Path) -> None:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from policy.ope import Estimate, checks
 from training import plots
-from training.durable import appearing
+from training.durable import write_texts
 from training.estimate import HEADLINE, Estimates
 from training.figures import Estimated
 from training.findings import Finding
@@ -57,9 +57,7 @@ def report(estimates: Estimates, *, target: str, logged: str) -> dict[str, Any]:
 
 def write(report: Mapping[str, Any], folder: Path) -> Path:
     """Write `ope.html` and `ope.json`, each whole or not at all; returns the page's path."""
-    for name, text in {"ope.json": json.dumps(report, indent=2) + "\n", "ope.html": html(report)}.items():
-        with appearing(folder / name) as draft:
-            draft.write_text(text)
+    write_texts(folder, {"ope.json": json.dumps(report, indent=2) + "\n", "ope.html": html(report)})
     return folder / "ope.html"
 
 

@@ -193,7 +193,7 @@ def from_impressions(
     age_ms_N = time_ms_N - items["published_ms"].to_numpy()[item_N]
     pair_row_N = _pair_rows(table, query_row_R, request_N, item_row_N, age_ms_N)
     if lexical is not None:
-        bm25_N = _bm25(lexical, requests["text"].to_list(), request_N, item_N, items=items.height)
+        bm25_N = bm25_of(lexical, requests["text"].to_list(), request_N, item_N, items=items.height)
         pair_row_N["bm25"] = np.log1p(bm25_N)
     return Examples(
         query_row_R,
@@ -354,7 +354,7 @@ def _pair_rows(
     return np.concatenate(parts)
 
 
-def _bm25(
+def bm25_of(
     lexical: TextSearch,
     texts: Sequence[str],
     request_N: NDArray[np.int64],

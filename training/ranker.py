@@ -291,24 +291,11 @@ def train_ranker(
     with torch.inference_mode():
         logit_NA = torch.cat([training(batch) for batch in training.val_dataloader()]).numpy()
     curve_P = examination.curve_P
-    examination_N = curve_P[np.clip(held_out.position_N, 0, len(curve_P) - 1)]
-    calibration = Calibration.fit(
-        table.actions,
-        logit_NA,
-        held_out.label_NA,
-        group_N=held_out.request_N,
-        examination_N=examination_N,
-        kind=settings.calibration,
-    )
-    metrics = held_out_metrics(
-        table.actions, logit_NA, held_out, examination_N=examination_N, kind=settings.calibration
-    )
+    calibration, metrics = calibrated(table.actions, logit_NA, held_out, curve_P=curve_P, kind=settings.calibration)
     return (
         ranker.eval(),
         calibration,
         metrics
-        | {f"{action}.calibration.{kind}": 1.0 for action, kind in zip(table.actions, calibration.kinds, strict=True)}
-        | {f"examination.{p}": float(share) for p, share in enumerate(curve_P)}
         | {
             "examples": float(len(train)),
             "held_out": float(len(held_out)),
@@ -350,16 +337,22 @@ def rates_by_position(label_NA: NDArray[np.float32], position_N: NDArray[np.inte
     return np.concatenate([[1.0], np.clip(rate_P[1:] / rate_P[0], 0.02, 0.98)])
 
 
-def held_out_metrics(
+def calibrated(
     actions: Sequence[str],
     logit_NA: NDArray[np.floating],
     held_out: Examples,
     *,
-    examination_N: NDArray[np.float64],
+    curve_P: NDArray[np.float64],
     kind: CurveKind | Literal["auto"],
-) -> dict[str, float]:
-    """Metrics of logits of P(action | examined) against logged labels; see `train_ranker`."""
+) -> tuple[Calibration, dict[str, float]]:
+    """Calibration of logits of P(action | examined), and their metrics against logged labels; see `train_ranker`.
+
+    Args:
+        curve_P: examination of each position; beyond the last, as there.
+    """
     label_NA, request_N = held_out.label_NA, held_out.request_N
+    examination_N = curve_P[np.clip(held_out.position_N, 0, len(curve_P) - 1)]
+    serving = Calibration.fit(actions, logit_NA, label_NA, group_N=request_N, examination_N=examination_N, kind=kind)
     raw_NA = examination_N[:, None] * Calibration.identity(actions).apply(logit_NA)
     probability_NA = np.empty_like(raw_NA)
     for half in (0, 1):
@@ -384,7 +377,9 @@ def held_out_metrics(
             f"{action}.ece_raw": ece(label_N, raw_NA[:, a]),
         }
     ndcg = ndcg_at(_CUTOFF, label_NA[:, 0], logit_NA[:, 0], request_N)
-    return metrics | {f"ndcg@{_CUTOFF}": ndcg.mean, f"ndcg@{_CUTOFF}.requests": float(ndcg.groups)}
+    metrics |= {f"ndcg@{_CUTOFF}": ndcg.mean, f"ndcg@{_CUTOFF}.requests": float(ndcg.groups)}
+    metrics |= {f"{action}.calibration.{kind}": 1.0 for action, kind in zip(actions, serving.kinds, strict=True)}
+    return serving, metrics | {f"examination.{p}": float(share) for p, share in enumerate(curve_P)}
 
 
 def _batch(table: FeatureTable, examples: Examples, *, clip: float) -> Batch:

@@ -153,7 +153,7 @@ def _published(
 ) -> dict[str, Any]:
     """What the report says of the generation that is published."""
     old = store.folder(base.id)
-    table = FeatureTable.from_json((old / "schema.json").read_text())
+    table = FeatureTable.load(old)
     towers = Towers.load(old, table)
     with run.stage("items", len(entries)) as advance:
         items = Items.load(old)

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from index.generations import Manifest
 from training import plots
-from training.durable import appearing
+from training.durable import write_texts
 from training.figures import Curve
 from training.report import environment, figure, plain
 
@@ -32,9 +32,7 @@ _PARTS = {
 def write(report: Mapping[str, Any], folder: Path) -> Path:
     """Write `rebuild.html` and `rebuild.json`, each whole or not at all; returns the page's path."""
     report = plain(report)
-    for name, text in {"rebuild.json": json.dumps(report, indent=2) + "\n", "rebuild.html": html(report)}.items():
-        with appearing(folder / name) as draft:
-            draft.write_text(text)
+    write_texts(folder, {"rebuild.json": json.dumps(report, indent=2) + "\n", "rebuild.html": html(report)})
     return folder / "rebuild.html"
 
 

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from rich.table import Table
 
 from training import plots
-from training.durable import appearing
+from training.durable import write_texts
 from training.figures import Figures
 from training.findings import CALLS, findings, flat, number
 
@@ -56,9 +56,7 @@ def write(summary: Mapping[str, Any], figures: Figures, folder: Path) -> Path:
         "figures.json": json.dumps(plain(asdict(figures))),
         "summary.json": json.dumps(summary, indent=2) + "\n",
     }
-    for name, text in texts.items():
-        with appearing(folder / name) as draft:
-            draft.write_text(text)
+    write_texts(folder, texts)
     return folder / "report.html"
 
 

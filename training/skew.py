@@ -39,12 +39,13 @@ from candidate_gen.types import Query
 from index.generations import GenerationStore
 from index.strings import keys64
 from protos.impression_pb2 import Impression
-from ranking.scorer import require_table
+from ranking.scorer import ranks_by_source, require_table
 from serving.again import Snapshots
 from serving.catalog_log import FILE, CatalogLog
 from serving.codec import query_of, remember
 from serving.generation import Generation, action_key
 from training.events import point_in_time_history
+from training.examples import bm25_of
 from training.gates import SKEW, SKEW_REQUESTS, SKEW_STATE
 
 _CHUNK = 1024
@@ -230,7 +231,7 @@ def sampled(
 
 def table_of(store: GenerationStore, generation: str) -> FeatureTable:
     """The feature table of a generation."""
-    return FeatureTable.from_json((store.folder(generation) / "schema.json").read_text())
+    return FeatureTable.load(store.folder(generation))
 
 
 def require_schema(logged: Impression, table: FeatureTable, known: Iterable[FeatureTable]) -> None:
@@ -320,10 +321,13 @@ def _again(
         if each.eligible_item_key:
             score_N[of] = _tower_scores(each, row_N[of], query_row_R[r : r + 1], generation)
             scored_N[of] = True
-        rank_NS[of] = _ranks(each, table)
+        asked_KS = np.array(each.source_rank, np.int16).reshape(len(each.item_id), len(each.source_names))
+        rank_NS[of] = ranks_by_source(table, each.source_names, asked_KS)
         if each.text.strip() and "lexical" in table.sources:
             named_K = rank_NS[of, table.sources.index("lexical")] >= 0
-            bm25_N[of] = _bm25(each.text, row_N[of], generation) * named_K
+            first_K = np.zeros(len(named_K), np.int64)
+            matched_K = bm25_of(generation.lexical, [each.text], first_K, row_N[of], items=len(items))
+            bm25_N[of] = matched_K * named_K
     pair_row_N = pair_rows(
         table,
         query_row_R[request_N],
@@ -409,17 +413,6 @@ def _query_rows(queries: Sequence[Query], generation: Generation) -> np.ndarray:
     )
 
 
-def _ranks(logged: Impression, table: FeatureTable) -> NDArray[np.int16]:
-    """Logged ranks of each item in the order of the table's sources, -1 for a source that was not asked."""
-    names = list(logged.source_names)
-    asked_KS = np.array(logged.source_rank, np.int16).reshape(len(logged.item_id), len(names))
-    rank_KS = np.full((len(logged.item_id), len(table.sources)), -1, np.int16)
-    for s, name in enumerate(table.sources):
-        if name in names:
-            rank_KS[:, s] = asked_KS[:, names.index(name)]
-    return rank_KS
-
-
 def _tower_scores(
     logged: Impression, row_K: NDArray[np.int64], query_row: np.ndarray, generation: Generation
 ) -> NDArray[np.float32]:
@@ -428,13 +421,6 @@ def _tower_scores(
     score_C = generation.items.embedding_ID[row_C] @ generation.encode_query(query_row)
     score_of = dict(zip(row_C.tolist(), score_C.tolist(), strict=True))
     return np.array([score_of[row] for row in row_K.tolist()], np.float32)
-
-
-def _bm25(text: str, row_K: NDArray[np.int64], generation: Generation) -> NDArray[np.float32]:
-    """How well each item matches what was typed; 0 where it does not."""
-    hits = generation.lexical.search(text, len(generation.items))
-    score_of = dict(zip(hits.row_K.tolist(), hits.score_K.tolist(), strict=True))
-    return np.array([score_of.get(row, 0.0) for row in row_K.tolist()], np.float32)
 
 
 def _bits(column_N: np.ndarray) -> np.ndarray:

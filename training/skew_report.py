@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from training import plots
-from training.durable import appearing
+from training.durable import write_texts
 from training.gates import GateSettings, skew_gates
 from training.report import environment, figure, plain
 from training.skew import Skew
@@ -37,9 +37,7 @@ def described(skew: Skew, gates: GateSettings, *, log: Path) -> dict[str, Any]:
 
 def write(report: Mapping[str, Any], folder: Path) -> Path:
     """Write `skew.html` and `skew.json`, each whole or not at all; returns the page's path."""
-    for name, text in {"skew.json": json.dumps(report, indent=2) + "\n", "skew.html": html(report)}.items():
-        with appearing(folder / name) as draft:
-            draft.write_text(text)
+    write_texts(folder, {"skew.json": json.dumps(report, indent=2) + "\n", "skew.html": html(report)})
     return folder / "skew.html"
 
 

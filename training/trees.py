@@ -23,7 +23,7 @@ from ranking.losses import inverse_propensity_weights
 from ranking.metrics import ndcg_at
 from ranking.trees import Columns, Trees
 from training.examples import Examples
-from training.ranker import held_out_metrics, rates_by_position, split_by_time
+from training.ranker import calibrated, rates_by_position, split_by_time
 
 _CUTOFF = 10
 _LEAST_EXAMINED = 0.02
@@ -163,18 +163,11 @@ def train_trees(
     _leave(losses, folder)
     trees = Trees(table, text_A, base_A)
     logit_NA = trees.logits(held_out.row_NC)
-    examination_N = curve_P[held_out.position_N]
-    kind = settings.calibration
-    calibration = Calibration.fit(
-        table.actions, logit_NA, last.label_NA, group_N=last.request_N, examination_N=examination_N, kind=kind
-    )
-    metrics = held_out_metrics(table.actions, logit_NA, last, examination_N=examination_N, kind=kind)
+    calibration, metrics = calibrated(table.actions, logit_NA, last, curve_P=curve_P, kind=settings.calibration)
     return (
         trees,
         calibration,
         metrics
-        | {f"{action}.calibration.{kind}": 1.0 for action, kind in zip(table.actions, calibration.kinds, strict=True)}
-        | {f"examination.{p}": float(share) for p, share in enumerate(curve_P)}
         | {f"{action}.trees": float(n) for action, n in zip(table.actions, trees.count_A, strict=True)}
         | {
             "examples": float(len(first)),
