@@ -53,6 +53,11 @@ class AdminService:
         """Why the store's current generation could not be taken up; empty where it was."""
         self.stopping = False
 
+    @property
+    def ready(self) -> bool:
+        """A generation is active and the server is not stopping."""
+        return self._generations.active is not None and not self.stopping
+
     def handler(self) -> grpc.GenericRpcHandler:
         return handlers(
             admin_pb2.DESCRIPTOR.services_by_name["Admin"],
@@ -139,6 +144,8 @@ class AdminService:
     def get_status(self, wire: bytes, _context: grpc.ServicerContext) -> bytes:
         codec.parse(admin_pb2.GetStatusRequest(), wire)
         logged = self._telemetry.counts("log")
+        failed = self._telemetry.codes()
+        served = failed.pop("OK", 0)
         active = self._active_id()
         return admin_pb2.GetStatusResponse(
             generation=active,
@@ -147,9 +154,9 @@ class AdminService:
             now_ms=_now_ms(),
             pid=os.getpid(),
             version=_version(),
-            ready=bool(active) and not self.stopping,
-            served=sum(self._telemetry.counts("served").values()),
-            failed=self._telemetry.counts("failed"),
+            ready=self.ready,
+            served=served,
+            failed=failed,
             degraded=self._telemetry.counts("degraded"),
             in_flight=self._in_flight(),
             stages=[

@@ -59,6 +59,10 @@ class Trace:
 
     degraded: int = 0
     stage_ms: dict[str, float] = field(default_factory=dict)
+    source_ms: dict[str, float] = field(default_factory=dict)
+    """Of those that answered, from when they were asked."""
+    named: dict[str, int] = field(default_factory=dict)
+    """Rows that each source named."""
     skipped_sources: dict[str, str] = field(default_factory=dict)
     """Source to why: timeout or error."""
     removed: dict[str, NDArray[np.int64]] = field(default_factory=dict)
@@ -150,6 +154,7 @@ class Pipeline:
             for source, quota in self.sources
             if source.name in self.fan_out and source.name not in without
         }
+        begun_at = time.perf_counter()
         begun = self.fan_out.begin(handed_over if time.monotonic() <= until else {})
         patient_until = until if math.isinf(until) else min(until, time.monotonic() + self.patience_s)
         found: dict[str, Hits] = {}
@@ -158,6 +163,7 @@ class Pipeline:
             if source.name in without:
                 trace.skipped_sources[source.name] = "without"
                 continue
+            asked_at = begun_at if source.name in begun else time.perf_counter()
             try:
                 if source.name in begun:
                     hits = result(begun[source.name], patient_until)
@@ -165,6 +171,7 @@ class Pipeline:
                     hits = source.retrieve(hydrated, quota) if floor or time.monotonic() <= until else None
                 if hits is not None:
                     found[source.name] = self._checked(hits)
+                    trace.source_ms[source.name] = 1000 * (time.perf_counter() - asked_at)
                     trace.degraded |= Degraded.DEGRADED_PARTIAL_INDEX * hits.partial
                 else:
                     trace.skipped_sources[source.name] = "timeout"
@@ -172,6 +179,7 @@ class Pipeline:
             except Exception:
                 trace.skipped_sources[source.name] = "error"
                 trace.degraded |= Degraded.DEGRADED_SOURCE_ERROR
+        trace.named = {name: len(hits) for name, hits in found.items()}
         if trace.skipped_sources and not any(len(found.get(name, ())) for name in names[:-1]):
             trace.degraded |= Degraded.DEGRADED_POPULAR_FALLBACK
         return with_rows(merge(names, [found.get(name) for name in names]), self.pinned(hydrated.query))

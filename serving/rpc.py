@@ -23,7 +23,7 @@ from serving.catalog_log import UnknownChange
 from serving.codec import InvalidRequest, Unsupported
 from serving.generation import GenerationMismatch
 from serving.log import CorruptLog, LogUnavailable
-from serving.telemetry import Telemetry
+from serving.telemetry import Call, Telemetry
 
 Method = Callable[[bytes, grpc.ServicerContext], bytes]
 StreamMethod = Callable[[Iterator[bytes], grpc.ServicerContext], bytes]
@@ -93,7 +93,7 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
         if isinstance(error, kind):
             return code, str(error)
     defect = uuid.uuid4().hex[:12]
-    _LOGGER.error("defect %s", defect, exc_info=error)
+    _LOGGER.error("defect %s", defect, exc_info=error, extra={"defect": defect})
     return grpc.StatusCode.INTERNAL, f"internal error {defect}"
 
 
@@ -138,18 +138,19 @@ def _guarded(
 ) -> Callable[[_Wire, grpc.ServicerContext], bytes]:
     def handle(wire: _Wire, context: grpc.ServicerContext) -> bytes:
         started = time.perf_counter()
-        telemetry.add("calls", name)
+        call = Call(name, context, time.time_ns())
+        telemetry.begin(call)
         try:
-            reply = method(wire, context)
+            return method(wire, context)
         except Exception as error:
             code, message = status_of(error)
-            telemetry.add("failed", code.name)
+            call.code = code.name
             if isinstance(error, Overloaded):
                 context.set_trailing_metadata((("grpc-retry-pushback-ms", str(error.retry_after_ms)),))
             context.abort(code, message)
-        telemetry.add("served", name)
-        telemetry.observe({name.lower(): 1000 * (time.perf_counter() - started)})
-        return reply
+        finally:
+            call.ms = 1000 * (time.perf_counter() - started)
+            telemetry.end(call)
 
     return handle
 

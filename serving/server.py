@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import grpc
 import torch
@@ -22,6 +23,7 @@ from grpc_reflection.v1alpha import reflection
 from index.generations import GenerationStore
 from index.placement import Placement
 from protos import admin_pb2, catalog_pb2, events_pb2, recommender_pb2
+from serving import standing
 from serving.admin import AdminService
 from serving.again import Past
 from serving.catalog import CatalogService
@@ -30,6 +32,8 @@ from serving.exchange import EventExchange
 from serving.generation import Generations
 from serving.live import Live
 from serving.log import Durability, ImpressionLog
+from serving.log_lines import LogFormat, SlowCalls, say
+from serving.metrics import MetricsEndpoint
 from serving.service import Log, RecommenderService, ServiceSettings, State
 from serving.state import UserState
 from serving.telemetry import Telemetry
@@ -67,6 +71,17 @@ class ServerSettings:
     """0 chooses a free one."""
     admin_port: int = 50052
     """0 chooses a free one."""
+    metrics_port: int | None = None
+    """Where Prometheus may ask; 0 chooses a free one, None is off."""
+    log_format: LogFormat = "text"
+    """Of what the server says on stderr: `text`, or `json` with one object a line."""
+    slow_ms: float = 500.0
+    """A call that takes longer gets a line that says where the time went; at most one such line a second."""
+    traces: str = ""
+    """An OTLP endpoint, `http://host:4317`, that is told of calls as OpenTelemetry spans (the extra `otel`); empty for
+    none."""
+    traces_share: float = 0.01
+    """Of the calls whose caller has not decided it."""
     ready_file: Path | None = None
     """Holds the `Address` as JSON from when the server listens until it stops."""
     durability: Durability = "group"
@@ -86,14 +101,26 @@ class ServerSettings:
                 f"host: {self.host!r} given, allowed: a loopback address (127.0.0.1, ::1, localhost), "
                 "because without TLS and authentication the server must not be reached from elsewhere"
             )
-        for name, port in (("port", self.port), ("admin_port", self.admin_port)):
-            if not 0 <= port <= 65_535:
+        for name, port in (
+            ("port", self.port),
+            ("admin_port", self.admin_port),
+            ("metrics_port", self.metrics_port or 0),
+        ):
+            if port is not None and not 0 <= port <= 65_535:
                 raise ValueError(f"{name}: {port} given, allowed: 0 to 65535")
         for name, seconds in (("lame_duck_s", self.lame_duck_s), ("grace_s", self.grace_s)):
             if not 0 <= seconds <= 3600:
                 raise ValueError(f"{name}: {seconds} given, allowed: 0 to 3600")
         if not 0.01 <= self.watch_s <= 3600:
             raise ValueError(f"watch_s: {self.watch_s} given, allowed: 0.01 to 3600")
+        if self.log_format not in get_args(LogFormat):
+            raise ValueError(f"log_format: {self.log_format!r} given, allowed: {', '.join(get_args(LogFormat))}")
+        if not self.slow_ms > 0:
+            raise ValueError(f"slow_ms: {self.slow_ms} given, allowed: above 0")
+        if self.traces and not self.traces.startswith(("http://", "https://")):
+            raise ValueError(f"traces: {self.traces!r} given, allowed: http://host:port, https://host:port, or empty")
+        if not 0 <= self.traces_share <= 1:
+            raise ValueError(f"traces_share: {self.traces_share} given, allowed: 0 to 1")
         if not 1024 <= self.max_request_bytes <= 64 << 20:
             raise ValueError(f"max_request_bytes: {self.max_request_bytes} given, allowed: 1024 to {64 << 20}")
 
@@ -105,6 +132,8 @@ class Address:
     target: str
     admin_target: str
     pid: int
+    metrics_target: str = ""
+    """Empty where there are no metrics."""
 
 
 class Server:
@@ -124,7 +153,10 @@ class Server:
             experimental_non_blocking=True, experimental_thread_pool=ThreadPoolExecutor(2, "health")
         )
         self._announced: bool | None = None
-        telemetry = Telemetry()
+        self._served = ""
+        self._metrics: MetricsEndpoint | None = None
+        self.telemetry = telemetry = Telemetry()
+        telemetry.listeners.append(SlowCalls(settings.slow_ms))
         self.live = Live(lambda: generations.active)
         generations.on_ready = self.live.prepare
         recommender = RecommenderService(
@@ -139,11 +171,23 @@ class Server:
         events = EventsService(state=state, log=log, telemetry=telemetry, settings=settings.service, live=self.live)
         catalog = CatalogService(generations, telemetry=telemetry, settings=settings.service)
         services = (recommender, events, catalog)
+        self._log = log
+        self._admissions = {
+            "recommender": recommender.admission,
+            "events": events.admission,
+            "catalog": catalog.admission,
+        }
         self.admin = AdminService(
             generations,
             telemetry=telemetry,
             in_flight=lambda: sum(each.admission.inside for each in services),
             changed=self._announce,
+        )
+        rooms = {"recommender": recommender.admission, "events": events.admission, "catalog": catalog.admission}
+        telemetry.readers += (
+            lambda: standing.of_server(self.admin, log),
+            lambda: standing.of_generation(generations),
+            lambda: standing.of_rooms(rooms),
         )
         self._server = self._listener(sum(each.admission.places for each in services), _SERVICES)
         self._server.add_generic_rpc_handlers(tuple(each.handler() for each in services))
@@ -160,13 +204,16 @@ class Server:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         port = _bind(self._server, host, settings.port, "port")
         admin_port = _bind(self._admin_server, host, settings.admin_port, "admin_port")
+        if settings.metrics_port is not None:
+            self._metrics = MetricsEndpoint(self.telemetry, host=settings.host, port=settings.metrics_port)
         self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
         self._announce()
         self._server.start()
         self._admin_server.start()
         self._follow()
         self._watcher.start()
-        return Address(f"{host}:{port}", f"{host}:{admin_port}", os.getpid())
+        metrics_target = f"{host}:{self._metrics.port}" if self._metrics is not None else ""
+        return Address(f"{host}:{port}", f"{host}:{admin_port}", os.getpid(), metrics_target)
 
     def stop(self) -> None:
         """Say that the end is near, answer for a while, finish what is at work.
@@ -183,6 +230,8 @@ class Server:
         ended = [each.stop(self._settings.grace_s) for each in (self._server, self._admin_server)]
         for each in ended:
             each.wait()
+        if self._metrics is not None:
+            self._metrics.close()
 
     def _listener(self, places: int, services: tuple[str, ...]) -> grpc.Server:
         threads = places + _SPARE_THREADS
@@ -235,12 +284,17 @@ class Server:
                 unexpected = not isinstance(error, ValueError | OSError)
                 _LOGGER.error("the current generation cannot be taken up: %s", message, exc_info=unexpected)
             self.admin.follow_error = message
+            self.telemetry.add("generations", "refused")
         self._announce()
         return not self.admin.follow_error
 
     def _announce(self) -> None:
         """Tell health whether a slate can be had."""
-        ready = self._generations.active is not None
+        active = self._generations.active
+        ready = active is not None
+        if active is not None and active.id != self._served:
+            self._served = active.id
+            self.telemetry.add("generations", "activated")
         if ready != self._announced:
             self._announced = ready
             status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
@@ -257,6 +311,7 @@ def serve(settings: ServerSettings, *, on_ready: Callable[[Address], None]) -> N
     Raises:
         ValueError: for a port that cannot be had, a store that cannot be read, a log that is none.
     """
+    say(settings.log_format)
     torch.set_num_threads(1)
     asked_to_stop = threading.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
@@ -270,6 +325,15 @@ def serve(settings: ServerSettings, *, on_ready: Callable[[Address], None]) -> N
         generations = Generations(GenerationStore(settings.generations), placement=settings.index)
         stack.callback(generations.close)
         server = Server(generations, state=state, log=log, settings=settings)
+        server.telemetry.readers.append(lambda: standing.of_writer(log))
+        if state is not None:
+            server.telemetry.readers.append(lambda: standing.of_user_state(state, server.live))
+        if settings.traces:
+            from serving.tracing import Spans, otlp
+
+            spans = Spans(otlp(settings.traces), share=settings.traces_share)
+            stack.callback(spans.close)
+            server.telemetry.listeners.append(spans.record)
         address = server.start()
         if settings.redis:
             exchange = EventExchange(server.live, settings.redis)

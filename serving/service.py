@@ -27,7 +27,7 @@ from serving.log import CorruptLog, LogUnavailable, Status
 from serving.pipeline import Trace
 from serving.rpc import Admission, DeadlinePassed, Replies, Unavailable, UnknownRequest, handlers
 from serving.state import StateUnavailable
-from serving.telemetry import Telemetry
+from serving.telemetry import Telemetry, current_call
 
 Clock = Literal["system", "request"]
 """Whose time a request is answered as of: the server's, or the caller's own (simulations, tests)."""
@@ -163,6 +163,7 @@ class RecommenderService:
             server_time_ms=None if self._settings.clock == "request" else now_ms(),
             new_request_id=_new_request_id,
         )
+        current_call().request_id = asked.request_id
         if request.validate_only:
             generation = self._active()
             codec.check_against(asked, generation)
@@ -173,17 +174,24 @@ class RecommenderService:
             reply, repeated = self._replies.answer(
                 asked.request_id, wire, until, lambda: self._slate(request, response, asked, until)
             )
-            return self._as_now(reply, response) if repeated else reply
+            if not repeated:
+                return reply
+            self._telemetry.add("repeated", "memory")
+            return self._as_now(reply, response)
         return self._slate(request, response, asked, until)
 
     def _slate(self, request: codec.Request, response: answers.Response, asked: Impression, until: float) -> bytes:
+        call, came_at = current_call(), time.perf_counter()
         with self.admission.enter(until):
-            generation = self._active()
-            codec.check_against(asked, generation)
             before = Trace()
+            before.stage_ms["wait"] = 1000 * (time.perf_counter() - came_at)
+            generation = self._active()
+            call.generation = generation.id
+            codec.check_against(asked, generation)
             with before.stage("lookup"):
                 known = self._found(asked) if request.request_id and not request.no_log else None
             if known is not None:
+                self._telemetry.add("repeated", "log")
                 answers.respond(
                     response, request, logged=known, query=codec.query_of(known, generation), generation=generation
                 )
@@ -217,12 +225,8 @@ class RecommenderService:
                 if request.debug == recommender_pb2.DEBUG_LEVEL_SUMMARY:
                     response.trace.CopyFrom(answers.trace_of(answer, query))
                 reply = response.SerializeToString()
-        self._telemetry.observe(trace.stage_ms)
-        for bit in Degraded.values():
-            if logged.degraded & bit:
-                self._telemetry.add("degraded", Degraded.Name(bit))
-        for name in trace.defaulted:
-            self._telemetry.add("defaulted", name)
+            trace.degraded = logged.degraded
+            call.trace = trace
         return reply
 
     def _as_now(self, reply: bytes, response: answers.Response) -> bytes:

@@ -157,6 +157,11 @@ class UserState:
             with self._asking():
                 self._client.delete(_KEY.format(user_id))
 
+    @property
+    def available(self) -> bool:
+        """Whether it would be asked now."""
+        return not self._breaker.open
+
     def ping(self) -> bool:
         """Whether the store answers now; asks it even while the breaker is open."""
         try:

@@ -38,6 +38,8 @@ HOMES = {
     "lightgbm": ("ranking/trees.py", "training/"),
     "scipy": ("training/",),
     "torch": ("candidate_gen/", "ranking/", "serving/", "training/"),
+    "prometheus_client": ("serving/metrics.py",),
+    "opentelemetry": ("serving/tracing.py",),
     "protos": ("serving/", "training/"),
 }
 VAGUE = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
