@@ -5,37 +5,64 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from serving.telemetry import Family, Telemetry
+from protos.impression_pb2 import Degraded
+from serving.telemetry import Family, Label, Telemetry
 
 _HISTOGRAMS: dict[Family, tuple[str, str, str]] = {
     "call": ("cascade_request_duration_seconds", "method", "Calls that were answered OK, from first byte to answer"),
     "stage": ("cascade_stage_duration_seconds", "stage", "Stages of a slate; wait is the queue"),
     "source": ("cascade_source_duration_seconds", "source", "Sources that answered, from when they were asked"),
 }
-_COUNTERS: dict[str, tuple[str, tuple[str, ...], str]] = {
-    "calls": ("cascade_requests_started", ("method",), "Calls begun"),
-    "handled": ("cascade_requests", ("method", "code"), "Calls that have ended, by gRPC status"),
-    "degraded": ("cascade_degraded", ("reason",), "Answers that a fallback had a part in, by bit of Degraded"),
-    "named": ("cascade_source_rows", ("source",), "Candidates that a source named"),
-    "skipped": ("cascade_source_skipped", ("source", "reason"), "Times that a source was left out of an answer"),
-    "defaulted": ("cascade_features_defaulted", ("feature",), "Answers and changed items with a feature's default"),
-    "repeated": ("cascade_replies_repeated", ("kept",), "Answers to a request id that had been answered before"),
-    "log": ("cascade_log_writes", ("result",), "Impressions and outcomes that the log took, and writes that failed"),
-    "events": ("cascade_events", ("status",), "Outcomes that were sent, by what became of them"),
-    "catalog": ("cascade_catalog_changes", ("status",), "Changed items by what became of them"),
-    "failed": ("cascade_requests_refused", ("code",), "Calls that failed before they reached a method"),
-    "shed": ("cascade_requests_shed", ("reason",), "Calls turned away, or whose turn never came"),
-    "generations": ("cascade_generation_changes", ("result",), "Generations that were activated, and refused"),
+
+
+@dataclass(frozen=True, slots=True)
+class _Counter:
+    """How a counter of `Telemetry` is shown."""
+
+    name: str
+    labels: tuple[str, ...]
+    about: str
+    from_start: tuple[str, ...] = ()
+    """Labels that are shown before they were counted: a rate never sees the first of a kind."""
+
+
+_COUNTERS = {
+    "calls": _Counter("cascade_requests_started", ("method",), "Calls begun"),
+    "handled": _Counter("cascade_requests", ("method", "code"), "Calls that have ended, by gRPC status"),
+    "failed": _Counter("cascade_requests_refused", ("code",), "Calls that failed before they reached a method"),
+    "shed": _Counter("cascade_requests_shed", ("reason",), "Calls turned away, or whose turn never came"),
+    "degraded": _Counter(
+        "cascade_degraded",
+        ("reason",),
+        "Answers that a fallback had a part in, by bit of Degraded",
+        tuple(name for name, bit in Degraded.items() if bit),
+    ),
+    "named": _Counter("cascade_source_rows", ("source",), "Candidates that a source named"),
+    "skipped": _Counter("cascade_source_skipped", ("source", "reason"), "Answers that were made without a source"),
+    "defaulted": _Counter(
+        "cascade_features_defaulted", ("feature",), "Answers and changed items with a feature's default", ("history",)
+    ),
+    "repeated": _Counter("cascade_replies_repeated", ("kept",), "Answers given before, by where they were kept"),
+    "log": _Counter(
+        "cascade_log_writes", ("result",), "Rows that the log took, and writes that failed", ("stored", "failed")
+    ),
+    "events": _Counter("cascade_events", ("status",), "Outcomes that were sent, by what became of them"),
+    "catalog": _Counter("cascade_catalog_changes", ("status",), "Changed items, by what became of them"),
+    "generations": _Counter(
+        "cascade_generation_changes",
+        ("result",),
+        "Generations that were activated, and refused",
+        ("activated", "refused"),
+    ),
 }
-"""Counters of `Telemetry` by name: the metric, its labels, what it counts. Others appear as cascade_<counter>."""
-
-
+"""Others appear as cascade_<counter>."""
 _LOGGER = logging.getLogger("cascade.serving")
 
 
@@ -53,11 +80,12 @@ class TelemetryCollector(Collector):
             yield histogram
         counters = self._telemetry.counters()
         for counter in dict.fromkeys((*_COUNTERS, *counters)):
-            name, labels, about = _COUNTERS.get(counter, (f"cascade_{counter}", ("label",), f"The counter {counter}"))
-            metric = CounterMetricFamily(name, about, labels=labels)
-            for label, n in counters.get(counter, {}).items():
+            shown = _COUNTERS.get(counter, _Counter(f"cascade_{counter}", ("label",), f"The counter {counter}"))
+            metric = CounterMetricFamily(shown.name, shown.about, labels=shown.labels)
+            counts: dict[Label, int] = {**dict.fromkeys(shown.from_start, 0), **counters.get(counter, {})}
+            for label, n in counts.items():
                 values = (label,) if isinstance(label, str) else label
-                metric.add_metric(values if len(values) == len(labels) else ["/".join(values)], n)
+                metric.add_metric(values if len(values) == len(shown.labels) else ["/".join(values)], n)
             yield metric
         yield from self._gauges().values()
 

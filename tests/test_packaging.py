@@ -35,7 +35,9 @@ def test_every_line_of_a_lock_is_an_exact_version_and_names_no_place(lock: str) 
         assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line), line
 
 
-@pytest.mark.parametrize(("lock", "extras"), [("dev.lock", ("cpu", "local", "sweep", "dev")), ("gpu.lock", ("gpu",))])
+@pytest.mark.parametrize(
+    ("lock", "extras"), [("dev.lock", ("cpu", "local", "sweep", "otel", "dev")), ("gpu.lock", ("gpu",))]
+)
 def test_every_declared_dependency_is_pinned_to_a_version_that_it_allows(lock: str, extras: tuple[str, ...]) -> None:
     pinned = pins("dev.lock") | pins(lock)
     for requirement in declared(*extras):

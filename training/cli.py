@@ -269,6 +269,10 @@ def _add_call(commands: Any) -> None:
     ):
         methods.add_parser(name, help=text).add_argument("items", nargs="+", metavar="ITEM")
     methods.add_parser("status", help="what the server is doing")
+    ready = methods.add_parser("ready", help="whether it answers; exit code 2 where not, for probes")
+    ready.add_argument(
+        "--service", default="", help="a name of grpc.health.v1, such as live; default: whether a slate can be had"
+    )
     rules = methods.add_parser("rules", help="print the business rules in force, or put others in their place")
     rules.add_argument(
         "file",

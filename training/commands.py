@@ -124,6 +124,8 @@ def call(given: Namespace) -> None:
         match given.method:
             case "status":
                 _call_status(given, client)
+            case "ready":
+                _call_ready(given, client)
             case "rules":
                 _call_rules(given, client)
             case "event":
@@ -145,6 +147,16 @@ def _call_status(given: Namespace, client: "CascadeClient") -> None:
     _OUT.print(tabulated(status))
     if stages:
         _OUT.print("", tabulated(stages))
+
+
+def _call_ready(given: Namespace, client: "CascadeClient") -> None:
+    ready = client.ready(given.service)
+    if given.json:
+        print(json.dumps({"ready": ready}))
+    if not ready:
+        raise ValueError(f"not ready (health of {given.service!r})")
+    if not given.json:
+        _OUT.print("ready")
 
 
 def _call_rules(given: Namespace, client: "CascadeClient") -> None:

@@ -43,9 +43,7 @@ def spans_of(
     server.telemetry.listeners.append(spans.record)
     try:
         with grpc.insecure_channel(server.start().target) as channel:
-            method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
-                "/cascade.v1.Recommender/Recommend"
-            )
+            ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/cascade.v1.Recommender/Recommend")
             for wire, metadata in calls:
                 try:
                     ask(wire, timeout=60, metadata=metadata)
