@@ -251,7 +251,7 @@ class StageLatency(_message.Message):
     def __init__(self, stage: _Optional[str] = ..., count: _Optional[int] = ..., p50_ms: _Optional[float] = ..., p90_ms: _Optional[float] = ..., p99_ms: _Optional[float] = ..., max_ms: _Optional[float] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("generation", "current", "started_ms", "now_ms", "pid", "version", "ready", "served", "failed", "degraded", "in_flight", "stages", "follow_error", "calls", "logged", "log_failures", "defaulted")
+    __slots__ = ("generation", "current", "started_ms", "now_ms", "pid", "version", "ready", "served", "failed", "degraded", "in_flight", "stages", "follow_error", "calls", "logged", "log_failures", "defaulted", "standing")
     class FailedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -280,6 +280,13 @@ class GetStatusResponse(_message.Message):
         key: str
         value: int
         def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class StandingEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     CURRENT_FIELD_NUMBER: _ClassVar[int]
     STARTED_MS_FIELD_NUMBER: _ClassVar[int]
@@ -297,6 +304,7 @@ class GetStatusResponse(_message.Message):
     LOGGED_FIELD_NUMBER: _ClassVar[int]
     LOG_FAILURES_FIELD_NUMBER: _ClassVar[int]
     DEFAULTED_FIELD_NUMBER: _ClassVar[int]
+    STANDING_FIELD_NUMBER: _ClassVar[int]
     generation: str
     current: str
     started_ms: int
@@ -314,4 +322,5 @@ class GetStatusResponse(_message.Message):
     logged: int
     log_failures: int
     defaulted: _containers.ScalarMap[str, int]
-    def __init__(self, generation: _Optional[str] = ..., current: _Optional[str] = ..., started_ms: _Optional[int] = ..., now_ms: _Optional[int] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., ready: _Optional[bool] = ..., served: _Optional[int] = ..., failed: _Optional[_Mapping[str, int]] = ..., degraded: _Optional[_Mapping[str, int]] = ..., in_flight: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageLatency, _Mapping]]] = ..., follow_error: _Optional[str] = ..., calls: _Optional[_Mapping[str, int]] = ..., logged: _Optional[int] = ..., log_failures: _Optional[int] = ..., defaulted: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    standing: _containers.ScalarMap[str, float]
+    def __init__(self, generation: _Optional[str] = ..., current: _Optional[str] = ..., started_ms: _Optional[int] = ..., now_ms: _Optional[int] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., ready: _Optional[bool] = ..., served: _Optional[int] = ..., failed: _Optional[_Mapping[str, int]] = ..., degraded: _Optional[_Mapping[str, int]] = ..., in_flight: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageLatency, _Mapping]]] = ..., follow_error: _Optional[str] = ..., calls: _Optional[_Mapping[str, int]] = ..., logged: _Optional[int] = ..., log_failures: _Optional[int] = ..., defaulted: _Optional[_Mapping[str, int]] = ..., standing: _Optional[_Mapping[str, float]] = ...) -> None: ...

@@ -14,7 +14,7 @@ from serving import codec
 from serving.generation import Generation, Generations
 from serving.rpc import StaleRules, Unavailable, handlers
 from serving.rules import rule_book
-from serving.telemetry import Telemetry
+from serving.telemetry import Reading, Telemetry
 
 _LATER = {
     "SetTraffic": "SetTraffic is not built yet; it will split traffic between arms. Meanwhile Activate serves one "
@@ -175,6 +175,7 @@ class AdminService:
             logged=logged.get("stored", 0),
             log_failures=logged.get("failed", 0),
             defaulted=self._telemetry.counts("defaulted"),
+            standing={_key(each): each.value for each in self._telemetry.readings()},
         ).SerializeToString()
 
     def _active_id(self) -> str:
@@ -207,6 +208,10 @@ def _numbers(metrics: Mapping[str, object], prefix: str = "") -> Iterator[tuple[
             yield from _numbers(value, f"{prefix}{name}.")
         elif isinstance(value, int | float):
             yield f"{prefix}{name}", float(value)
+
+
+def _key(reading: Reading) -> str:
+    return f"{reading.name}{{{reading.label[1]}}}" if reading.label else reading.name
 
 
 def _check_id(field: str, value: str) -> None:

@@ -297,15 +297,13 @@ class CascadeClient:
         request = catalog_pb2.PatchItemsRequest(patches=[each.on_the_wire() for each in changes])
         return self._change("PatchItems", request, deadline_s)
 
-    def ready(self, service: str = "", *, deadline_s: float = 1.0) -> bool:
-        """Whether a server answers with a generation within the deadline.
-
-        Args:
-            service: a health name; `live` asks whether it runs and is not told to stop.
-        """
-        request, reply = health_pb2.HealthCheckRequest(service=service), health_pb2.HealthCheckResponse()
+    def ready(self, *, deadline_s: float = 1.0) -> bool:
+        """Whether a server answers with a generation within the deadline."""
+        reply = health_pb2.HealthCheckResponse()
         try:
-            self._send(self._channel, "/grpc.health.v1.Health/Check", request, reply, deadline_s)
+            self._send(
+                self._channel, "/grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest(), reply, deadline_s
+            )
         except CallFailed:
             return False
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)

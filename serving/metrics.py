@@ -3,7 +3,6 @@
 `docs/observability.md` says what each metric means and what to do about it.
 """
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -63,7 +62,6 @@ _COUNTERS = {
     ),
 }
 """Others appear as cascade_<counter>."""
-_LOGGER = logging.getLogger("cascade.serving")
 
 
 class TelemetryCollector(Collector):
@@ -87,21 +85,12 @@ class TelemetryCollector(Collector):
                 values = (label,) if isinstance(label, str) else label
                 metric.add_metric(values if len(values) == len(shown.labels) else ["/".join(values)], n)
             yield metric
-        yield from self._gauges().values()
-
-    def _gauges(self) -> dict[str, GaugeMetricFamily]:
-        """By name. What cannot be read now is missing, the rest is there."""
         gauges: dict[str, GaugeMetricFamily] = {}
-        for read in self._telemetry.readers:
-            try:
-                for each in read():
-                    name, value = each.label or ("", "")
-                    names = [name] if name else []
-                    gauge = GaugeMetricFamily(f"cascade_{each.name}", each.about, labels=names)
-                    gauges.setdefault(each.name, gauge).add_metric([value] if name else [], each.value)
-            except Exception as error:
-                _LOGGER.warning("a metric cannot be read: %s", error)
-        return gauges
+        for each in self._telemetry.readings():
+            name, value = each.label or ("", "")
+            gauge = GaugeMetricFamily(f"cascade_{each.name}", each.about, labels=[name] if name else [])
+            gauges.setdefault(each.name, gauge).add_metric([value] if name else [], each.value)
+        yield from gauges.values()
 
 
 class MetricsEndpoint:

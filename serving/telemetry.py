@@ -3,6 +3,7 @@
 A call is written down while it goes, by the one thread that answers it, and taken as a whole when it ends: one lock.
 """
 
+import logging
 import math
 import threading
 from collections import Counter, defaultdict
@@ -29,6 +30,7 @@ _EXPOSED = range(4, 25)
 _TOGETHER = 128
 """Calls that wait to be counted at once, which costs half as much."""
 _DEGRADED = [(bit, name) for name, bit in Degraded.items() if bit]
+_LOGGER = logging.getLogger("cascade.serving")
 _CALL: ContextVar["Call | None"] = ContextVar("call", default=None)
 
 
@@ -102,9 +104,13 @@ class Histogram:
         bucket = int(np.searchsorted(self._count_E.cumsum(), max(share * self.count, 1)))
         return min(float(_EDGE_MS_E[bucket]), self.max_ms) if bucket < len(_EDGE_MS_E) else self.max_ms
 
-    def within(self, octave: int) -> int:
-        """How many observations were at most 2**octave microseconds, exactly."""
-        return int(self._count_E[: octave * _EDGES_AN_OCTAVE + 1].sum())
+    def within(self) -> list[tuple[float, int]]:
+        """Bounds in seconds, a power of two apart, the last infinite; and how many observations were at most that."""
+        seen_E = self._count_E.cumsum()
+        return [
+            *((2.0**octave / 1e6, int(seen_E[octave * _EDGES_AN_OCTAVE])) for octave in _EXPOSED),
+            (math.inf, int(seen_E[-1])),
+        ]
 
 
 class Telemetry:
@@ -114,7 +120,7 @@ class Telemetry:
         self.listeners: list[Callable[[Call], None]] = []
         """Told of every call when it has ended, by the thread that answered it."""
         self.readers: list[Callable[[], Iterable[Reading]]] = []
-        """Asked by whoever wants to know how things stand."""
+        """Asked by `readings`; readings of one name have the same kind of label."""
         self._lock = threading.Lock()
         self._histograms: dict[Family, dict[str, Histogram]] = {"call": {}, "stage": {}, "source": {}}
         self._counters: dict[str, dict[Label, int]] = {}
@@ -154,22 +160,26 @@ class Telemetry:
         return dict(found)
 
     def histograms(self, family: Family) -> dict[str, tuple[list[tuple[float, int]], float]]:
-        """By label, bounds in seconds with how many observations were within them, exactly; and the sum in seconds."""
+        """By label: see `Histogram.within`; and the sum of all observations in seconds."""
         with self._lock:
             self._take_in()
-            return {
-                label: (
-                    [*[(2.0**octave / 1e6, each.within(octave)) for octave in _EXPOSED], (math.inf, each.count)],
-                    each.sum_ms / 1000,
-                )
-                for label, each in self._histograms[family].items()
-            }
+            return {label: (each.within(), each.sum_ms / 1000) for label, each in self._histograms[family].items()}
 
     def counters(self) -> dict[str, dict[Label, int]]:
         """Every counter by label."""
         with self._lock:
             self._take_in()
             return {name: dict(labels) for name, labels in self._counters.items()}
+
+    def readings(self) -> list[Reading]:
+        """How things stand. What cannot be read now is missing, the rest is there."""
+        found: list[Reading] = []
+        for read in self.readers:
+            try:
+                found.extend(read())
+            except Exception as error:
+                _LOGGER.warning("how a part of the server stands cannot be read: %s", error)
+        return found
 
     def latencies(self) -> list[Latency]:
         """Every stage in the order first seen, then every method in lower case."""

@@ -120,12 +120,13 @@ def serve(given: Namespace) -> None:
 
 def call(given: Namespace) -> None:
     """One request to a server."""
+    if given.method == "ready":
+        _call_ready(given)
+        return
     with _client(given) as (client, at_ms):
         match given.method:
             case "status":
                 _call_status(given, client)
-            case "ready":
-                _call_ready(given, client)
             case "rules":
                 _call_rules(given, client)
             case "event":
@@ -149,14 +150,14 @@ def _call_status(given: Namespace, client: "CascadeClient") -> None:
         _OUT.print("", tabulated(stages))
 
 
-def _call_ready(given: Namespace, client: "CascadeClient") -> None:
-    ready = client.ready(given.service)
-    if given.json:
-        print(json.dumps({"ready": ready}))
-    if not ready:
-        raise ValueError(f"not ready (health of {given.service!r})")
-    if not given.json:
-        _OUT.print("ready")
+def _call_ready(given: Namespace) -> None:
+    from serving.probe import is_serving
+
+    with _server(given) as (target, _, _):
+        if not is_serving(target, given.service):
+            about = f" as {given.service}" if given.service else ""
+            raise ValueError(f"{target} is not ready{about}")
+    _OUT.print(json.dumps({"ready": True}) if given.json else "ready")
 
 
 def _call_rules(given: Namespace, client: "CascadeClient") -> None:

@@ -88,6 +88,10 @@ def test_a_scrape_says_what_status_says(tmp_path: Path, monkeypatch: pytest.Monk
     assert (found["cascade_catalog_seq", ()], found["cascade_catalog_lag_entries", ()]) == (0, 0)
     assert found["cascade_calls_inside", (("service", "recommender"),)] == 0
     assert found["cascade_calls_places", (("service", "recommender"),)] == 66
+    gauges = {name.removeprefix("cascade_"): value for (name, labels), value in found.items() if not labels}
+    alone = {name: value for name, value in status.standing.items() if "{" not in name}
+    assert alone.items() <= gauges.items()
+    assert status.standing["calls_places{recommender}"] == 66
     assert found["process_resident_memory_bytes", ()] > 1e6
 
 

@@ -27,6 +27,7 @@ from protos.recommender_pb2 import Context, RecommendRequest, RecommendResponse
 from serving.generation import Generations
 from serving.log import read_impressions
 from serving.server import LIVE, Address, Server, ServerSettings
+from training import cli
 
 ROOT = Path(__file__).parents[2]
 AT = Context(client_time_ms=NOW_MS, user_id="u1")
@@ -125,6 +126,22 @@ def test_health_follows_the_generation_and_the_end(tmp_path: Path, monkeypatch: 
         assert recommend(data).items, "a lame duck still answers"
         stopper.join()
         assert refusal(data, "Recommender/Recommend", WIRE, timeout=1)[0] != "OK"
+
+
+def test_a_probe_ends_as_health_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_fakes(monkeypatch)
+    store = GenerationStore(tmp_path / "generations")
+    with running(Generations(store), settings(tmp_path)) as address:
+        probe = ["call", "ready", "--target", address.target]
+        assert cli.main([*probe, "--service", LIVE]) == 0
+        assert cli.main(probe) == cli.MISUSE
+        assert capsys.readouterr().err == f"cascade: error: {address.target} is not ready\n"
+        store.activate(publish(store, 1), time_ms=NOW_MS)
+        assert until(lambda: cli.main(probe) == 0)
+        assert cli.main([*probe, "--service", "no.such.service"]) == cli.MISUSE
+    assert cli.main(probe) == cli.MISUSE
 
 
 def test_reflection_lists_the_services_of_each_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,15 @@
+"""Whether a server is well, asked as a probe asks: once, without waiting for it to become so."""
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+
+def is_serving(target: str, service: str = "", *, deadline_s: float = 2.0) -> bool:
+    """Whether the health of this name is SERVING; false too where nobody answers in time, or knows the name."""
+    with grpc.insecure_channel(target) as channel:
+        check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/grpc.health.v1.Health/Check")
+        try:
+            reply = check(health_pb2.HealthCheckRequest(service=service).SerializeToString(), timeout=deadline_s)
+        except grpc.RpcError:
+            return False
+    return bool(health_pb2.HealthCheckResponse.FromString(reply).status == health_pb2.HealthCheckResponse.SERVING)
