@@ -3,8 +3,12 @@
 `docs/observability.md` says what each metric means and what to do about it.
 """
 
+import ssl
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -98,23 +102,45 @@ class MetricsEndpoint:
 
     Args:
         port: 0 chooses a free one.
+        tls: the server's certificate and its key, PEM, read again at every handshake; None for plain HTTP.
 
     Raises:
-        ValueError: where the port cannot be had.
+        ValueError: where the port cannot be had, or the certificate not be used.
     """
 
-    def __init__(self, telemetry: Telemetry, *, host: str, port: int) -> None:
+    def __init__(self, telemetry: Telemetry, *, host: str, port: int, tls: tuple[Path, Path] | None = None) -> None:
         registry = CollectorRegistry()
         registry.register(TelemetryCollector(telemetry))
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
+        certificate, key = map(str, tls) if tls is not None else (None, None)
         try:
-            self._server, self._thread = start_http_server(port, host, registry)
+            if tls is not None:
+                _context(tls)  # before there is a port that would have to be given back
+            self._server, self._thread = start_http_server(port, host, registry, certificate, key)
         except OSError as error:
             raise ValueError(f"metrics_port: {port} given, which cannot be had on {host}: {error}") from error
+        if tls is not None:
+            self._server.socket.context.sni_callback = partial(_renewed, tls)
         self.port = int(self._server.server_port)
 
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def _context(tls: tuple[Path, Path]) -> ssl.SSLContext:
+    """
+    Raises:
+        OSError: where the files cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*tls)
+    return context
+
+
+def _renewed(tls: tuple[Path, Path], connection: ssl.SSLObject, _name: str, _context_before: ssl.SSLContext) -> None:
+    """Have the handshake use the files as they are; where they cannot be used, what was read at the start."""
+    with suppress(OSError):
+        connection.context = _context(tls)

@@ -32,7 +32,7 @@ from serving.exchange import EventExchange
 from serving.generation import Generations
 from serving.live import Live
 from serving.log import Durability, ImpressionLog
-from serving.log_lines import LogFormat, SlowCalls, say
+from serving.log_lines import LogFormat, SlowCalls
 from serving.metrics import MetricsEndpoint
 from serving.service import Log, RecommenderService, ServiceSettings, State
 from serving.state import UserState
@@ -101,12 +101,9 @@ class ServerSettings:
                 f"host: {self.host!r} given, allowed: a loopback address (127.0.0.1, ::1, localhost), "
                 "because without TLS and authentication the server must not be reached from elsewhere"
             )
-        for name, port in (
-            ("port", self.port),
-            ("admin_port", self.admin_port),
-            ("metrics_port", self.metrics_port or 0),
-        ):
-            if port is not None and not 0 <= port <= 65_535:
+        ports = {"port": self.port, "admin_port": self.admin_port, "metrics_port": self.metrics_port or 0}
+        for name, port in ports.items():
+            if not 0 <= port <= 65_535:
                 raise ValueError(f"{name}: {port} given, allowed: 0 to 65535")
         for name, seconds in (("lame_duck_s", self.lame_duck_s), ("grace_s", self.grace_s)):
             if not 0 <= seconds <= 3600:
@@ -171,12 +168,6 @@ class Server:
         events = EventsService(state=state, log=log, telemetry=telemetry, settings=settings.service, live=self.live)
         catalog = CatalogService(generations, telemetry=telemetry, settings=settings.service)
         services = (recommender, events, catalog)
-        self._log = log
-        self._admissions = {
-            "recommender": recommender.admission,
-            "events": events.admission,
-            "catalog": catalog.admission,
-        }
         self.admin = AdminService(
             generations,
             telemetry=telemetry,
@@ -311,7 +302,6 @@ def serve(settings: ServerSettings, *, on_ready: Callable[[Address], None]) -> N
     Raises:
         ValueError: for a port that cannot be had, a store that cannot be read, a log that is none.
     """
-    say(settings.log_format)
     torch.set_num_threads(1)
     asked_to_stop = threading.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):

@@ -138,7 +138,10 @@ class Telemetry:
             if len(self._ended) >= _TOGETHER:
                 self._take_in()
         for listener in self.listeners:
-            listener(call)
+            try:
+                listener(call)
+            except Exception as error:  # the answer is made, whoever wants to hear of it
+                _LOGGER.warning("a call that has ended cannot be told of: %s", error, exc_info=error)
         _CALL.set(None)
 
     def add(self, counter: str, label: Label, amount: int = 1) -> None:

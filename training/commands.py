@@ -92,11 +92,13 @@ def serve(given: Namespace) -> None:
     if given.show:
         print(configuration.as_yaml("serve", given.options), end="")
         return
+    from serving.log_lines import say
     from serving.server import ServerSettings
     from serving.server import serve as serve_until_stopped
     from serving.state import LocalRedis, UserState
 
     settings: ServerSettings = configuration.settings("serve", given.options)
+    say(settings.log_format)
     if not settings.generations.is_dir():
         raise ValueError(f"{settings.generations} holds no generations; `cascade demo` or `cascade export` makes one")
     with ExitStack() as stack:

@@ -1,6 +1,9 @@
 """What a scrape of a running server shows, and that it is what GetStatus says."""
 
 import re
+import shutil
+import ssl
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +21,7 @@ from index.generations import GenerationStore
 from protos.admin_pb2 import GetStatusResponse
 from protos.recommender_pb2 import Context, RecommendRequest
 from serving.generation import Generations
-from serving.metrics import TelemetryCollector
+from serving.metrics import MetricsEndpoint, TelemetryCollector
 from serving.pipeline import Trace
 from serving.server import Address
 from serving.telemetry import Call, Histogram, Reading, Telemetry, current_call
@@ -187,7 +190,52 @@ def test_a_call_is_current_only_while_it_goes() -> None:
     assert current_call().request_id == ""
 
 
+def test_a_listener_that_fails_takes_no_answer_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_call: Call) -> None:
+        raise OSError("the collector is gone")
+
+    monkeypatch.setattr("serving.server.SlowCalls", lambda _slow_ms: fail)
+    wire = RecommendRequest(context=AT).SerializeToString()
+    with serving(tmp_path, monkeypatch) as address, grpc.insecure_channel(address.target) as channel:
+        assert refusal(channel, "Recommender/Recommend", wire)[0] == "OK"
+        assert refusal(channel, "Recommender/Recommend", b"\xff")[0] == "INVALID_ARGUMENT"
+
+
 def test_a_histogram_takes_its_largest_value_for_what_is_beyond_its_buckets() -> None:
     histogram = Histogram()
     histogram.observe([5e6, 7e6])
     assert (histogram.quantile(0.5), histogram.max_ms, histogram.count) == (7e6, 7e6, 2)
+
+
+def certified(folder: Path, name: str) -> tuple[Path, Path]:
+    """A certificate for localhost that signs itself, and its key."""
+    certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=DNS:localhost", "-out", str(certificate), "-keyout", str(key)]
+    subprocess.run([*command.split(), *names], check=True, capture_output=True)
+    return certificate, key
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes certificates with openssl")
+def test_over_tls_a_renewed_certificate_is_shown_from_the_next_scrape_on(tmp_path: Path) -> None:
+    def scrape(authority: Path) -> str:
+        trusted = ssl.create_default_context(cafile=authority)
+        with urlopen(f"https://localhost:{endpoint.port}/metrics", timeout=20, context=trusted) as reply:
+            return str(reply.read().decode())
+
+    first, second = certified(tmp_path, "first"), certified(tmp_path, "second")
+    tls = (tmp_path / "tls.crt", tmp_path / "tls.key")
+    for path, made in zip(tls, first, strict=True):
+        shutil.copy(made, path)
+    endpoint = MetricsEndpoint(Telemetry(), host="127.0.0.1", port=0, tls=tls)
+    try:
+        assert "cascade_requests_total" in scrape(first[0])
+        for path, made in zip(tls, second, strict=True):
+            shutil.copy(made, path)
+        assert "cascade_requests_total" in scrape(second[0])
+        tls[0].write_text("half a certificate")
+        assert "cascade_requests_total" in scrape(first[0])
+    finally:
+        endpoint.close()
+    with pytest.raises(ValueError, match=r"^metrics_port: "):
+        MetricsEndpoint(Telemetry(), host="127.0.0.1", port=0, tls=tls)
