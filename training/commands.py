@@ -372,7 +372,8 @@ def _overrides(given: Namespace) -> list[str]:
 
 
 def _announce(address: "Address") -> None:
-    _OUT.print(f"serving on {address.target}, admin on {address.admin_target}; Ctrl-C stops")
+    metrics = f", metrics on {address.metrics_target}" if address.metrics_target else ""
+    _OUT.print(f"serving on {address.target}, admin on {address.admin_target}{metrics}; Ctrl-C stops")
 
 
 @contextmanager
