@@ -39,7 +39,8 @@ from serving.state import UserState
 from serving.telemetry import Telemetry
 
 LIVE = "live"
-"""Health name of liveness: SERVING until the server is told to stop. All others tell whether a slate can be had."""
+"""Health name of liveness: SERVING until the server is told to stop, as that of Admin. All others tell whether a slate
+can be had."""
 _SERVICES = tuple(
     service.full_name
     for file in (recommender_pb2, events_pb2, catalog_pb2)
@@ -197,7 +198,8 @@ class Server:
         admin_port = _bind(self._admin_server, host, settings.admin_port, "admin_port")
         if settings.metrics_port is not None:
             self._metrics = MetricsEndpoint(self.telemetry, host=settings.host, port=settings.metrics_port)
-        self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
+        for name in (LIVE, _ADMIN):
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._announce()
         self._server.start()
         self._admin_server.start()

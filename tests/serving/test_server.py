@@ -108,6 +108,7 @@ def test_health_follows_the_generation_and_the_end(tmp_path: Path, monkeypatch: 
     server = Server(Generations(store), state=None, log=None, settings=replace(settings(tmp_path), lame_duck_s=0.5))
     with channels(server.start()) as (data, admin):
         assert (health(data), health(data, LIVE)) == ("NOT_SERVING", "SERVING")
+        assert (health(admin), health(admin, "cascade.v1.Admin")) == ("NOT_SERVING", "SERVING")
         assert health(data, "cascade.v1.Recommender") == "NOT_SERVING"
         assert not status(admin).ready
         store.activate(publish(store, 1), time_ms=NOW_MS)
