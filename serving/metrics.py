@@ -3,17 +3,18 @@
 `docs/observability.md` says what each metric means and what to do about it.
 """
 
+import math
 import ssl
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from protos.impression_pb2 import Degraded
 from serving.telemetry import Family, Label, Telemetry
@@ -77,23 +78,24 @@ class TelemetryCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         for family, (name, label, about) in _HISTOGRAMS.items():
             histogram = HistogramMetricFamily(name, about, labels=[label])
-            for value, (counts, sum_s) in self._telemetry.histograms(family).items():
-                histogram.add_metric([value], [(floatToGoString(bound_s), n) for bound_s, n in counts], sum_s)
+            for value, (within, sum_s) in self._telemetry.histograms(family).items():
+                buckets = [("+Inf" if math.isinf(bound_s) else str(bound_s), n) for bound_s, n in within]
+                histogram.add_metric([value], buckets, sum_s)
             yield histogram
         counters = self._telemetry.counters()
         for counter in dict.fromkeys((*_COUNTERS, *counters)):
             shown = _COUNTERS.get(counter, _Counter(f"cascade_{counter}", ("label",), f"The counter {counter}"))
             metric = CounterMetricFamily(shown.name, shown.about, labels=shown.labels)
             counts: dict[Label, int] = {**dict.fromkeys(shown.from_start, 0), **counters.get(counter, {})}
-            for label, n in counts.items():
-                values = (label,) if isinstance(label, str) else label
+            for each, n in counts.items():
+                values = (each,) if isinstance(each, str) else each
                 metric.add_metric(values if len(values) == len(shown.labels) else ["/".join(values)], n)
             yield metric
         gauges: dict[str, GaugeMetricFamily] = {}
-        for each in self._telemetry.readings():
-            name, value = each.label or ("", "")
-            gauge = GaugeMetricFamily(f"cascade_{each.name}", each.about, labels=[name] if name else [])
-            gauges.setdefault(each.name, gauge).add_metric([value] if name else [], each.value)
+        for reading in self._telemetry.readings():
+            name, value = reading.label or ("", "")
+            gauge = GaugeMetricFamily(f"cascade_{reading.name}", reading.about, labels=[name] if name else [])
+            gauges.setdefault(reading.name, gauge).add_metric([value] if name else [], reading.value)
         yield from gauges.values()
 
 
@@ -121,7 +123,7 @@ class MetricsEndpoint:
         except OSError as error:
             raise ValueError(f"metrics_port: {port} given, which cannot be had on {host}: {error}") from error
         if tls is not None:
-            self._server.socket.context.sni_callback = partial(_renewed, tls)
+            cast(ssl.SSLSocket, self._server.socket).context.sni_callback = partial(_renewed, tls)
         self.port = int(self._server.server_port)
 
     def close(self) -> None:

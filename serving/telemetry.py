@@ -158,8 +158,8 @@ class Telemetry:
     def codes(self) -> dict[str, int]:
         """Calls that have ended, or failed before they reached a method, by name of the gRPC status."""
         found = Counter(self.counts("failed"))
-        for (_, code), calls in self.counters().get("handled", {}).items():
-            found[code] += calls
+        for label, calls in self.counters().get("handled", {}).items():
+            found[label[-1] if isinstance(label, tuple) else label] += calls
         return dict(found)
 
     def histograms(self, family: Family) -> dict[str, tuple[list[tuple[float, int]], float]]:
