@@ -22,6 +22,7 @@ NAMES = (
     "point_in_time",
     "replay",
     "swap",
+    "serving",
 )
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
@@ -75,6 +76,7 @@ def tables(reports: Sequence[dict[str, Any]]) -> str:
             lines.append(f"While it ran, {busy(report['noise'])}.")
         if report["skipped"]:
             lines.append(f"Left out: {'; '.join(f'{peer}, {why}' for peer, why in report['skipped'].items())}.")
+        lines += [f"{note}." for note in report["notes"]]
         lines.append("")
     return "\n".join(lines)
 

@@ -75,6 +75,10 @@ class Report:
     machine: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    summary: dict[str, float] = field(default_factory=dict)
+    """See `Bench`."""
+    notes: tuple[str, ...] = ()
+    """Lines below the table."""
 
 
 class Bench:
@@ -105,8 +109,11 @@ class Bench:
         self._started_s = clock()
         self._figures: list[Figure] = []
         self._skipped: dict[str, str] = {}
+        self._notes: list[str] = []
         self._canary_s: list[float] = []
         self._canary_work = self._random.random(1 << 16)
+        self.summary: dict[str, float] = {}
+        """Figures by names of their own, which programs look for at the top of the JSON object."""
 
     def compare(self, name: str, ours: Side, peer: Side, *, unit: Unit, per: int = 1, note: str = "") -> Figure:
         """Time both sides and keep the figure.
@@ -159,9 +166,17 @@ class Bench:
         middle, p99 = (_in(unit, float(np.quantile(taken_s_N, share))) for share in (0.5, 0.99))
         self._figures.append(Figure(name, unit, middle, p99=p99, note=note))
 
+    def keep(self, figure: Figure) -> None:
+        """Keep a figure that somebody else has measured."""
+        self._figures.append(figure)
+
     def skip(self, peer: str, why: str) -> None:
         """Name a peer that is left out."""
         self._skipped[peer] = why
+
+    def note(self, text: str) -> None:
+        """Keep a line for below the table."""
+        self._notes.append(text)
 
     def installed(self, package: str) -> bool:
         """Whether a peer can be imported; if not, it is named as skipped."""
@@ -181,6 +196,8 @@ class Bench:
             _machine(),
             _versions(),
             self._clock() - self._started_s,
+            dict(self.summary),
+            tuple(self._notes),
         )
 
     def _timed_s(self, side: Side, repeats: int) -> float:
@@ -230,10 +247,13 @@ def print_report(report: Report) -> None:
         print(f"  {'  '.join([*padded, remarks(figure) if figure else ''])}".rstrip())
     for peer, why in report.skipped.items():
         print(f"  {peer}: {why}")
+    for note in report.notes:
+        print(f"  {note}")
     if report.noise > LOUD:
         print(f"  {busy(report.noise)}")
     print(f"  {report.seconds:.0f} s", flush=True)
-    print(json.dumps(finite(asdict(report))), flush=True)
+    found = asdict(report)
+    print(json.dumps(finite(found | found.pop("summary"))), flush=True)
 
 
 def cells(figure: Figure) -> tuple[str, str, str, str, str, str]:

@@ -304,17 +304,25 @@ class Towers(nn.Module):
                 f"{folder / _DESCRIPTION} was trained on feature table {described['table']}, not on {table.fingerprint}"
             )
         towers = cls(table, TowerShape(**described["shape"]), temperature=described["temperature"])
-        try:
-            towers.load_state_dict(load_file(folder / _WEIGHTS))
-        except RuntimeError as error:
-            raise ValueError(
-                f"{folder / _WEIGHTS} does not fit its description: {' '.join(str(error).split())}"
-            ) from None
+        towers.map_weights(folder)
         if towers.fingerprint != described["fingerprint"]:
             raise ValueError(
                 f"{folder / _WEIGHTS} has fingerprint {towers.fingerprint}, its description {described['fingerprint']}"
             )
         return towers.eval()
+
+    def map_weights(self, folder: Path) -> None:
+        """Read in place what `save` wrote: processes share it, and what was read of an earlier map leaves the memory.
+
+        Raises:
+            ValueError: where they are of other towers.
+        """
+        try:
+            self.load_state_dict(load_file(folder / _WEIGHTS), assign=True)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{folder / _WEIGHTS} does not fit its description: {' '.join(str(error).split())}"
+            ) from None
 
 
 def _hide(columns: Mapping[str, Tensor], name: str, share: float) -> Mapping[str, Tensor]:

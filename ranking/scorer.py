@@ -101,9 +101,9 @@ class RankerScorer:
             ).numpy()
         return self.calibration.apply(logit_NA)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Identifies every probability it can say: 16 hexadecimal digits over all that makes them."""
+        """Identifies every probability it can say: 16 hexadecimal digits over all that makes them, at the first use."""
         described = [
             asdict(self.ranker.shape),
             self.calibration.to_json(),
@@ -150,12 +150,7 @@ class RankerScorer:
         require_table(folder / _DESCRIPTION, described, table)
         shape = described["shape"]
         ranker = Ranker(table, RankerShape(**{**shape, "hidden": tuple(shape["hidden"])}))
-        try:
-            ranker.load_state_dict(load_file(folder / _WEIGHTS))
-        except RuntimeError as error:
-            raise ValueError(
-                f"{folder / _WEIGHTS} does not fit its description: {' '.join(str(error).split())}"
-            ) from None
+        _map_weights(ranker, folder)
         precision = Precision(**described["precision"])
         scorer = cls(
             ranker,
@@ -169,7 +164,20 @@ class RankerScorer:
             raise ValueError(
                 f"{folder / _WEIGHTS} has fingerprint {scorer.fingerprint}, its description {described['fingerprint']}"
             )
+        _map_weights(ranker, folder)  # anew: what the fingerprint has read need not stay in memory
         return scorer
+
+
+def _map_weights(ranker: Ranker, folder: Path) -> None:
+    """Read in place what `save` wrote: processes share it.
+
+    Raises:
+        ValueError: where it is of another ranker.
+    """
+    try:
+        ranker.load_state_dict(load_file(folder / _WEIGHTS), assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"{folder / _WEIGHTS} does not fit its description: {' '.join(str(error).split())}") from None
 
 
 def _halves(folder: Path) -> np.ndarray:

@@ -165,10 +165,12 @@ class Generation:
         _agree("schema", table.fingerprint, "manifest", manifest.fingerprints["schema"])
         items = Items.load(folder)
         _agree("items", items.fingerprint, "manifest", manifest.fingerprints["items"])
+        items = Items.load(folder)  # mapped anew, as are weights: what a fingerprint has read need not stay in memory
         _agree("item rows", str(items.row_I.dtype), "schema", str(table.dtype("item")))
         towers = Towers.load(folder, table)
         fingerprint = towers.fingerprint  # reads every weight
         _agree("towers", fingerprint, "manifest", manifest.fingerprints["towers"])
+        towers.map_weights(folder)
         vectors = opened(folder, np.asarray(items.embedding_ID), placement)
         _agree("index built from towers", vectors.towers, "towers", fingerprint)
         if len(vectors) != len(items):

@@ -8,9 +8,9 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import get_args
@@ -72,6 +72,8 @@ class ServerSettings:
     """0 chooses a free one."""
     admin_port: int = 50052
     """0 chooses a free one."""
+    processes: int = 1
+    """Server processes that share the port, see `serving.front`; process i has `admin_port` + i, `metrics_port` + i."""
     metrics_port: int | None = None
     """Where Prometheus may ask; 0 chooses a free one, None is off."""
     log_format: LogFormat = "text"
@@ -84,7 +86,7 @@ class ServerSettings:
     traces_share: float = 0.01
     """Of the calls whose caller has not decided it."""
     ready_file: Path | None = None
-    """Holds the `Address` as JSON from when the server listens until it stops."""
+    """Holds the `Address` as JSON from when the server listens, by all of its processes, until it stops."""
     durability: Durability = "group"
     watch_s: float = 1.0
     """How often the store is asked which generation is current."""
@@ -102,10 +104,13 @@ class ServerSettings:
                 f"host: {self.host!r} given, allowed: a loopback address (127.0.0.1, ::1, localhost), "
                 "because without TLS and authentication the server must not be reached from elsewhere"
             )
-        ports = {"port": self.port, "admin_port": self.admin_port, "metrics_port": self.metrics_port or 0}
-        for name, port in ports.items():
-            if not 0 <= port <= 65_535:
-                raise ValueError(f"{name}: {port} given, allowed: 0 to 65535")
+        if not 1 <= self.processes <= 256:
+            raise ValueError(f"processes: {self.processes} given, allowed: 1 to 256")
+        last = 65_536 - self.processes
+        ports = {"admin_port": (self.admin_port, last), "metrics_port": (self.metrics_port or 0, last)}
+        for name, (port, most) in {"port": (self.port, 65_535), **ports}.items():
+            if not 0 <= port <= most:
+                raise ValueError(f"{name}: {port} given, allowed: 0 to {most}")
         for name, seconds in (("lame_duck_s", self.lame_duck_s), ("grace_s", self.grace_s)):
             if not 0 <= seconds <= 3600:
                 raise ValueError(f"{name}: {seconds} given, allowed: 0 to 3600")
@@ -130,8 +135,11 @@ class Address:
     target: str
     admin_target: str
     pid: int
+    """Of the process to stop."""
     metrics_target: str = ""
     """Empty where there are no metrics."""
+    other_admin_targets: tuple[str, ...] = ()
+    """Of several processes, those of all but the first."""
 
 
 class Server:
@@ -181,9 +189,10 @@ class Server:
             lambda: standing.of_generation(generations),
             lambda: standing.of_rooms(rooms),
         )
-        self._server = self._listener(sum(each.admission.places for each in services), _SERVICES)
+        places = sum(each.admission.places for each in services)
+        self._server = self._listener(places, _SERVICES, shared=settings.processes > 1)
         self._server.add_generic_rpc_handlers(tuple(each.handler() for each in services))
-        self._admin_server = self._listener(1, (_ADMIN,))
+        self._admin_server = self._listener(1, (_ADMIN,), shared=False)
         self._admin_server.add_generic_rpc_handlers((self.admin.handler(),))
 
     def start(self) -> Address:
@@ -226,13 +235,13 @@ class Server:
         if self._metrics is not None:
             self._metrics.close()
 
-    def _listener(self, places: int, services: tuple[str, ...]) -> grpc.Server:
+    def _listener(self, places: int, services: tuple[str, ...], *, shared: bool) -> grpc.Server:
         threads = places + _SPARE_THREADS
         server = grpc.server(
             ThreadPoolExecutor(threads, "rpc"),
             maximum_concurrent_rpcs=4 * threads,
             options=(
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(shared)),
                 ("grpc.max_receive_message_length", self._settings.max_request_bytes),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ),
@@ -296,7 +305,7 @@ class Server:
 
 
 def serve(settings: ServerSettings, *, on_ready: Callable[[Address], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. Must be called from the main thread.
+    """Serve by this process until SIGTERM or SIGINT, then drain. Must be called from the main thread.
 
     Args:
         on_ready: told where the server listens, after the first generation was taken up or found missing.
@@ -332,11 +341,22 @@ def serve(settings: ServerSettings, *, on_ready: Callable[[Address], None]) -> N
             exchange.start()
             stack.callback(exchange.close)
         stack.callback(server.stop)
-        if settings.ready_file is not None:
-            _write_whole(settings.ready_file, json.dumps(asdict(address)))
-            stack.callback(settings.ready_file.unlink, missing_ok=True)
+        stack.enter_context(told_in(settings.ready_file, address))
         on_ready(address)
         asked_to_stop.wait()
+
+
+@contextmanager
+def told_in(ready_file: Path | None, address: Address) -> Iterator[None]:
+    """The address as JSON in the file, if there is to be one, while the `with` lasts."""
+    if ready_file is None:
+        yield
+        return
+    _write_whole(ready_file, json.dumps(asdict(address)))
+    try:
+        yield
+    finally:
+        ready_file.unlink(missing_ok=True)
 
 
 def _bind(server: grpc.Server, host: str, port: int, name: str) -> int:

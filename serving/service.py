@@ -33,6 +33,8 @@ Clock = Literal["system", "request"]
 """Whose time a request is answered as of: the server's, or the caller's own (simulations, tests)."""
 
 _LOGGER = logging.getLogger("cascade.serving")
+_FOR_EVER_S = 86_400.0
+"""A caller that sets no deadline has one in gRPC's far future, which no lock can wait for."""
 
 _RECOMMENDER_LATER = {
     "Suggest": "Suggest is not built yet; it will complete and correct queries. Meanwhile Search as the user types",
@@ -308,7 +310,8 @@ def warn(error: Exception, what: str) -> None:
 def deadline(context: grpc.ServicerContext, settings: ServiceSettings) -> float:
     """`time.monotonic` at which the caller stops waiting."""
     remaining_s = context.time_remaining()
-    return time.monotonic() + (settings.deadline_s if remaining_s is None else remaining_s)
+    unset = remaining_s is None or remaining_s > _FOR_EVER_S
+    return time.monotonic() + (settings.deadline_s if unset else remaining_s)
 
 
 def now_ms() -> int:

@@ -1,14 +1,21 @@
 import json
+import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
 from benchmarks.__main__ import BEGIN, END, NAMES, PAGE, rewritten, tables
 from benchmarks.harness import Bench, Report, Side, cells, finite, main, median_interval, print_report
+from benchmarks.load import Asking, Question, ask_by_h2load, ask_by_python
+from protos import recommender_pb2, recommender_pb2_grpc
 
 ROOT = Path(__file__).parents[1]
 
@@ -158,6 +165,7 @@ def test_tables_hold_every_figure_and_what_was_left_out() -> None:
 
 def test_every_benchmark_of_times_is_run_by_the_command_that_runs_all() -> None:
     shared, alone = {"__init__", "__main__", "harness", "in_process"}, {"closed_loop"}
+    shared |= {"large_catalogue", "load", "naive"}
     modules = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
     assert modules - shared - alone == set(NAMES)
 
@@ -212,6 +220,58 @@ def test_the_compiled_ranker_says_what_the_trained_one_says() -> None:
     gaps = {each["name"]: float(each["note"].partition("largest dp ")[2].partition(",")[0]) for each in figures}
     for form in ("crosses and network", "network"):
         assert gaps[f"{form}, float32"] < 1e-5
+
+
+class Echo(recommender_pb2_grpc.RecommenderServicer):
+    """Remembers who asked."""
+
+    def __init__(self) -> None:
+        self.users: list[str] = []
+
+    def Recommend(
+        self,
+        request: recommender_pb2.RecommendRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> recommender_pb2.RecommendResponse:
+        self.users.append(request.context.user_id)
+        time.sleep(0.005)
+        return recommender_pb2.RecommendResponse(request_id="x" * request.page_size)
+
+
+@pytest.mark.parametrize("asking", [ask_by_h2load, ask_by_python])
+@pytest.mark.parametrize("how", [{"connections": 4}, {"rate": 200.0}])
+def test_load_is_as_many_requests_as_were_asked_for_of_many_users(
+    tmp_path: Path, asking: Asking, how: dict[str, Any]
+) -> None:
+    if asking is ask_by_h2load and shutil.which("h2load") is None:
+        pytest.skip("h2load is not installed (Debian: nghttp2-client)")
+    echo, server = Echo(), grpc.server(ThreadPoolExecutor(4))
+    recommender_pb2_grpc.add_RecommenderServicer_to_server(echo, server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    question = Question(tmp_path, [f"u{number:03d}" for number in range(1000)], size=30, columns=True)
+    load = asking(f"127.0.0.1:{port}", question, 100, **how)
+    server.stop(0).wait()
+    assert (len(load.latency_s_N), load.unanswered, len(echo.users)) == (100, 0, 100)
+    assert len(set(echo.users)) > 10
+    assert all(len(user) == 4 for user in echo.users)
+    assert load.latency_s_N.min() >= 0.005
+    assert load.answer_bytes > 30
+    assert load.rate == pytest.approx(100 / load.seconds)
+    if "rate" in how:
+        assert load.seconds > 0.25, "100 requests at 200 a second take half a second, whoever is quick"
+
+
+@pytest.mark.slow
+def test_a_server_under_load_answers_and_logs_everything_and_says_how_fast_it_is() -> None:
+    command = [sys.executable, "-m", "benchmarks.serving", "--quick"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=600)
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert found["faults"] == 0
+    named = ("requests_per_s_per_core", "p50_ms", "p99_ms", "ratio_to_naive", "scaling_2_processes")
+    assert min(found[name] for name in named) > 0
+    assert found["p50_ms"] <= found["p99_ms"]
+    assert {"stage score", "stage retrieve", "stage log"} <= {each["name"] for each in found["figures"]}
 
 
 @pytest.mark.slow

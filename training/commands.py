@@ -92,9 +92,9 @@ def serve(given: Namespace) -> None:
     if given.show:
         print(configuration.as_yaml("serve", given.options), end="")
         return
+    from serving.front import serve as serve_until_stopped
     from serving.log_lines import say
     from serving.server import ServerSettings
-    from serving.server import serve as serve_until_stopped
     from serving.state import LocalRedis, UserState
 
     settings: ServerSettings = configuration.settings("serve", given.options)

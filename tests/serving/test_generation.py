@@ -235,6 +235,7 @@ def test_a_ranker_whose_answers_are_not_numbers_does_not_pass_the_canary(loop: L
     with torch.no_grad():
         for weight in scorer.ranker.parameters():
             weight.fill_(torch.nan)
+    scorer = RankerScorer(scorer.ranker, scorer.calibration, generation.table, generation.items)
     manifest = store.manifest(loop.second.id)
     with store.stage() as folder:
         shutil.copytree(store.folder(loop.second.id), folder, dirs_exist_ok=True)

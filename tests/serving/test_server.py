@@ -160,6 +160,17 @@ def test_reflection_lists_the_services_of_each_port(tmp_path: Path, monkeypatch:
         assert refusal(data, "Admin/GetStatus", b"")[0] == "UNIMPLEMENTED"
 
 
+def test_callers_without_a_deadline_have_the_servers_while_they_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One slate is made at a time, and the last of four would take longer than the server lets anybody wait."""
+    slow: dict[str, Any] = {"switch": Switch(sleep_s=0.3), "running": 1, "deadline_s": 0.8}
+    with serving(tmp_path, monkeypatch, **slow) as address, channels(address) as (data, _):
+        multi: grpc.UnaryUnaryMultiCallable[bytes, bytes] = data.unary_unary("/cascade.v1.Recommender/Recommend")
+        codes = Counter(each.code().name for each in [multi.future(WIRE) for _ in range(4)])
+    assert codes.keys() == {"OK", "DEADLINE_EXCEEDED"}
+
+
 def activate(admin: grpc.Channel, generation: str, expected: str) -> tuple[str, str]:
     return refusal(
         admin, "Admin/Activate", ActivateRequest(generation=generation, expected=expected).SerializeToString()

@@ -1,0 +1,149 @@
+"""A generation of a million items: models that learned for a while from a small world, and a catalogue of its kind.
+
+It is made once, in the system's folder for temporary files, and again where it no longer loads.
+"""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import gettempdir
+
+import polars as pl
+
+from index.generations import CorruptGeneration, GenerationStore
+from policy.settings import PolicySettings
+from serving.generation import Generation, GenerationMismatch
+from serving.retrieval import RetrievalSettings
+from training import cycle
+from training.counters import item_counters
+from training.examples import item_rows
+from training.gates import GateSettings
+from training.progress import progress
+from training.ranker import RankerSettings
+from training.tower import TowerSettings
+from training.world import World
+
+CANDIDATES = 500
+_DAYS = 20
+_LEARNED_DAYS = 10
+_SETTINGS = cycle.CycleSettings(
+    policy=PolicySettings(
+        weights=World.weights, negative_actions=("hide",), temperature=0.1, epsilon=0.05, diversity=0.05
+    ),
+    retrieval=RetrievalSettings(
+        quotas={
+            "ann": 500,
+            "lexical": 100,
+            "similar": 150,
+            "covisitation": 50,
+            "trending": 50,
+            "fresh": 100,
+            "popular": 100,
+        },
+        most=CANDIDATES,
+    ),
+    gates=GateSettings(index_recall=0.0, found=0.0, ranker_auc=0.0, ranker_ece=1.0, shrink=1.0),
+)
+"""Gates are open: what learned for a minute is there to be timed, not to be judged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of the catalogue, and of the world that its models learn from."""
+
+    items: int
+    learned_items: int
+    users: int
+    requests: int
+    epochs: int
+
+
+LARGE = Size(items=1_000_000, learned_items=20_000, users=5000, requests=30_000, epochs=3)
+SMALL = Size(items=3000, learned_items=1000, users=300, requests=600, epochs=1)
+
+
+@dataclass(frozen=True, slots=True)
+class LargeCatalogue:
+    """What a benchmark starts servers from."""
+
+    folder: Path
+    """For what else is to be kept with it."""
+    store: GenerationStore
+    events: pl.DataFrame
+    """What its users did; see `training.data.EVENT_SCHEMA`."""
+
+    @property
+    def generation(self) -> Path:
+        """Folder of the one generation there is."""
+        return self.store.folder(self.store.ids()[0])
+
+
+def large_catalogue(size: Size) -> LargeCatalogue:
+    """The one of this size."""
+    folder = Path(gettempdir()) / f"cascade-benchmark-{size.items}-items"
+    store, events = GenerationStore(folder / "generations"), folder / "events.parquet"
+    current = store.current()
+    try:
+        loads = current is not None and events.exists() and bool(Generation.load(store, current).items)
+    except (CorruptGeneration, GenerationMismatch):
+        loads = False
+    if not loads:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        _make(size, store).write_parquet(events)
+    return LargeCatalogue(folder, store, pl.read_parquet(events))
+
+
+def _make(size: Size, store: GenerationStore) -> pl.DataFrame:
+    """Publish the generation; returns the events of the small world."""
+    with progress() as bar:
+        making = bar.add_task("", total=6)
+
+        def step(what: str) -> None:
+            bar.update(making, description=f"{what}, of {size.items:,} items", advance=1)
+
+        step("small world")
+        world = World(0, users=size.users, items=size.learned_items, days=_DAYS)
+        as_of_ms = world.day_ms(_LEARNED_DAYS)
+        dataset = world.dataset(*world.first_log(world.requests(world.start_ms, as_of_ms, size.requests)))
+        step("large catalogue")
+        items = _enlarged(dataset.items, size)
+        step("examples")
+        table = cycle.declare(replace(dataset, items=items))
+        prepared = cycle.prepare(dataset, as_of_ms=as_of_ms, tower_positives=100_000, table=table)
+        step("towers")
+        work = store.root.parent / "work"
+        settings = replace(
+            _SETTINGS, towers=TowerSettings(epochs=size.epochs), ranker=RankerSettings(epochs=1, batch=4096)
+        )
+        towers, _ = cycle.fit_towers(prepared, settings, seed=0, folder=work)
+        step("ranker")
+        ranker, calibration, metrics = cycle.fit_ranker(prepared, settings, seed=0, folder=work)
+        step("embeddings, index, files")
+        items = items.filter(pl.col("published_ms") <= as_of_ms)
+        counters = item_counters(dataset.impressions, dataset.events, items, as_of_ms=as_of_ms, table=table)
+        enlarged = replace(
+            prepared,
+            items=items,
+            item_row_I=item_rows(table, items, counters),
+            popularity_I=counters.popularity_I,
+        )
+        published = cycle.export(
+            enlarged,
+            towers,
+            ranker,
+            calibration,
+            settings=settings,
+            metrics={f"ranker.{name}": value for name, value in metrics.items()},
+            store=store,
+            now_ms=as_of_ms,
+        )
+        store.activate(published.id, time_ms=as_of_ms)
+        shutil.rmtree(work)
+    return dataset.events.filter(pl.col("visible_ms") <= as_of_ms)
+
+
+def _enlarged(items: pl.DataFrame, size: Size) -> pl.DataFrame:
+    """The small world's items, and as many of a large one as are asked for, whose ids go on from theirs."""
+    count = size.learned_items + size.items
+    return pl.concat([items, World(0, users=1, items=count, days=_DAYS, arriving=0).items[size.learned_items :]])

@@ -1,0 +1,181 @@
+"""Load from outside a server: requests by h2load, or where it is not installed by a client in Python, said so.
+
+h2load sends one file as the body of every request and reads it anew for each. While it runs the user in that file is
+changed in place, a thousand times a second, so that hardly two requests are of one user. What h2load knows of an
+answer is its HTTP status and its bytes; what it says inside is for the server's own counters and for sampled calls.
+
+Shape letters: N requests.
+"""
+
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from mmap import mmap
+from pathlib import Path
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from protos.recommender_pb2 import Context, RecommendRequest
+
+_METHOD = "/cascade.v1.Recommender/Recommend"
+_DEADLINE_S = 10
+_EVERY_S = 0.001
+_FRAME_HEAD = 5
+"""Bytes before a gRPC message: not compressed, and its length."""
+_MOST_AT_ONCE = 512
+"""Of an open loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a run saw."""
+
+    latency_s_N: NDArray[np.float64]
+    """Of the answered ones, from being sent to the last byte of the answer."""
+    seconds: float
+    """From the first request to the last answer."""
+    unanswered: int
+    """Without an answer, or with an HTTP status (from Python: a gRPC status) other than OK."""
+    answer_bytes: float
+    """Of a body, on average."""
+
+    @property
+    def rate(self) -> float:
+        """Answers a second."""
+        return len(self.latency_s_N) / self.seconds
+
+
+class Question:
+    """A request for a slate, in a file whose user changes while somebody is `asking`.
+
+    Args:
+        users: ids of equal length.
+        columns: whether the answer is to come in columns.
+    """
+
+    def __init__(self, folder: Path, users: Sequence[str], *, size: int, columns: bool) -> None:
+        self.size = size
+        self.columns = columns
+        self._users = [user.encode() for user in users]
+        wire = self.wire(0)
+        self.path = folder / f"question-{size}-{'columns' if columns else 'items'}"
+        self.path.write_bytes(b"\0" + len(wire).to_bytes(_FRAME_HEAD - 1, "big") + wire)
+        self._at = wire.index(self._users[0]) + _FRAME_HEAD
+
+    def wire(self, number: int) -> bytes:
+        """The request of one user after the other."""
+        return self.wire_of(self._users[number % len(self._users)].decode(), size=self.size, columns=self.columns)
+
+    @staticmethod
+    def wire_of(user_id: str, *, size: int, columns: bool) -> bytes:
+        request = RecommendRequest(context=Context(user_id=user_id), page_size=size, columns=columns)
+        return request.SerializeToString()
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        done = threading.Event()
+
+        def change() -> None:
+            random = np.random.default_rng(0)
+            with self.path.open("r+b") as file, mmap(file.fileno(), 0) as body:
+                while not done.wait(_EVERY_S):
+                    user = self._users[random.integers(len(self._users))]
+                    body[self._at : self._at + len(user)] = user
+
+        changing = threading.Thread(target=change)
+        changing.start()
+        try:
+            yield
+        finally:
+            done.set()
+            changing.join()
+
+
+Asking = Callable[..., Load]
+
+
+def generator() -> tuple[str, Asking]:
+    """What makes the load, with its name: a function of target, question and number of requests, which are sent over
+    `connections` one after the other each, or, where a `rate` a second is given, at random times (Poisson) whether
+    others were answered or not."""
+    if shutil.which("h2load"):
+        return "h2load", ask_by_h2load
+    return "a Python client, which is slow itself", ask_by_python
+
+
+def ask_by_h2load(
+    target: str, question: Question, requests: int, *, connections: int = 1, rate: float | None = None
+) -> Load:
+    uri, log = f"http://{target}{_METHOD}", question.path.with_suffix(".log")
+    log.unlink(missing_ok=True)
+    command = ["h2load", "-n", str(requests), "-d", str(question.path), "--log-file", str(log)]
+    for header in ("content-type: application/grpc", "te: trailers", f"grpc-timeout: {_DEADLINE_S}S"):
+        command += ["-H", header]
+    if rate is None:
+        command += ["-c", str(connections), "-m", "1", uri]
+    else:
+        script = question.path.with_suffix(".script")
+        script.write_text("".join(f"{1000 * at_s:.3f}\t{uri}\n" for at_s in _arrivals(requests, rate)))
+        command += ["-c", "1", "-m", str(_MOST_AT_ONCE), "--timing-script-file", str(script)]
+    with question.asking():
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
+    seen_N3 = np.loadtxt(log, np.int64, ndmin=2)
+    start_us_N, status_N, taken_us_N = seen_N3.T
+    body = re.search(r"\((\d+)\) data", run.stdout)
+    return Load(
+        latency_s_N=taken_us_N[status_N == 200] / 1e6,
+        seconds=float((start_us_N + taken_us_N).max() - start_us_N.min()) / 1e6,
+        unanswered=requests - int((status_N == 200).sum()),
+        answer_bytes=int(body.group(1)) / requests if body else 0.0,
+    )
+
+
+def ask_by_python(
+    target: str, question: Question, requests: int, *, connections: int = 1, rate: float | None = None
+) -> Load:
+    arrivals_s = None if rate is None else _arrivals(requests, rate)
+    taken_s: list[float] = []
+    answered: list[int] = []
+    threads = connections if rate is None else 64
+    channels = [
+        grpc.insecure_channel(target, options=(("grpc.use_local_subchannel_pool", 1),)) for _ in range(connections)
+    ]
+    methods: list[grpc.UnaryUnaryMultiCallable[bytes, bytes]] = [channel.unary_unary(_METHOD) for channel in channels]
+    numbers = iter(range(requests))
+    started_s = time.perf_counter()
+
+    def ask(number: int) -> None:
+        sent_s = time.perf_counter()
+        try:
+            answered.append(len(methods[number % connections](question.wire(number), timeout=_DEADLINE_S)))
+        except grpc.RpcError:
+            return
+        taken_s.append(time.perf_counter() - sent_s)
+
+    def ask_on(_: int) -> None:
+        for number in numbers:
+            ask(number)
+
+    with ThreadPoolExecutor(threads) as pool:
+        if arrivals_s is None:
+            list(pool.map(ask_on, range(threads)))
+        else:
+            for number, at_s in enumerate(arrivals_s):
+                time.sleep(max(0.0, started_s + at_s - time.perf_counter()))
+                pool.submit(ask, number)
+    seconds = time.perf_counter() - started_s
+    for channel in channels:
+        channel.close()
+    return Load(np.array(taken_s), seconds, requests - len(taken_s), sum(answered) / max(len(answered), 1))
+
+
+def _arrivals(requests: int, rate: float) -> NDArray[np.float64]:
+    return np.cumsum(np.random.default_rng(requests).exponential(1 / rate, requests))
