@@ -64,7 +64,7 @@ class ServerSettings:
     generations: Path
     """Folder of the generation store."""
     log: Path
-    """File of the impression log."""
+    """Folder of the impression log; any number of servers may share one."""
     redis: str = ""
     """User state, and the events of other servers: `redis://host:port/db`, `unix:///path`; empty for none."""
     host: str = "127.0.0.1"
@@ -86,6 +86,11 @@ class ServerSettings:
     ready_file: Path | None = None
     """Holds the `Address` as JSON from when the server listens until it stops."""
     durability: Durability = "group"
+    """sync: an impression is on the disk before the answer leaves; group: soon after; os: when the system likes."""
+    rotate_bytes: int = 64 << 20
+    """A spool of the log of this size is sealed, so that it can be compacted."""
+    rotate_s: float = 3600.0
+    """As is one of this age."""
     watch_s: float = 1.0
     """How often the store is asked which generation is current."""
     lame_duck_s: float = 0.5
@@ -119,8 +124,13 @@ class ServerSettings:
             raise ValueError(f"traces: {self.traces!r} given, allowed: http://host:port, https://host:port, or empty")
         if not 0 <= self.traces_share <= 1:
             raise ValueError(f"traces_share: {self.traces_share} given, allowed: 0 to 1")
-        if not 1024 <= self.max_request_bytes <= 64 << 20:
-            raise ValueError(f"max_request_bytes: {self.max_request_bytes} given, allowed: 1024 to {64 << 20}")
+        for name, number, lowest, highest in (
+            ("rotate_bytes", self.rotate_bytes, 1024, 1 << 30),
+            ("rotate_s", self.rotate_s, 1, 86_400),
+            ("max_request_bytes", self.max_request_bytes, 1024, 64 << 20),
+        ):
+            if not lowest <= number <= highest:
+                raise ValueError(f"{name}: {number} given, allowed: {lowest} to {highest}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,8 +319,14 @@ def serve(settings: ServerSettings, *, on_ready: Callable[[Address], None]) -> N
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda *_: asked_to_stop.set())
     with ExitStack() as stack:
-        settings.log.parent.mkdir(parents=True, exist_ok=True)
-        log = stack.enter_context(ImpressionLog(settings.log, durability=settings.durability))
+        log = stack.enter_context(
+            ImpressionLog(
+                settings.log,
+                durability=settings.durability,
+                rotate_bytes=settings.rotate_bytes,
+                rotate_s=settings.rotate_s,
+            )
+        )
         state = UserState(settings.redis) if settings.redis else None
         if state is not None:
             stack.callback(state.close)
