@@ -62,7 +62,7 @@ class InProcess:
     """
 
     def __init__(self, store: GenerationStore, world: World, folder: Path, *, from_ms: int) -> None:
-        self.path = folder / "log.db"
+        self.path = folder / "log"
         self.generations = Generations(store)
         self.histories = Histories()
         self.world = world

@@ -35,10 +35,9 @@ from candidate_gen.types import Query
 from policy.selector import SlatePolicy
 from protos.admin_pb2 import GetStatusResponse
 from protos.recommender_pb2 import RecommendResponse
-from serving.front import spool
 from serving.generation import Generation
-from serving.log import read_impressions
 from serving.state import LocalRedis, UserState
+from training.impression_log import read_impressions
 from training.materialise import materialise
 from training.server_process import server_process
 
@@ -170,7 +169,7 @@ def _stores(catalogue: LargeCatalogue, folder: Path) -> Iterator[tuple[str, str]
 @contextmanager
 def _ours(catalogue: LargeCatalogue, folder: Path, url: str, asking: Asking, *, processes: int = 1) -> Iterator[Asked]:
     folder.mkdir()
-    overrides = [f"generations={catalogue.store.root}", f"log={folder / 'log.db'}", f"redis={url}"]
+    overrides = [f"generations={catalogue.store.root}", f"log={folder / 'log'}", f"redis={url}"]
     with server_process(folder, [*overrides, f"processes={processes}"]) as (target, admin_target):
         told = json.loads((folder / "server.json").read_text())
         yield Asked(target, asking, (admin_target, *told["other_admin_targets"]))
@@ -368,9 +367,7 @@ def _sample(ours: Asked, catalogue: LargeCatalogue) -> None:
 
 def _logged(bench: Bench, folder: Path, server: Asked, faults: dict[str, int], *, processes: int) -> None:
     """Hold the log, once its server has ended, to what was asked."""
-    log = folder / "log.db"
-    logs = [log] if processes == 1 else [spool(log, number) for number in range(processes)]
-    users = pl.Series([each.user_id for each in (row for path in logs for row in read_impressions(path))])
+    users = pl.Series([each.user_id for each in read_impressions(folder / "log")])
     wrong = {**faults, "missing in the log": server.sent - len(users)}
     told = ", ".join(f"{count:,} {name}" for name, count in wrong.items())
     by = f"{processes} process{'es' * (processes > 1)}"

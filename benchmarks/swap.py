@@ -70,7 +70,7 @@ def measure(bench: Bench) -> None:
         store = GenerationStore(folder / "generations")
         published = {label: publish(store, label, count=items, now_ms=now_ms) for label in _LABELS}
         store.activate(published[_LABELS[0]], time_ms=now_ms)
-        overrides = [f"generations={store.root}", f"log={folder / 'log.db'}", "redis=none"]
+        overrides = [f"generations={store.root}", f"log={folder / 'log'}", "redis=none"]
         with (
             server_process(folder, overrides) as (target, admin_target),
             CascadeClient(target, admin_target=admin_target, deadline_s=_DEADLINE_S) as client,

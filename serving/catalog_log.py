@@ -5,9 +5,11 @@ A file in SQLite with a write-ahead log. A row is one call that changed somethin
 that the log is also the record of who was deleted when. Every row carries a CRC-32, which readers check.
 """
 
+import os
 import sqlite3
 import threading
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from protos.admin_pb2 import PutRulesRequest
 from protos.catalog_pb2 import DeleteItemsRequest, PatchItemsRequest, UpsertItemsRequest
-from serving.log import CorruptLog, explained, open_to_read
+from serving.log import CorruptLog, LogUnavailable
 
 Change = UpsertItemsRequest | DeleteItemsRequest | PatchItemsRequest | PutRulesRequest
 
@@ -31,6 +33,17 @@ _CHANGES: dict[str, type[Change]] = {
     "put_rules": PutRulesRequest,
 }
 _KIND_OF = {change: kind for kind, change in _CHANGES.items()}
+_NOT_THE_FILE = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_PERM,
+}
+"""Results of SQLite that speak of the disk or the moment, not of what the file holds."""
 _SCHEMA = """
     CREATE TABLE IF NOT EXISTS entries (
         seq INTEGER PRIMARY KEY, time_ms INTEGER NOT NULL, kind TEXT NOT NULL, crc INTEGER NOT NULL,
@@ -147,7 +160,7 @@ class CatalogLog:
             except (sqlite3.Error, UnicodeDecodeError) as error:
                 _close(self._writer)
                 self._writer = None
-                raise explained(error, self.path) from error
+                raise _explained(error, self.path) from error
         return Entry(seq, time_ms, request)
 
     def close(self) -> None:
@@ -159,7 +172,7 @@ class CatalogLog:
     def _open_to_read(self) -> sqlite3.Connection | None:
         """None while there is no entry."""
         if self._reader is None and self.path.is_file():
-            reader = open_to_read(self.path)
+            reader = _open_to_read(self.path)
             try:
                 self._reader = reader if self._is_made(reader) else None
             finally:
@@ -206,7 +219,7 @@ class CatalogLog:
         """Our error for SQLite's; the next reader opens the file anew."""
         _close(self._reader)
         self._reader = None
-        return explained(error, self.path)
+        return _explained(error, self.path)
 
 
 def _close(connection: sqlite3.Connection | None) -> None:
@@ -217,3 +230,19 @@ def _close(connection: sqlite3.Connection | None) -> None:
 
 def _crc(seq: int, time_ms: int, kind: str, payload: bytes) -> int:
     return zlib.crc32(payload, zlib.crc32(f"{seq}\0{time_ms}\0{kind}".encode()))
+
+
+def _open_to_read(path: Path) -> sqlite3.Connection:
+    """A connection that writes nothing, to a log in use or to one in a folder that may not be written to."""
+    sealed = not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists()
+    mode = "immutable=1" if sealed else "mode=ro"
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=5, isolation_level=None, check_same_thread=False
+    )
+
+
+def _explained(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> Exception:
+    """Our error for one of SQLite's, or for text that a damaged file made it return."""
+    kind = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+    make: Callable[[str], Exception] = LogUnavailable if kind in _NOT_THE_FILE else CorruptLog
+    return make(f"{path}: {' '.join(str(error).split())}")

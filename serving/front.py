@@ -1,10 +1,10 @@
 """The front door of a machine: one server process, or several on one port and somebody who looks after them.
 
-Each process is a whole server, `serving.server.serve`: it has its own admin port and log, and maps the files of the
-generation, so that all share one copy. They listen with SO_REUSEPORT: the kernel gives every new connection to one of
-them. The supervisor serves nothing. It forks them while it has no thread, so that they share what was imported, and
-holds the writing end of a pipe, the lifeline, whose end they wait for: when it comes, because the supervisor was told
-to stop or because it was killed, each of them drains and exits.
+Each process is a whole server, `serving.server.serve`: it has its own admin port and its own spool of the log, and maps
+the files of the generation, so that all share one copy. They listen with SO_REUSEPORT: the kernel gives every new
+connection to one of them. The supervisor serves nothing. It forks them while it has no thread, so that they share what
+was imported, and holds the writing end of a pipe, the lifeline, whose end they wait for: when it comes, because the
+supervisor was told to stop or because it was killed, each of them drains and exits.
 """
 
 import gc
@@ -21,7 +21,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
-from pathlib import Path
 
 from serving.server import Address, ServerSettings, told_in
 from serving.server import serve as serve_alone
@@ -198,14 +197,8 @@ def _of_process(settings: ServerSettings, number: int) -> ServerSettings:
         settings,
         admin_port=settings.admin_port + number if settings.admin_port else 0,
         metrics_port=settings.metrics_port + number if settings.metrics_port else settings.metrics_port,
-        log=spool(settings.log, number),
         ready_file=None,
     )
-
-
-def spool(log: Path, number: int) -> Path:
-    """The log file of a process."""
-    return log.with_name(f"{log.stem}.{number}{log.suffix}")
 
 
 def _reserved(host: str, port: int) -> socket.socket:

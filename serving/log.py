@@ -1,118 +1,101 @@
-"""The impression log: what was shown and what followed, durable, each once.
+"""The impression log of a server process: what was shown and what followed, durable, each once.
 
-A spool in SQLite with a write-ahead log. One thread writes; whatever is queued when it is free goes into one
-transaction (group commit), so that one fsync pays for many requests and none waits for another's. Every row carries
-a CRC-32 over its key, its time and its payload, which readers check.
+One thread writes to a spool (`serving.spool`) in the folder of the log; whatever is queued when it is free goes into
+one group, so that one sync pays for many requests and none waits for another's. A spool that is large or old enough is
+sealed and another begun. `cascade log compact` makes Parquet of spools; `training.impression_log` reads both.
 """
 
-import os
-import sqlite3
 import threading
-import zlib
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from google.protobuf.message import DecodeError
 
 from protos.impression_pb2 import Impression, Outcome
+from serving.recent_rows import RecentRows
+from serving.spool import CorruptLog, Frame, LogUnavailable, SpoolWriter
+
+__all__ = ["SPOOLS", "CorruptLog", "Durability", "ImpressionLog", "LogUnavailable", "Status"]
 
 Durability = Literal["group", "sync", "os"]
 Status = Literal["stored", "duplicate"]
-Table = Literal["impressions", "outcomes"]
-_Record = TypeVar("_Record", Impression, Outcome)
 
-_VERSION = 1
-_MAX_GROUP = 2048
+SPOOLS = "spools"
+"""Folder of the spools in the folder of a log."""
+
+_MAX_GROUP = 512
+_GATHER_S = 0.005
+"""How long rows that nobody waits for are gathered into one group."""
 _RETRY_S = 0.2
-_KEY = {"impressions": "request_id", "outcomes": "event_id"}
-_TIME = {"impressions": "time_ms", "outcomes": "visible_ms"}
-_SCHEMA = "".join(
-    f"""
-    CREATE TABLE IF NOT EXISTS {table} (
-        {key} TEXT NOT NULL PRIMARY KEY, {_TIME[table]} INTEGER NOT NULL, crc INTEGER NOT NULL, payload BLOB NOT NULL
-    ) STRICT;
-    CREATE INDEX IF NOT EXISTS {table}_by_time ON {table} ({_TIME[table]}, {key});
-    """
-    for table, key in _KEY.items()
-)
-_NOT_THE_FILE = {
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_NOMEM,
-    sqlite3.SQLITE_PERM,
-}
-"""Results of SQLite that speak of the disk or the moment, not of what the file holds."""
-
-
-class LogUnavailable(RuntimeError):
-    """Nothing can be logged now: the queue or the disk is full, the disk fails, or the log is closed."""
-
-
-class CorruptLog(ValueError):
-    """The file does not hold what was written; names the file and, where one is to blame, the row's key."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    table: Table
-    key: str
-    time_ms: int
-    crc: int
-    payload: bytes
 
 
 @dataclass(slots=True)
 class _Job:
     """Rows to be committed together, and who waits for that. No rows: a flush."""
 
-    rows: list[_Row]
+    frames: list[Frame]
     waiter: Future[list[Status]] | None
     statuses: list[Status] = field(default_factory=list)
 
 
 class ImpressionLog:
-    """Writes one log file; a server process has its own.
+    """Writes to the folder of a log, as any number of other processes may; each has a spool of its own.
 
     While the disk refuses, what had been accepted is kept and tried again every 0.2 s, everything new is refused at
     once, and `available` is false: the caller answers without exploration and says so.
 
+    A row whose key is among those that `RecentRows` remembers is a duplicate and changes nothing. Of older ones, and of
+    those that two processes write in the same moment, readers and compaction keep the first.
+
     Args:
+        folder: made where there is none.
         durability: `group`: a commit is on disk (fsync) before it is acknowledged, an impression is acknowledged
             before its commit. `sync`: an impression too is acknowledged only after its commit. `os`: no fsync; what
             was committed survives the death of this process but not of the machine.
         capacity: while this many rows wait, more are refused.
+        rotate_bytes: a spool of this size is sealed.
+        rotate_s: as is one of this age.
 
     Raises:
-        CorruptLog: where the file is not a log, or is one of another version.
         LogUnavailable: where it cannot be opened or made.
     """
 
-    def __init__(self, path: Path, *, durability: Durability = "group", capacity: int = 4096) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        durability: Durability = "group",
+        capacity: int = 4096,
+        rotate_bytes: int = 64 << 20,
+        rotate_s: float = 3600.0,
+    ) -> None:
         if durability not in ("group", "sync", "os"):
             raise ValueError(f"durability must be group, sync or os, got {durability!r}")
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1, got {capacity}")
-        self._path = path
+        self._folder = folder / SPOOLS
         self._durability = durability
         self._capacity = capacity
-        self._connection: sqlite3.Connection | None = self._open()
+        self._rotate_bytes = rotate_bytes
+        self._rotate_s = rotate_s
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._recent = RecentRows(self._folder)
+            self._spool: SpoolWriter | None = self._begin()
+        except OSError as error:
+            raise LogUnavailable(f"{folder}: {error.strerror or error}") from error
         self._wake = threading.Condition()
         self._queue: deque[_Job] = deque()
         self._waiting_rows = 0
-        self._unsaved: dict[str, _Row] = {}
+        self._waited_for = False
+        self._unsaved: dict[str, Frame] = {}
         self._fault = ""
         self._closing = False
-        self._reader: sqlite3.Connection | None = None
-        self._reading = threading.Lock()
         self._writer = threading.Thread(target=self._write_until_closed, name="impression-log", daemon=True)
         self._writer.start()
 
@@ -135,9 +118,11 @@ class ImpressionLog:
 
         Raises:
             LogUnavailable: it is not logged.
+            ValueError: where the request id is empty.
         """
-        row = _row("impressions", impression.request_id, impression.time_ms, impression.SerializeToString())
-        waiter = self._enqueue([row], wait=self._durability == "sync")
+        payload = impression.SerializeToString()
+        frame = Frame.of("impressions", impression.request_id, impression.time_ms, payload)
+        waiter = self._enqueue([frame], wait=self._durability == "sync")
         if waiter is not None:
             waiter.result()
 
@@ -148,33 +133,30 @@ class ImpressionLog:
             LogUnavailable: none is acknowledged. Some may have been stored: to send all of them again is right.
             ValueError: where an event id is empty.
         """
-        rows = [_row("outcomes", one.event_id, one.visible_ms, one.SerializeToString()) for one in outcomes]
-        if not rows:
+        frames = [Frame.of("outcomes", one.event_id, one.visible_ms, one.SerializeToString()) for one in outcomes]
+        if not frames:
             return []
-        waiter = self._enqueue(rows, wait=True)
+        waiter = self._enqueue(frames, wait=True)
         return waiter.result() if waiter is not None else []
 
     def find(self, request_id: str) -> Impression | None:
-        """The impression of a request id, committed or still waiting: what a retry of that request is answered with.
+        """The impression of a request id: what a retry of that request is answered with.
+
+        One that this process has accepted, or any process has committed, as far back as duplicates are known.
 
         Raises:
-            LogUnavailable: where the file cannot be read now.
+            LogUnavailable: where a spool cannot be read now.
             CorruptLog: where the row is not what was written.
         """
         with self._wake:
             waiting = self._unsaved.get(request_id)
         try:
-            with self._reading:
-                if self._reader is None:
-                    self._reader = open_to_read(self._path)
-                found = self._reader.execute(
-                    "SELECT time_ms, crc, payload FROM impressions WHERE request_id = ?", (request_id,)
-                ).fetchone()
-        except (sqlite3.Error, UnicodeDecodeError) as error:
-            raise explained(error, self._path) from error
-        if found is not None:
-            return _checked(self._path, "impressions", (request_id, *found), Impression)
-        return None if waiting is None else Impression.FromString(waiting.payload)
+            payload = self._recent.payload("impressions", request_id) if waiting is None else waiting.payload
+            return None if payload is None else Impression.FromString(payload)
+        except OSError as error:
+            raise LogUnavailable(f"{self._folder}: {error.strerror or error}") from error
+        except DecodeError as error:
+            raise CorruptLog(f"{self._folder}: impression {request_id!r} cannot be parsed: {error}") from error
 
     def flush(self) -> None:
         """Return when everything accepted so far is committed.
@@ -187,7 +169,7 @@ class ImpressionLog:
             waiter.result()
 
     def close(self) -> None:
-        """Commit what waits, then close. Closing again does nothing.
+        """Commit what waits, then seal the spool. Closing again does nothing.
 
         Raises:
             LogUnavailable: says how many accepted rows could not be committed and are lost.
@@ -198,11 +180,9 @@ class ImpressionLog:
             self._closing = True
             self._wake.notify()
         self._writer.join()
-        with self._reading:
-            if self._reader is not None:
-                self._reader.close()
+        self._recent.close()
         if self._waiting_rows:
-            raise LogUnavailable(f"{self._path}: {self._waiting_rows} accepted rows are lost: {self._fault}")
+            raise LogUnavailable(f"{self._folder}: {self._waiting_rows} accepted rows are lost: {self._fault}")
 
     def __enter__(self) -> "ImpressionLog":
         return self
@@ -219,41 +199,29 @@ class ImpressionLog:
             return f"{self._waiting_rows} rows wait to be written, the capacity is {self._capacity}"
         return ""
 
-    def _enqueue(self, rows: list[_Row], *, wait: bool) -> Future[list[Status]] | None:
+    def _enqueue(self, frames: list[Frame], *, wait: bool) -> Future[list[Status]] | None:
         waiter: Future[list[Status]] | None = Future() if wait else None
-        job = _Job(rows, waiter)  # the writer takes the waiter out of it once it is told
+        job = _Job(frames, waiter)  # the writer takes the waiter out of it once it is told
         with self._wake:
-            refusal = self._refusal(len(rows))
+            refusal = self._refusal(len(frames))
             if refusal:
-                raise LogUnavailable(f"{self._path}: {refusal}")
+                raise LogUnavailable(f"{self._folder}: {refusal}")
+            asleep = not self._queue
             self._queue.append(job)
-            self._waiting_rows += len(rows)
-            for row in rows:
-                if row.table == "impressions":
-                    self._unsaved.setdefault(row.key, row)
-            self._wake.notify()
+            self._waiting_rows += len(frames)
+            self._waited_for |= wait
+            for frame in frames:
+                if frame.table == "impressions":
+                    self._unsaved.setdefault(frame.key, frame)
+            if asleep or wait:
+                self._wake.notify()
         return waiter
 
-    def _open(self) -> sqlite3.Connection:
-        try:
-            connection = sqlite3.connect(self._path, timeout=5, isolation_level=None, check_same_thread=False)
-        except sqlite3.Error as error:
-            raise explained(error, self._path) from error
-        try:
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            made = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-            if version != _VERSION and (version or made):
-                raise CorruptLog(f"{self._path} is not a log of version {_VERSION} (it says {version})")
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute(f"PRAGMA synchronous = {'NORMAL' if self._durability == 'os' else 'FULL'}")
-            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
-        except (sqlite3.Error, UnicodeDecodeError) as error:
-            connection.close()
-            raise explained(error, self._path) from error
-        except CorruptLog:
-            connection.close()
-            raise
-        return connection
+    def _begin(self) -> SpoolWriter:
+        self._rotate_at_s = time.monotonic() + self._rotate_s
+        made = SpoolWriter(self._folder, time_ms=time.time_ns() // 1_000_000, synced=self._durability != "os")
+        self._recent.begin(made)
+        return made
 
     def _write_until_closed(self) -> None:
         group: list[_Job] = []
@@ -262,44 +230,62 @@ class ImpressionLog:
                 if self._fault and not self._closing:
                     self._wake.wait_for(lambda: self._closing, _RETRY_S)
                 else:
-                    self._wake.wait_for(lambda: self._queue or self._closing)
+                    self._wake.wait_for(lambda: self._queue or self._closing, self._until_rotation_s())
+                    self._wake.wait_for(lambda: self._waited_for or self._closing, _GATHER_S)
                 closing = self._closing
-                rows = sum(len(job.rows) for job in group)
-                while self._queue and (not rows or rows + len(self._queue[0].rows) <= _MAX_GROUP):
+                rows = sum(len(job.frames) for job in group)
+                while self._queue and (not rows or rows + len(self._queue[0].frames) <= _MAX_GROUP):
                     job = self._queue.popleft()
-                    rows += len(job.rows)
+                    rows += len(job.frames)
                     group.append(job)
+                self._waited_for = any(job.waiter is not None for job in self._queue)
             if group or self._fault:
                 self._settle(group, self._commit(group))
+            self._rotate_if_due()
             with self._wake:
                 if closing and (self._fault or not self._queue):
                     break
-        if self._connection is not None:
-            self._connection.close()
+        self._end(sealed=True)
+
+    def _until_rotation_s(self) -> float | None:
+        """None where there is nothing to seal."""
+        is_empty = self._spool is None or self._spool.is_empty
+        return None if is_empty else max(0.0, self._rotate_at_s - time.monotonic())
+
+    def _rotate_if_due(self) -> None:
+        if self._spool is not None and (self._until_rotation_s() == 0.0 or self._spool.end >= self._rotate_bytes):
+            self._end(sealed=True)
+
+    def _end(self, *, sealed: bool) -> None:
+        """No more is written to the spool, if there is one."""
+        spool, self._spool = self._spool, None
+        if spool is None:
+            return
+        try:
+            if not sealed or spool.is_empty:
+                spool.abandon()
+            else:
+                spool.seal()
+        except OSError:
+            spool.abandon()  # what counts, counts without a seal
 
     def _commit(self, group: list[_Job]) -> str:
-        """Write all jobs in one transaction; returns why it failed, or nothing."""
+        """Write the rows of all jobs as one group; returns why it failed, or nothing."""
         try:
-            if self._connection is None:
-                self._connection = self._open()
-            self._connection.execute("BEGIN IMMEDIATE")
+            frames = [frame for job in group for frame in job.frames]
+            known = self._recent.known(frames)
+            fresh = [frame for frame, is_known in zip(frames, known, strict=True) if not is_known]
+            statuses: list[Status] = ["duplicate" if each else "stored" for each in known]
             for job in group:
-                job.statuses = [self._insert(self._connection, row) for row in job.rows]
-            self._connection.execute("COMMIT")
+                job.statuses, statuses = statuses[: len(job.frames)], statuses[len(job.frames) :]
+            if self._spool is None:
+                self._spool = self._begin()
+            if fresh:
+                self._recent.add(fresh, self._spool.write(fresh))
         except Exception as error:  # whatever it is, those who wait must hear of it
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+            self._end(sealed=False)
             return str(error) or repr(error)
         return ""
-
-    @staticmethod
-    def _insert(connection: sqlite3.Connection, row: _Row) -> Status:
-        inserted = connection.execute(
-            f"INSERT INTO {row.table} VALUES (?, ?, ?, ?) ON CONFLICT ({_KEY[row.table]}) DO NOTHING",
-            (row.key, row.time_ms, row.crc, row.payload),
-        )
-        return "stored" if inserted.rowcount else "duplicate"
 
     def _settle(self, group: list[_Job], fault: str) -> None:
         """Tell those who wait. After a failure the rows stay in `group` for the next attempt.
@@ -311,170 +297,22 @@ class ImpressionLog:
             if fault:
                 group.extend(self._queue)
                 self._queue.clear()
+                self._waited_for = False
             else:
                 for job in group:
-                    self._waiting_rows -= len(job.rows)
-                    for row in job.rows:
-                        if self._unsaved.get(row.key) is row:
-                            del self._unsaved[row.key]
+                    self._waiting_rows -= len(job.frames)
+                    for frame in job.frames:
+                        if self._unsaved.get(frame.key) is frame:
+                            del self._unsaved[frame.key]
             waiters = [(job, job.waiter) for job in group if job.waiter is not None]
             for job in group:
                 job.waiter = None
             if not fault:
                 group.clear()
             else:
-                group[:] = [job for job in group if job.rows]
+                group[:] = [job for job in group if job.frames]
         for job, waiter in waiters:
             if fault:
-                waiter.set_exception(LogUnavailable(f"{self._path}: {fault}"))
+                waiter.set_exception(LogUnavailable(f"{self._folder}: {fault}"))
             else:
                 waiter.set_result(job.statuses)
-
-
-def read_impressions(path: Path, *, since_ms: int | None = None, until_ms: int | None = None) -> Iterator[Impression]:
-    """Committed impressions with `since_ms <= time_ms < until_ms`, by (time_ms, request id); also during writing.
-
-    The file as a whole is checked before the first row comes.
-
-    Raises:
-        CorruptLog: where the file or a row is not what was written.
-        LogUnavailable: where the disk cannot be read.
-        ValueError: where there is no such file.
-    """
-    return _read(path, "impressions", since_ms, until_ms, Impression)
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Impressions that were committed one after the other, to be read and worked on together."""
-
-    first: int
-    """Numbers of its rows, in the order of commits."""
-    last: int
-    rows: int
-    digest: int
-    """CRC-32 over the keys and checksums of its rows: other rows, another digest."""
-
-
-def segments(path: Path, *, size: int = 256, newest: int | None = None) -> list[Segment]:
-    """The log cut every `size` rows, without reading what they hold; a log that grows keeps all but its last segment.
-
-    The file as a whole is checked first.
-
-    Args:
-        newest: only so many impressions, those committed last.
-
-    Raises:
-        CorruptLog, LogUnavailable, ValueError: see `read_impressions`.
-    """
-    cut: dict[int, Segment] = {}
-    with _reading(path, check=True) as connection:
-        found = connection.execute(
-            "SELECT rowid, request_id, crc FROM impressions WHERE rowid >= coalesce("
-            "(SELECT rowid FROM impressions ORDER BY rowid DESC LIMIT 1 OFFSET ? - 1), 0) ORDER BY rowid",
-            ((1 << 63) - 1 if newest is None else newest,),
-        )
-        for row, key, crc in found:
-            before = cut.get(row // size, Segment(row, row, 0, 0))
-            digest = zlib.crc32(f"{row}\0{key}\0{crc}".encode(), before.digest)
-            cut[row // size] = Segment(before.first, row, before.rows + 1, digest)
-    return list(cut.values())
-
-
-def read_segment(path: Path, segment: Segment) -> list[Impression]:
-    """What a segment holds, in the order of commits.
-
-    Raises:
-        CorruptLog, LogUnavailable, ValueError: see `read_impressions`.
-    """
-    with _reading(path, check=False) as connection:
-        found = connection.execute(
-            "SELECT request_id, time_ms, crc, payload FROM impressions WHERE rowid BETWEEN ? AND ? ORDER BY rowid",
-            (segment.first, segment.last),
-        )
-        return [_checked(path, "impressions", row, Impression) for row in found]
-
-
-def read_these(path: Path, request_ids: Iterable[str]) -> list[Impression]:
-    """The impressions of these requests, in this order; those that are not there are left out.
-
-    Raises:
-        CorruptLog, LogUnavailable, ValueError: see `read_impressions`.
-    """
-    wanted = "SELECT request_id, time_ms, crc, payload FROM impressions WHERE request_id = ?"
-    with _reading(path, check=False) as connection:
-        found = (row for each in request_ids for row in connection.execute(wanted, (each,)))
-        return [_checked(path, "impressions", row, Impression) for row in found]
-
-
-def read_outcomes(path: Path, *, since_ms: int | None = None, until_ms: int | None = None) -> Iterator[Outcome]:
-    """Committed outcomes with `since_ms <= visible_ms < until_ms`, by (visible_ms, event id); else like impressions."""
-    return _read(path, "outcomes", since_ms, until_ms, Outcome)
-
-
-def _read(
-    path: Path, table: Table, since_ms: int | None, until_ms: int | None, record: type[_Record]
-) -> Iterator[_Record]:
-    key, time = _KEY[table], _TIME[table]
-    with _reading(path, check=True) as connection:
-        found = connection.execute(
-            f"SELECT {key}, {time}, crc, payload FROM {table} WHERE {time} >= ? AND {time} < ? ORDER BY {time}, {key}",
-            (-(1 << 63) if since_ms is None else since_ms, (1 << 63) - 1 if until_ms is None else until_ms),
-        )
-        for row in found:
-            yield _checked(path, table, row, record)
-
-
-@contextmanager
-def _reading(path: Path, *, check: bool) -> Iterator[sqlite3.Connection]:
-    """One state of the log while the `with` lasts."""
-    if not path.is_file():
-        raise ValueError(f"no impression log at {path}")
-    try:
-        with closing(open_to_read(path)) as connection:
-            connection.execute("BEGIN")
-            verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0] if check else "ok"
-            if verdict != "ok":
-                raise CorruptLog(f"{path}: {' '.join(str(verdict).split())}")
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version != _VERSION:
-                raise CorruptLog(f"{path} is not a log of version {_VERSION} (it says {version})")
-            yield connection
-    except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise explained(error, path) from error
-
-
-def open_to_read(path: Path) -> sqlite3.Connection:
-    """A connection that writes nothing, to a log in use or to one in a folder that may not be written to."""
-    sealed = not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists()
-    mode = "immutable=1" if sealed else "mode=ro"
-    return sqlite3.connect(
-        f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=5, isolation_level=None, check_same_thread=False
-    )
-
-
-def _row(table: Table, key: str, time_ms: int, payload: bytes) -> _Row:
-    if not key:
-        raise ValueError(f"{_KEY[table]} must not be empty")
-    return _Row(table, key, time_ms, _crc(key, time_ms, payload), payload)
-
-
-def _crc(key: str, time_ms: int, payload: bytes) -> int:
-    return zlib.crc32(payload, zlib.crc32(f"{key}\0{time_ms}".encode()))
-
-
-def _checked(path: Path, table: Table, row: tuple[str, int, int, bytes], record: type[_Record]) -> _Record:
-    key, time_ms, crc, payload = row
-    if not isinstance(payload, bytes) or _crc(str(key), time_ms, payload) != crc:
-        raise CorruptLog(f"{path}: {table} row {key!r} does not match its checksum")
-    try:
-        return record.FromString(payload)
-    except DecodeError as error:
-        raise CorruptLog(f"{path}: {table} row {key!r} cannot be parsed: {error}") from error
-
-
-def explained(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> Exception:
-    """Our error for one of SQLite's, or for text that a damaged file made it return."""
-    kind = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
-    make: Callable[[str], Exception] = LogUnavailable if kind in _NOT_THE_FILE else CorruptLog
-    return make(f"{path}: {' '.join(str(error).split())}")

@@ -64,7 +64,7 @@ class ServerSettings:
     generations: Path
     """Folder of the generation store."""
     log: Path
-    """File of the impression log."""
+    """Folder of the impression log; any number of servers may share one."""
     redis: str = ""
     """User state, and the events of other servers: `redis://host:port/db`, `unix:///path`; empty for none."""
     host: str = "127.0.0.1"
@@ -88,6 +88,11 @@ class ServerSettings:
     ready_file: Path | None = None
     """Holds the `Address` as JSON from when the server listens, by all of its processes, until it stops."""
     durability: Durability = "group"
+    """sync: an impression is on the disk before the answer leaves; group: soon after; os: when the system likes."""
+    rotate_bytes: int = 64 << 20
+    """A spool of the log of this size is sealed, so that it can be compacted."""
+    rotate_s: float = 3600.0
+    """As is one of this age."""
     watch_s: float = 1.0
     """How often the store is asked which generation is current."""
     lame_duck_s: float = 0.5
@@ -104,28 +109,28 @@ class ServerSettings:
                 f"host: {self.host!r} given, allowed: a loopback address (127.0.0.1, ::1, localhost), "
                 "because without TLS and authentication the server must not be reached from elsewhere"
             )
-        if not 1 <= self.processes <= 256:
-            raise ValueError(f"processes: {self.processes} given, allowed: 1 to 256")
-        last = 65_536 - self.processes
-        ports = {"admin_port": (self.admin_port, last), "metrics_port": (self.metrics_port or 0, last)}
-        for name, (port, most) in {"port": (self.port, 65_535), **ports}.items():
-            if not 0 <= port <= most:
-                raise ValueError(f"{name}: {port} given, allowed: 0 to {most}")
-        for name, seconds in (("lame_duck_s", self.lame_duck_s), ("grace_s", self.grace_s)):
-            if not 0 <= seconds <= 3600:
-                raise ValueError(f"{name}: {seconds} given, allowed: 0 to 3600")
-        if not 0.01 <= self.watch_s <= 3600:
-            raise ValueError(f"watch_s: {self.watch_s} given, allowed: 0.01 to 3600")
         if self.log_format not in get_args(LogFormat):
             raise ValueError(f"log_format: {self.log_format!r} given, allowed: {', '.join(get_args(LogFormat))}")
         if not self.slow_ms > 0:
             raise ValueError(f"slow_ms: {self.slow_ms} given, allowed: above 0")
         if self.traces and not self.traces.startswith(("http://", "https://")):
             raise ValueError(f"traces: {self.traces!r} given, allowed: http://host:port, https://host:port, or empty")
-        if not 0 <= self.traces_share <= 1:
-            raise ValueError(f"traces_share: {self.traces_share} given, allowed: 0 to 1")
-        if not 1024 <= self.max_request_bytes <= 64 << 20:
-            raise ValueError(f"max_request_bytes: {self.max_request_bytes} given, allowed: 1024 to {64 << 20}")
+        last_port = 65_536 - self.processes
+        for name, number, lowest, highest in (
+            ("processes", self.processes, 1, 256),
+            ("port", self.port, 0, 65_535),
+            ("admin_port", self.admin_port, 0, last_port),
+            ("metrics_port", self.metrics_port or 0, 0, last_port),
+            ("lame_duck_s", self.lame_duck_s, 0, 3600),
+            ("grace_s", self.grace_s, 0, 3600),
+            ("watch_s", self.watch_s, 0.01, 3600),
+            ("traces_share", self.traces_share, 0, 1),
+            ("rotate_bytes", self.rotate_bytes, 1024, 1 << 30),
+            ("rotate_s", self.rotate_s, 1, 86_400),
+            ("max_request_bytes", self.max_request_bytes, 1024, 64 << 20),
+        ):
+            if not lowest <= number <= highest:
+                raise ValueError(f"{name}: {number} given, allowed: {lowest} to {highest}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,8 +323,14 @@ def serve(settings: ServerSettings, *, on_ready: Callable[[Address], None]) -> N
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda *_: asked_to_stop.set())
     with ExitStack() as stack:
-        settings.log.parent.mkdir(parents=True, exist_ok=True)
-        log = stack.enter_context(ImpressionLog(settings.log, durability=settings.durability))
+        log = stack.enter_context(
+            ImpressionLog(
+                settings.log,
+                durability=settings.durability,
+                rotate_bytes=settings.rotate_bytes,
+                rotate_s=settings.rotate_s,
+            )
+        )
         state = UserState(settings.redis) if settings.redis else None
         if state is not None:
             stack.callback(state.close)

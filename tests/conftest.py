@@ -116,7 +116,7 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Loop:
 
     first = train(first_end, None)
     store.activate(first.id, expected=None, time_ms=first_end)
-    path = folder / "log.db"
+    path = folder / "log"
     settings = ServerSettings(
         generations=store.root,
         log=path,

@@ -139,7 +139,7 @@ def test_what_cannot_be_done_is_said_in_one_line(
 def test_an_empty_log_is_no_log_to_learn_from(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = tmp_path / "log.db"
+    log = tmp_path / "log"
     with ImpressionLog(log):
         pass
     monkeypatch.setattr("training.jobs._named", lambda *_: "000001-00000000")

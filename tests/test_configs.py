@@ -141,12 +141,12 @@ def test_an_option_of_the_index_is_named_after_its_kind(option: str) -> None:
 
 
 def test_values_become_the_types_that_the_fields_declare() -> None:
-    made = settings("train", ["towers.temperature=1", "output=some/where", "ranker.shape.hidden=[8,4]", "log=~/log.db"])
+    made = settings("train", ["towers.temperature=1", "output=some/where", "ranker.shape.hidden=[8,4]", "log=~/log"])
     assert made.cycle.towers.temperature == 1.0
     assert isinstance(made.cycle.towers.temperature, float)
     assert made.output == Path("some/where")
     assert made.cycle.ranker.shape.hidden == (8, 4)
-    assert made.log == Path("~/log.db").expanduser()
+    assert made.log == Path("~/log").expanduser()
 
 
 def test_a_mapping_of_free_names_takes_new_ones() -> None:

@@ -65,13 +65,24 @@ _JOBS = {
         "cascade rebuild generations=outputs/latest/generations index.recall_target=0.99\n"
         "cascade rebuild index=ivf_sq8 gates.shrink=0.5 activate=false",
     ),
+    "log": (
+        "look after the impression log: status, compaction, checks, retention",
+        "`status` says what is in it. `compact` makes Parquet, a folder a day, of the spools that no server writes to "
+        "any more. `verify` reads every file, checks every row, and names what is damaged; with quarantine=true it "
+        "sets that aside. `retain` compacts, then drops the days before the last `days`. All may be run while servers "
+        "write, and be killed at any point. docs/log.md describes the files.",
+        "cascade log status\n"
+        "cascade log compact log=outputs/latest/log\n"
+        "cascade log verify quarantine=true\n"
+        "cascade log retain days=90",
+    ),
     "replay": (
         "run the logged requests again",
         "`verify` asks the generation that answered and demands the same slate and the same propensities, bit by bit; "
         "where they differ it names the first stage that does. `counterfactual` asks another generation what it would "
         "have shown, and how likely it was to show what was shown; `cascade ope` makes estimates of that. One process "
         "a core works through the log; killed, the same command goes on where it was.",
-        "cascade replay verify log=outputs/latest/log.db\n"
+        "cascade replay verify log=outputs/latest/log\n"
         "cascade replay verify limit=10000 workers=4\n"
         "cascade replay counterfactual generation=<id>",
     ),
@@ -81,7 +92,7 @@ _JOBS = {
         "propensities, prints every estimator with its interval, the uplift and a verdict, and writes ope.html with "
         "plots, slices and what the log can carry. Ends with code 3 where the two policies overlap too little for an "
         "honest number; the page then shows why.",
-        "cascade ope log=outputs/latest/log.db generation=<id>",
+        "cascade ope log=outputs/latest/log generation=<id>",
     ),
     "skew": (
         "compute the features of a log again, offline, and compare them with the logged bytes",
@@ -90,13 +101,13 @@ _JOBS = {
         "skew.json, and ends with code 3 where one is over its budget (gates.skew, gates.skew_state, gates.skew_of). "
         "docs/concepts.md says which features cannot always be equal.",
         "cascade report skew\n"
-        "cascade report skew log=outputs/latest/log.db generation=<id> gates.skew_of.tower_score=1",
+        "cascade report skew log=outputs/latest/log generation=<id> gates.skew_of.tower_score=1",
     ),
     "nightly": (
         "one cycle from the log: examples, train, embed, index, gates, publish",
         "Trains on everything logged so far and publishes the next generation. A red gate stops it, and the current "
         "generation stays.",
-        "cascade nightly data=world log=outputs/latest/log.db generations=outputs/latest/generations",
+        "cascade nightly data=world log=outputs/latest/log generations=outputs/latest/generations",
     ),
     "serve": (
         "answer requests over gRPC",
@@ -107,7 +118,11 @@ _JOBS = {
         "cascade serve generations=outputs/latest/generations port=50051 redis=none",
     ),
 }  # fmt: skip
-_MODES = {"train": ("tower", "ranker"), "replay": ("verify", "counterfactual")}
+_MODES = {
+    "train": ("tower", "ranker"),
+    "log": ("status", "compact", "verify", "retain"),
+    "replay": ("verify", "counterfactual"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -171,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("demo", "data", "train", "export", "rebuild", "serve"):
         _add_job(commands, name)
     _add_call(commands)
-    for name in ("replay", "ope", "nightly"):
+    for name in ("log", "replay", "ope", "nightly"):
         _add_job(commands, name)
     _add_generations(commands)
     _add_evaluate(commands)
@@ -340,14 +355,14 @@ def _add_explain(commands: Any) -> None:
         text="From the impression log and the generation that answered: sources and ranks, probabilities, the terms of "
         "every slot's score, what each item beat, where other items were lost. Needs no server.",
         examples="cascade explain 0191f3a2b4c5\ncascade explain 0191f3a2b4c5 --item n1 --features\n"
-        "cascade explain 0191f3a2b4c5 --log log.db --generations generations --json",
+        "cascade explain 0191f3a2b4c5 --log log --generations generations --json",
     )
     explain.add_argument("request_id", metavar="ID", help="request id, as every response carries it")
     explain.add_argument(
         "--item", action="append", default=[], metavar="ITEM", help="shown or not; default: all that were shown"
     )
     explain.add_argument("--features", action="store_true", help="also what the utility owes to each feature")
-    explain.add_argument("--log", type=Path, default=LATEST / "log.db", help="default: %(default)s")
+    explain.add_argument("--log", type=Path, default=LATEST / "log", help="default: %(default)s")
     explain.add_argument("--generations", type=Path, default=LATEST / "generations", help="default: %(default)s")
     explain.add_argument("--json", action="store_true", help="print JSON")
 

@@ -428,7 +428,7 @@ def _server(given: Namespace) -> Iterator[tuple[str, str, int]]:
         (folder / history.name).symlink_to(history.resolve())
         overrides = (
             f"generations={generations.resolve()}",
-            f"log={folder / 'log.db'}",
+            f"log={folder / 'log'}",
             *("service.clock=request", "lame_duck_s=0"),
         )
         with server_process(folder, overrides) as (target, admin_target):

@@ -118,9 +118,7 @@ def _prove(settings: DemoSettings, console: Console, started: float) -> tuple[Sh
             requests = world.requests(first_end, served_end, settings.served_requests)
             served = users.visit(requests, until_ms=served_end)
         with _step(console, "Cycle 2: trained on what was served and logged"):
-            log = _log_of(
-                folder / "log.db", until_ms=served_end, answers=sum(each.slate is not None for each in served)
-            )
+            log = _log_of(folder / "log", until_ms=served_end, answers=sum(each.slate is not None for each in served))
             second = _cycle(dataset, settings, store, as_of_ms=served_end, number=2, served=log)
         judged_end = world.day_ms(settings.first_days + settings.served_days + settings.judged_days)
         with _step(console, f"{settings.judged_requests:,} more, to judge {second.id} by before it is shown"):
@@ -134,7 +132,7 @@ def _prove(settings: DemoSettings, console: Console, started: float) -> tuple[Sh
             returning = users.visit(requests, until_ms=returning_end + 2 * ATTRIBUTION_MS)
             stage_ms = _stage_ms(client)
     known = pl.concat([dataset.events, log.events])
-    log = ServedLog.read(folder / "log.db", until_ms=returning_end + 2 * ATTRIBUTION_MS)
+    log = ServedLog.read(folder / "log", until_ms=returning_end + 2 * ATTRIBUTION_MS)
     pl.concat([dataset.events, log.events]).write_parquet(folder / "history.parquet")
     by_id = {each.request.request_id: each.request for each in (*served, *judged, *returning)}
     of_second = [each for each in log.impressions if each.generation == second.id]
@@ -195,7 +193,7 @@ def _show(settings: DemoSettings, console: Console, started: float) -> Shown:
     with _serving(folder, dataset.events) as client, _step(console, f"{len(asked)} requests over the wire"):
         visits = [timed(client, request, size=settings.slate_size) for request in asked]
         stage_ms = _stage_ms(client)
-    log = ServedLog.read(folder / "log.db", until_ms=as_of_ms + _PAUSE_MS)
+    log = ServedLog.read(folder / "log", until_ms=as_of_ms + _PAUSE_MS)
     dataset.events.write_parquet(folder / "history.parquet")
     with _step(console, f"Replay of {len(log.impressions)} logged requests"):
         generation = Generation.load(store, published.id)
@@ -281,7 +279,7 @@ def _serving(folder: Path, events: pl.DataFrame) -> Iterator[CascadeClient]:
         state.close()
         overrides = (
             f"generations={folder / 'generations'}",
-            f"log={folder / 'log.db'}",
+            f"log={folder / 'log'}",
             f"redis='{redis.url}?socket_timeout={_PATIENCE_S}&socket_connect_timeout={_PATIENCE_S}'",
             *("service.clock=request", "service.eligible_share=1.0"),
         )

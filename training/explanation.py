@@ -14,7 +14,7 @@ from protos.recommender_pb2 import ExplainResponse, Explanation, ReasonKind
 from serving.again import Past
 from serving.explain import explain
 from serving.generation import Generations
-from serving.log import read_these
+from training.impression_log import read_these
 
 _MOST_FEATURES = 8
 

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from socket import gethostname
@@ -24,16 +25,18 @@ from policy.settings import PolicySettings
 from ranking.rankers import bound, load_scorer
 from serving.catalog_log import FILE, CatalogLog, Entry
 from serving.generation import Generation
-from serving.log import read_impressions
-from training import cycle, estimate_report, passes, rebuild_report, skew_report
+from serving.log import CorruptLog
+from training import compaction, cycle, estimate_report, passes, rebuild_report, skew_report
 from training import rebuild as rebuilds
 from training import skew as skews
 from training.catalogue import head_of
+from training.compaction import Compacted, Verified
 from training.cycle import Prepared
 from training.data import EVENT_SCHEMA, Dataset, synthesise_impressions
 from training.durable import appearing
 from training.estimate import rewarded
 from training.gates import GateFailed, require, skew_gates
+from training.impression_log import read_impressions
 from training.progress import progress
 from training.publish import Published
 from training.served import ServedLog, read_events
@@ -41,6 +44,7 @@ from training.settings import (
     Data,
     DataSettings,
     EstimateSettings,
+    LogSettings,
     PublishSettings,
     RebuildSettings,
     ReplaySettings,
@@ -172,6 +176,31 @@ def rebuild(settings: RebuildSettings) -> dict[str, Any]:
     """
     report = rebuilds.rebuild(settings, holder=_holder(), now_ms=_now_ms())
     return rebuild_report.told(report) | {"current": GenerationStore(settings.generations).current()}
+
+
+def log(settings: LogSettings) -> dict[str, Any]:
+    """Look after an impression log.
+
+    Raises:
+        CorruptLog: where a file is damaged, once all the others have been seen to.
+        LogBusy, LogUnavailable, ValueError: see `training.compaction.compact`.
+    """
+    if settings.mode == "status":
+        return compaction.status(settings.log)
+    done: Compacted | Verified
+    if settings.mode == "verify":
+        done = compaction.verify(settings.log, quarantine=settings.quarantine)
+    else:
+        done = compaction.compact(settings.log)
+    told = {name.replace("_", " "): value for name, value in asdict(done).items() if name != "damaged"}
+    if settings.days is not None and settings.mode == "retain":
+        gone = compaction.retain(settings.log, days=settings.days, now_ms=_now_ms())
+        told |= {"days dropped": len(gone), "rows dropped": sum(gone.values())} | gone
+    if done.damaged:
+        aside = ", set aside" if settings.quarantine else ""
+        reasons = "; ".join(done.damaged.values())
+        raise CorruptLog(f"{settings.log} has {len(done.damaged)} damaged files{aside}: {reasons}")
+    return told
 
 
 def replay(settings: ReplaySettings) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from index.generations import GenerationStore, Manifest
 from serving.again import Snapshots
 from serving.catalog_log import FILE, CatalogLog
 from serving.generation import Generation
-from serving.log import Segment, read_segment, segments
 from training.durable import appearing
+from training.impression_log import Segment, read_segment, segments
 from training.replay import Divergence, Verified, compared, nothing_unseen, verified
 from training.resumable import Journal, Result, Work, cores, over
 
@@ -53,7 +53,7 @@ class Log:
     def cut(self) -> list[Segment]:
         """
         Raises:
-            ValueError: where it holds nothing, and see `serving.log.segments`.
+            ValueError: where it holds nothing, and see `training.impression_log.segments`.
         """
         found = segments(self.path, newest=self.newest)
         if not found:
@@ -187,4 +187,4 @@ def _comparing(log: Path, generations: Path, target: str, folder: Path) -> Work:
 
 
 def _part(folder: Path, segment: Segment) -> Path:
-    return folder / f"{segment.first:012d}-{segment.rows}-{segment.digest:08x}.parquet"
+    return folder / f"{Path(segment.source).stem}-{segment.first}-{segment.rows}-{segment.digest:08x}.parquet"

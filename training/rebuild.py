@@ -35,12 +35,12 @@ from policy.settings import PolicySettings
 from ranking.rankers import load_scorer
 from serving.catalog_log import FILE, CatalogLog, Entry
 from serving.changes import changed
-from serving.log import read_impressions
 from serving.retrieval import RetrievalSettings
 from training import rebuild_report
 from training.catalogue import head_of
 from training.durable import appearing, remove
 from training.embeddings import embedded
+from training.impression_log import read_impressions
 from training.progress import progress
 from training.publish import Built, Parts, build_index, publish
 from training.report import plain

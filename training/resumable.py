@@ -18,8 +18,9 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from serving.log import LogUnavailable, Segment
+from serving.log import LogUnavailable
 from training.durable import appearing
+from training.impression_log import Segment
 from training.progress import progress
 
 Result = dict[str, Any]

@@ -7,8 +7,8 @@ from pathlib import Path
 import polars as pl
 
 from protos.impression_pb2 import Impression
-from serving.log import read_impressions, read_outcomes
 from training.data import EVENT_SCHEMA, IMPRESSION_SCHEMA
+from training.impression_log import read_impressions, read_outcomes
 
 _PART = 50_000
 

@@ -99,6 +99,23 @@ class RebuildSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """What `cascade log` is told."""
+
+    mode: Literal["status", "compact", "verify", "retain"]
+    log: Path
+    days: int | None
+    quarantine: bool
+
+    def __post_init__(self) -> None:
+        _at_least_one(days=self.days)
+        if self.mode == "retain" and self.days is None:
+            raise ValueError("days is null; say how many days are kept: days=90")
+        if self.mode != "verify" and self.quarantine:
+            raise ValueError(f"quarantine goes with verify, not with {self.mode}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplaySettings:
     """What `cascade replay` is told."""
 

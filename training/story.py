@@ -118,7 +118,7 @@ def what_next(page: Path, is_world: bool) -> str:
         '  cascade call search "space adventure"',
         "  cascade serve                        # and the same calls from elsewhere",
         "  cascade generations list",
-        "  cascade replay verify log=outputs/latest/log.db",
+        "  cascade replay verify log=outputs/latest/log",
     ]
     return "\n".join(lines)
 

@@ -12,9 +12,9 @@ from policy.ope import InsufficientOverlap, Interval, require_overlap
 from serving.again import Snapshots
 from serving.catalog_log import FILE, CatalogLog
 from serving.generation import Generation
-from serving.log import read_segment, read_these, segments
 from training.estimate import Estimates, estimate, examination, own_draws, rewarded, slices_of, spaced
 from training.gates import Gate, GateFailed, UpliftSettings, uplift_gate
+from training.impression_log import read_segment, read_these, segments
 from training.replay import compared, counterfactual_of
 from training.served import read_events
 

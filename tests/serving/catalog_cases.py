@@ -129,7 +129,7 @@ def store_of(folder: Path) -> GenerationStore:
 def settings(folder: Path) -> ServerSettings:
     return ServerSettings(
         generations=folder / "generations",
-        log=folder / "log.db",
+        log=folder / "log",
         port=0,
         admin_port=0,
         watch_s=0.05,

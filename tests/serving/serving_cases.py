@@ -301,7 +301,7 @@ def settings(folder: Path, **changes: Any) -> ServerSettings:
     service = ServiceSettings(**{"clock": "request", "deadline_s": 20.0, "eligible_share": 1.0, **changes})
     return ServerSettings(
         generations=folder / "generations",
-        log=folder / "log.sqlite",
+        log=folder / "log",
         port=0,
         admin_port=0,
         watch_s=0.02,

@@ -421,7 +421,7 @@ def test_an_answer_that_is_repeated_leaves_out_what_was_deleted_since(site: Path
             assert set(item.actions) == {"click", "like"}
         return [f"{item.item_id} {item.propensity} {item.score}" for item in slate.items]
 
-    with running(site, log=site / "log.db") as (client, _, _):
+    with running(site, log=site / "log") as (client, _, _):
         first = ask(client)
         assert ask(client) == first
         gone = [each.split()[0] for each in first[3:6]]
@@ -429,7 +429,7 @@ def test_an_answer_that_is_repeated_leaves_out_what_was_deleted_since(site: Path
         client.patch_items([ItemChange(gone[2], available=False)])
         left = first[:3] + first[6:]
         assert ask(client) == left
-    with running(site, log=site / "log.db") as (client, _, _):
+    with running(site, log=site / "log") as (client, _, _):
         assert ask(client) == left, "from the log, after a restart"
 
 
@@ -438,7 +438,7 @@ def test_a_reason_does_not_name_what_was_deleted(site: Path) -> None:
         slate = client.recommend("", recent_item_ids=["i9"], size=30, time_ms=NOW_MS, **asked)  # type: ignore[arg-type]
         return {reason for item in slate.items for reason in item.reasons}
 
-    with running(site, log=site / "log.db") as (client, _, _):
+    with running(site, log=site / "log") as (client, _, _):
         assert "SIMILAR_TO:i9" in reasons(client, request_id="again")
         client.delete_items(["i9"])
         assert not any("i9" in reason for reason in reasons(client) | reasons(client, request_id="again"))

@@ -21,8 +21,8 @@ from serving_cases import NOW_MS, call, publish, settings
 from index.generations import GenerationStore
 from protos.admin_pb2 import ActivateRequest, GetStatusResponse
 from protos.recommender_pb2 import Context, RecommendRequest, RecommendResponse
-from serving.front import serve, spool
-from serving.log import read_impressions
+from serving.front import serve
+from training.impression_log import read_impressions
 
 ROOT = Path(__file__).parents[2]
 CHILD = """
@@ -58,7 +58,7 @@ class Front:
         return [status(target) for target in self.admin_targets]
 
 
-def begun(folder: Path, *, sleep_s: float = 0.0, port: int = 0, log: str = "log.sqlite") -> subprocess.Popen[str]:
+def begun(folder: Path, *, sleep_s: float = 0.0, port: int = 0, log: str = "log") -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, str(folder), "2", str(sleep_s), str(port), log],
@@ -148,8 +148,7 @@ def test_one_port_is_served_by_all_and_what_one_activates_all_take_up(tmp_path: 
         assert both.supervisor.wait(20) == 0
         assert gone(first.pid)
         assert gone(second.pid)
-    logs = [spool(tmp_path / "log.sqlite", number) for number in (0, 1)]
-    assert sorted(each.request_id for log in logs for each in read_impressions(log)) == sorted(ids)
+    assert sorted(each.request_id for each in read_impressions(tmp_path / "log")) == sorted(ids)
     assert not (tmp_path / "ready.json").exists()
 
 
@@ -161,7 +160,7 @@ def test_all_finish_what_they_began(tmp_path: Path) -> None:
             multi: grpc.UnaryUnaryMultiCallable[bytes, bytes] = data.unary_unary("/cascade.v1.Recommender/Recommend")
             wire = RecommendRequest(context=Context(client_time_ms=NOW_MS), request_id=f"r{at}").SerializeToString()
             calls.append(multi.future(wire, timeout=20))
-        assert until(lambda: sum(each.in_flight for each in both.statuses()) > 0)
+        assert until(lambda: sum(each.in_flight for each in both.statuses()) == len(calls))
         both.supervisor.send_signal(signal.SIGINT)
         assert [RecommendResponse.FromString(each.result()).request_id for each in calls] == [
             f"r{at}" for at in range(8)
@@ -200,13 +199,13 @@ def _replaced(admin_target: str, pid: int) -> bool:
 
 
 def test_nothing_serves_where_one_cannot(tmp_path: Path) -> None:
-    """The second log is a folder."""
-    spool(tmp_path / "log.sqlite", 1).mkdir()
+    """Where the log should be lies a file."""
+    (tmp_path / "log").touch()
     supervisor = begun(tmp_path)
     told, error = supervisor.communicate(timeout=30)
     assert (supervisor.returncode, told) == (1, "")
     assert len(error.strip().splitlines()) == 1, error
-    assert "log.1.sqlite" in error
+    assert str(tmp_path / "log") in error
     assert not (tmp_path / "ready.json").exists()
 
 

@@ -1,21 +1,24 @@
-"""The log: what is acknowledged is there, once, whatever happens to the writer, the disk or the file."""
+"""The log of a process: what is acknowledged is there, once, whatever happens to the writer or the disk."""
 
 import os
 import resource
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from protos.impression_pb2 import Impression, Outcome
-from serving.log import CorruptLog, Durability, ImpressionLog, LogUnavailable, read_impressions, read_outcomes
+from serving import recent_rows
+from serving.log import SPOOLS, CorruptLog, Durability, ImpressionLog, LogUnavailable
+from serving.spool import SEALED, SpoolWriter, is_written, paths
+from training.impression_log import read_impressions, read_outcomes
 
 
 def impression(number: int, *, size: int = 200) -> Impression:
@@ -38,7 +41,7 @@ def until(holds: Callable[[], bool], *, within_s: float = 10.0) -> bool:
 
 @pytest.mark.parametrize("durability", ["group", "sync", "os"])
 def test_what_was_written_is_read_in_time_order_and_by_window(tmp_path: Path, durability: Durability) -> None:
-    path = tmp_path / "log.db"
+    path = tmp_path / "log"
     with ImpressionLog(path, durability=durability) as log:
         for number in (3, 1, 2, 0):
             log.append(impression(number))
@@ -50,7 +53,7 @@ def test_what_was_written_is_read_in_time_order_and_by_window(tmp_path: Path, du
 
 
 def test_a_retry_of_a_request_and_of_an_event_is_one_row_also_after_a_restart(tmp_path: Path) -> None:
-    path = tmp_path / "log.db"
+    path = tmp_path / "log"
     for life in range(2):
         with ImpressionLog(path) as log:
             for _ in range(3):
@@ -65,7 +68,7 @@ def test_a_retry_of_a_request_and_of_an_event_is_one_row_also_after_a_restart(tm
 
 
 def test_an_impression_is_found_by_its_request_id_before_and_after_its_commit(tmp_path: Path) -> None:
-    with ImpressionLog(tmp_path / "log.db") as log:
+    with ImpressionLog(tmp_path / "log") as log:
         for number in range(50):
             log.append(impression(number))
             assert log.find(f"r{number:05d}") == impression(number)
@@ -75,7 +78,7 @@ def test_an_impression_is_found_by_its_request_id_before_and_after_its_commit(tm
 
 
 def test_a_reader_sees_a_snapshot_while_the_server_writes(tmp_path: Path) -> None:
-    path = tmp_path / "log.db"
+    path = tmp_path / "log"
     with ImpressionLog(path, durability="os") as log:
         for number in range(10):
             log.append(impression(number))
@@ -90,7 +93,7 @@ def test_a_reader_sees_a_snapshot_while_the_server_writes(tmp_path: Path) -> Non
 
 
 def test_many_threads_lose_nothing_and_share_commits(tmp_path: Path) -> None:
-    path = tmp_path / "log.db"
+    path = tmp_path / "log"
 
     def client(first: int) -> None:
         for number in range(first, first + 50):
@@ -109,11 +112,19 @@ def test_many_threads_lose_nothing_and_share_commits(tmp_path: Path) -> None:
     assert list(read_outcomes(path)) == [outcome(n) for n in wanted]
 
 
-def test_a_full_queue_refuses_and_recovers_when_space_returns(tmp_path: Path) -> None:
-    path = tmp_path / "log.db"
+def test_a_full_queue_refuses_and_recovers_when_the_disk_is_quick_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log"
     with ImpressionLog(path, capacity=5) as log:
-        holder = sqlite3.connect(path, isolation_level=None)
-        holder.execute("BEGIN IMMEDIATE")  # nobody else can commit now
+        free = threading.Event()
+        write = SpoolWriter.write
+
+        def blocked(*given: Any) -> list[int]:
+            free.wait()
+            return write(*given)
+
+        monkeypatch.setattr(SpoolWriter, "write", blocked)
         accepted = 0
         while log.available:
             log.append(impression(accepted))
@@ -121,8 +132,7 @@ def test_a_full_queue_refuses_and_recovers_when_space_returns(tmp_path: Path) ->
         with pytest.raises(LogUnavailable, match="the capacity is 5"):
             log.append(impression(99))
         assert accepted == 5
-        holder.execute("ROLLBACK")
-        holder.close()
+        free.set()
         assert until(lambda: log.available)
         log.append(impression(accepted))
     assert list(read_impressions(path)) == [impression(n) for n in range(6)]
@@ -138,37 +148,67 @@ def small_disk() -> Iterator[Callable[[int], None]]:
 
 
 def test_a_full_disk_refuses_tears_no_row_and_resumes(tmp_path: Path, small_disk: Callable[[int], None]) -> None:
-    path = tmp_path / "log.db"
+    """Every write is cut short after 2,000 bytes."""
+    path = tmp_path / "log"
     log = ImpressionLog(path)
-    acknowledged = []
-    small_disk(300_000)
+    for number in range(3):
+        log.append(impression(number, size=5_000))
+    log.flush()
+    small_disk(2_000)
     try:
-        number = 0
-        while log.available:
-            try:
-                log.append(impression(number, size=5_000))
-            except LogUnavailable:
-                break  # the writer met the full disk after we looked
-            acknowledged.append(number)
-            number += 1
-            assert number < 1_000
-            time.sleep(0.001)
-        with pytest.raises(LogUnavailable):
-            log.write_outcomes([outcome(1)])
-        with pytest.raises(LogUnavailable):
-            log.append(impression(number))
+        number = _fill(log, first=3)
     finally:
         small_disk(resource.RLIM_INFINITY)
+    _require_whole(log, path, accepted=number)
+
+
+def test_a_full_file_system_refuses_tears_no_row_and_resumes(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "log", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a file system cannot be mounted here")
+    try:
+        (disk / "other").write_bytes(bytes(500_000))
+        log = ImpressionLog(disk / "log")
+        number = _fill(log, first=0)
+        assert number > 50, "there was room for some"
+        (disk / "other").unlink()
+        _require_whole(log, disk / "log", accepted=number)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def _fill(log: ImpressionLog, *, first: int) -> int:
+    """Append until the disk is full; the number of the first impression that was not accepted."""
+    number = first
+    while log.available:
+        try:
+            log.append(impression(number, size=5_000))
+        except LogUnavailable:
+            break  # the writer met the full disk after we looked
+        number += 1
+        assert number < 1_000
+        time.sleep(0.001)
+    with pytest.raises(LogUnavailable):
+        log.write_outcomes([outcome(1)])
+    with pytest.raises(LogUnavailable):
+        log.append(impression(number))
+    return number
+
+
+def _require_whole(log: ImpressionLog, path: Path, *, accepted: int) -> None:
+    """Space has returned: so does the log, with all that it had accepted."""
     assert until(lambda: log.available, within_s=5)
     assert log.write_outcomes([outcome(2)]) == ["stored"]
     log.close()
-    assert list(read_impressions(path)) == [impression(n, size=5_000) for n in acknowledged]
+    assert list(read_impressions(path)) == [impression(n, size=5_000) for n in range(accepted)]
     assert [one.event_id for one in read_outcomes(path)] == ["e00002"]
 
 
 def test_closing_on_a_full_disk_says_what_is_lost(tmp_path: Path, small_disk: Callable[[int], None]) -> None:
-    log = ImpressionLog(tmp_path / "log.db")
-    small_disk(40_000)
+    log = ImpressionLog(tmp_path / "log")
+    small_disk(2_000)
     for number in range(20):
         if log.available:
             log.append(impression(number, size=20_000))
@@ -196,7 +236,7 @@ for number in range(first, first + 100_000):
 
 @pytest.mark.parametrize("durability", ["group", "sync"])
 def test_kill_9_loses_nothing_acknowledged_and_doubles_nothing(tmp_path: Path, durability: Durability) -> None:
-    path = tmp_path / "log.db"
+    path = tmp_path / "log"
     root = Path(__file__).parents[2]
     acknowledged: list[int] = []
     for life in range(4):
@@ -229,71 +269,91 @@ def test_kill_9_loses_nothing_acknowledged_and_doubles_nothing(tmp_path: Path, d
     assert len(set(acknowledged)) >= 100
 
 
-def test_no_flipped_byte_of_a_closed_log_passes_unnoticed(tmp_path: Path) -> None:
-    path = tmp_path / "log.db"
-    with ImpressionLog(path) as log:
-        for number in range(60):
-            log.append(impression(number, size=2_000))
-        log.write_outcomes([outcome(number) for number in range(60)])
-    whole = path.read_bytes()
-    right = [list(read_impressions(path)), list(read_outcomes(path))]
-    rng = np.random.default_rng(0)
-    complaints = []
-    for at in [*range(0, 100, 7), *rng.integers(0, len(whole), 250).tolist()]:
-        flipped = bytearray(whole)
-        flipped[at] ^= 1 << int(rng.integers(8))
-        path.write_bytes(flipped)
-        try:
-            read = [list(read_impressions(path)), list(read_outcomes(path))]
-        except CorruptLog as error:
-            complaints.append(str(error))
-        else:
-            assert read == right, f"byte {at} changed what is read"
-        path.with_name("log.db-wal").unlink(missing_ok=True)
-        path.with_name("log.db-shm").unlink(missing_ok=True)
-    assert len(complaints) > 150
-    assert all(str(path) in each and "\n" not in each for each in complaints)
+def test_a_spool_is_sealed_by_size_and_by_age_and_retries_are_known_across(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with ImpressionLog(path, rotate_bytes=20_000) as log:
+        for number in range(12):
+            log.append(impression(number, size=5_000))
+            log.flush()
+        assert until(lambda: [each.suffix for each in paths(path / SPOOLS)] == [SEALED] * 3)
+        assert log.find("r00001") == impression(1, size=5_000)
+        log.append(impression(1, size=10))
+    assert len(list(read_impressions(path))) == 12
+    with ImpressionLog(path, rotate_s=0.2) as log:
+        assert log.find("r00001") == impression(1, size=5_000)
+        log.append(impression(50))
+        assert until(lambda: all(each.suffix == SEALED for each in paths(path / SPOOLS)))
+        log.append(impression(51))
+    assert len(list(read_impressions(path))) == 14
 
 
-def test_a_row_that_does_not_match_its_checksum_or_parse_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "log.db"
+def test_processes_share_a_folder_and_know_each_others_rows(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with ImpressionLog(path) as log, ImpressionLog(path) as other:
+        assert len([each for each in paths(path / SPOOLS) if is_written(each)]) == 2
+        for number in range(20):
+            writes, reads = (log, other) if number % 2 else (other, log)
+            assert reads.find(f"r{number:05d}") is None
+            writes.append(impression(number))
+            writes.flush()
+            assert reads.find(f"r{number:05d}") == impression(number)
+            assert reads.write_outcomes([outcome(number)]) == ["stored"]
+            assert writes.write_outcomes([outcome(number)]) == ["duplicate"]
+    assert list(read_impressions(path)) == [impression(n) for n in range(20)]
+    assert len(list(read_outcomes(path))) == 20
+
+
+def test_only_so_many_rows_are_remembered_and_a_row_written_again_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recent_rows, "MOST_ROWS", 10)
+    path = tmp_path / "log"
+    for life in range(2):
+        with ImpressionLog(path, rotate_bytes=1_000) as log:
+            for number in range(30):
+                again = impression(number)
+                again.user_id = f"life {life}"
+                log.append(again)
+                log.flush()
+            assert log.find("r00000") is None
+            assert log.find("r00029") is not None
+    assert [one.user_id for one in read_impressions(path)] == ["life 0"] * 30
+
+
+def test_a_damaged_spool_of_another_life_keeps_nobody_from_writing(tmp_path: Path) -> None:
+    path = tmp_path / "log"
     with ImpressionLog(path) as log:
         log.append(impression(1))
-    with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE impressions SET time_ms = time_ms + 1")
-    connection.close()
-    with pytest.raises(CorruptLog, match=r"log\.db: impressions row 'r00001' does not match its checksum"):
+    (damaged,) = paths(path / SPOOLS)
+    damaged.write_bytes(b"not a spool at all")
+    with ImpressionLog(path) as log:
+        log.append(impression(2))
+        log.flush()
+        assert log.find("r00002") == impression(2)
+    with pytest.raises(CorruptLog, match="is not a spool of version 1"):
         list(read_impressions(path))
 
 
-def test_files_that_are_no_log_are_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_place_that_is_no_folder_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no impression log at"):
-        list(read_impressions(tmp_path / "absent.db"))
-    text = tmp_path / "text.db"
-    text.write_text("hello " * 1000)
-    with pytest.raises(CorruptLog, match=r"text\.db"):
+        list(read_impressions(tmp_path / "absent"))
+    text = tmp_path / "text"
+    text.write_text("hello")
+    with pytest.raises(ValueError, match=r"no impression log at .*text, which is a file"):
         list(read_impressions(text))
-    with pytest.raises(CorruptLog, match=r"text\.db"):
+    with pytest.raises(LogUnavailable, match="text: Not a directory"):
         ImpressionLog(text)
-    other = tmp_path / "other.db"
-    with sqlite3.connect(other) as connection:
-        connection.execute("CREATE TABLE mine (x)")
-    connection.close()
-    with pytest.raises(CorruptLog, match="not a log of version 1"):
-        ImpressionLog(other)
-    with pytest.raises(LogUnavailable, match="unable to open"):
-        ImpressionLog(tmp_path / "absent" / "log.db")
 
 
 def test_misuse_names_the_field(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="durability must be group, sync or os"):
-        ImpressionLog(tmp_path / "log.db", durability="never")  # type: ignore[arg-type]
+        ImpressionLog(tmp_path / "log", durability="never")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="capacity must be at least 1, got 0"):
-        ImpressionLog(tmp_path / "log.db", capacity=0)
-    with ImpressionLog(tmp_path / "log.db") as log:
-        with pytest.raises(ValueError, match="request_id must not be empty"):
+        ImpressionLog(tmp_path / "log", capacity=0)
+    with ImpressionLog(tmp_path / "log") as log:
+        with pytest.raises(ValueError, match="the key of a row of impressions has 0 bytes"):
             log.append(Impression())
-        with pytest.raises(ValueError, match="event_id must not be empty"):
+        with pytest.raises(ValueError, match="the key of a row of outcomes has 0 bytes"):
             log.write_outcomes([Outcome()])
         assert log.write_outcomes([]) == []
 
@@ -302,7 +362,7 @@ def test_who_is_slow_to_wait_still_hears_what_became_of_the_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The writer may have settled a job before the caller has begun to wait for it."""
-    log = ImpressionLog(tmp_path / "log.db", durability="os")
+    log = ImpressionLog(tmp_path / "log", durability="os")
     caller, wake = threading.get_ident(), log._wake
 
     class Slow:
@@ -325,12 +385,12 @@ def test_who_is_slow_to_wait_still_hears_what_became_of_the_rows(
 
 
 def test_a_failure_without_words_is_not_taken_for_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with ImpressionLog(tmp_path / "log.db") as log:
+    with ImpressionLog(tmp_path / "log") as log:
 
         def out_of_memory(*_: object) -> None:
             raise MemoryError
 
-        monkeypatch.setattr(ImpressionLog, "_insert", staticmethod(out_of_memory))
+        monkeypatch.setattr(SpoolWriter, "write", out_of_memory)
         with pytest.raises(LogUnavailable, match="MemoryError"):
             log.write_outcomes([outcome(0)])
         monkeypatch.undo()

@@ -20,9 +20,9 @@ from protos.admin_pb2 import GetRulesResponse, PutRulesRequest, PutRulesResponse
 from serving.catalog_log import FILE, CatalogLog, Entry, UnknownChange
 from serving.client import CallFailed, CascadeClient, ItemChange
 from serving.codec import query_of
-from serving.log import read_impressions
 from serving.rules import rule_book
 from training.cli import MISUSE, main
+from training.impression_log import read_impressions
 
 PIN = Rule(id="pin", kind="RULE_PIN", item_ids=["i42"], position=2)
 BLOCK = Rule(id="block", kind="RULE_BLOCK", condition='category = "jazz"')
@@ -62,7 +62,7 @@ def top(client: CascadeClient, request_id: str, size: int = 5, surface: str = "h
 
 
 def test_rules_are_in_force_from_the_next_answer_on_and_in_the_impression(site: Path) -> None:
-    log = site / "log.db"
+    log = site / "log"
     with running(site, log=log) as (client, _, address), admin(address.admin_target) as channel:
         before = top(client, "before")
         assert get(channel) == GetRulesResponse()
@@ -136,7 +136,7 @@ def test_rules_survive_a_restart_and_the_next_generation(site: Path) -> None:
 
 
 def test_a_logged_answer_is_given_again_with_the_rules_of_its_time(site: Path) -> None:
-    log = site / "log.db"
+    log = site / "log"
     with running(site, log=log) as (client, _, address), admin(address.admin_target) as channel:
         top(client, "before")
         put(channel, PIN, BOOST)
@@ -257,7 +257,7 @@ def test_rules_are_printed_and_put_by_the_command_and_a_stale_etag_is_refused(
 def test_a_slate_is_explained_as_its_rules_and_its_catalogue_were(
     site: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log = site / "log.db"
+    log = site / "log"
     with running(site, log=log) as (client, _, address), admin(address.admin_target) as channel:
         put(channel, PIN, BLOCK, BOOST)
         shown = top(client, "before")

@@ -25,9 +25,9 @@ from protos import admin_pb2
 from protos.admin_pb2 import ActivateRequest, GetStatusResponse, ListGenerationsResponse
 from protos.recommender_pb2 import Context, RecommendRequest, RecommendResponse
 from serving.generation import Generations
-from serving.log import read_impressions
 from serving.server import LIVE, Address, Server, ServerSettings
 from training import cli
+from training.impression_log import read_impressions
 
 ROOT = Path(__file__).parents[2]
 AT = Context(client_time_ms=NOW_MS, user_id="u1")
@@ -370,7 +370,7 @@ def test_a_terminated_server_finishes_what_it_began_flushes_its_log_and_exits_cl
         assert server.stderr is not None
         assert "Traceback" not in server.stderr.read()
     assert [answer.request_id for answer in answers] == [f"r{number}" for number in range(4)]
-    assert {each.request_id for each in read_impressions(tmp_path / "log.sqlite")} == {f"r{n}" for n in range(4)}
+    assert {each.request_id for each in read_impressions(tmp_path / "log")} == {f"r{n}" for n in range(4)}
     assert not (tmp_path / "ready.json").exists()
 
 

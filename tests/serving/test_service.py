@@ -44,10 +44,11 @@ from protos.recommender_pb2 import (
 from serving import codec
 from serving.events import LATE_MS
 from serving.generation import Generations, action_key
-from serving.log import ImpressionLog, read_impressions
+from serving.log import ImpressionLog
 from serving.rpc import Admission, DeadlinePassed, Overloaded, Replies, handlers
 from serving.service import RecommenderService, ServiceSettings
 from serving.telemetry import Histogram, Telemetry
+from training.impression_log import read_impressions
 
 AT = Context(client_time_ms=NOW_MS, user_id="u1")
 
@@ -151,7 +152,7 @@ def test_after_a_restart_a_retry_is_answered_from_the_log(tmp_path: Path, monkey
     for start in range(2):
         switch = Switch()
         with (
-            ImpressionLog(tmp_path / "one.sqlite") as log,
+            ImpressionLog(tmp_path / "log") as log,
             serving(tmp_path / str(start), monkeypatch, log=log, switch=switch) as address,
             grpc.insecure_channel(address.target) as channel,
         ):
@@ -161,7 +162,7 @@ def test_after_a_restart_a_retry_is_answered_from_the_log(tmp_path: Path, monkey
                 assert refusal(channel, "Recommender/Recommend", request("u2"))[0] == "INVALID_ARGUMENT"
     assert [item.item_id for item in answers[0].items] == [item.item_id for item in answers[1].items]
     assert answers[0].policy == answers[1].policy
-    assert len(list(read_impressions(tmp_path / "one.sqlite"))) == 1
+    assert len(list(read_impressions(tmp_path / "log"))) == 1
 
 
 def test_the_same_request_of_a_trusting_server_depends_on_nothing_but_itself(site: Site) -> None:

@@ -13,6 +13,7 @@ from conftest import SMALL
 
 from index.generations import GenerationStore
 from training import demo, report
+from training.compaction import verify
 from training.demo import DemoSettings
 from training.served import ServedLog
 from training.world import World
@@ -117,7 +118,8 @@ def test_both_generations_are_published_and_the_second_was_trained_from_the_firs
     assert store.current() == second
     assert store.manifest(second).parent == first
     assert [each.id for each in store.history()] == [first, second]
-    served = ServedLog.read(runs[0].folder / "log.db", until_ms=2**62)
+    served = ServedLog.read(runs[0].folder / "log", until_ms=2**62)
+    assert verify(runs[0].folder / "log", quarantine=False).damaged == {}
     answered = [each.generation for each in served.impressions]
     assert answered == [first] * (SERVED + JUDGED) + [second] * RETURNING, (
         "what was asked during the swap is not logged"

@@ -1,6 +1,5 @@
 """Whole logs replayed: the same as in memory, in one process or two, after a kill, and clear about bad input."""
 
-import sqlite3
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,9 +9,10 @@ import pytest
 from conftest import Loop
 
 from protos.impression_pb2 import Impression
-from serving.log import ImpressionLog, Segment, read_segment, segments
+from serving.log import SPOOLS, ImpressionLog
 from training import cli, passes
 from training.estimate import outcome_rewards, rewarded
+from training.impression_log import Segment, read_segment, segments
 from training.passes import Log
 from training.replay import Divergence, Verified, counterfactual, counterfactual_of
 from training.resumable import Result
@@ -77,7 +77,7 @@ def test_mismatches_are_counted_by_stage_and_named(loop: Loop, tmp_path: Path) -
     def change(logged: Impression) -> None:
         logged.propensity[0] *= 0.5
 
-    path = rewritten(loop, tmp_path / "log.db", change)
+    path = rewritten(loop, tmp_path / "log", change)
     verified, _ = passes.verify(log(loop, tmp_path, path=path))
     # What was asked of each was moved in time too, so that all of them give another answer.
     assert verified.requests == verified.mismatches == 5
@@ -87,7 +87,7 @@ def test_mismatches_are_counted_by_stage_and_named(loop: Loop, tmp_path: Path) -
 
 
 def test_a_comparison_in_parquet_is_that_in_memory_and_is_made_once(loop: Loop, tmp_path: Path) -> None:
-    path = rewritten(loop, tmp_path / "log.db", lambda _: None, most=20)
+    path = rewritten(loop, tmp_path / "log", lambda _: None, most=20)
     target = loop.generations[1]
     rows, went = passes.compare(log(loop, tmp_path / "rows", path=path), target.id)
     kept = rows.collect()
@@ -111,7 +111,7 @@ def test_only_what_others_answered_after_the_training_data_is_compared(loop: Loo
         passes.compare(log(loop, tmp_path), loop.second.id)
     rows, _ = passes.compare(log(loop, tmp_path, newest=30), loop.first.id)
     assert set(rows.collect()["generation"]) == {loop.second.id}
-    own = rewritten(loop, tmp_path / "log.db", lambda _: None)
+    own = rewritten(loop, tmp_path / "log", lambda _: None)
     with pytest.raises(ValueError, match=f"no request that another generation than {loop.first.id} answered"):
         passes.compare(log(loop, tmp_path, path=own), loop.first.id)
 
@@ -145,7 +145,7 @@ def lose_utility(logged: Impression) -> None:
 def test_a_log_with_impossible_columns_is_refused_in_one_line_with_code_2(
     loop: Loop, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[Impression], None], told: str
 ) -> None:
-    path = rewritten(loop, tmp_path / "log.db", change)
+    path = rewritten(loop, tmp_path / "log", change)
     words = [f"log={path}", f"generations={loop.store.root}", f"generation={loop.second.id}", "workers=1"]
     assert cli.main(["replay", "counterfactual", *words, f"output={tmp_path / 'out'}"]) == 2
     err = capsys.readouterr().err
@@ -173,7 +173,7 @@ def test_an_unknown_generation_and_a_log_of_another_schema_are_refused_in_one_li
     def another(logged: Impression) -> None:
         logged.generation = unknown
 
-    path = rewritten(loop, tmp_path / "log.db", another)
+    path = rewritten(loop, tmp_path / "log", another)
     assert unknown in refused("replay", "verify", f"log={path}", output)
 
     def unlike(logged: Impression) -> None:
@@ -181,12 +181,9 @@ def test_an_unknown_generation_and_a_log_of_another_schema_are_refused_in_one_li
 
     path = rewritten(loop, tmp_path / "schema.db", unlike)
     assert "gave another answer" in refused("replay", "verify", f"log={path}", output)
-    path = tmp_path / "other.db"
-    with sqlite3.connect(path) as connection:
-        connection.execute("CREATE TABLE impressions (request_id TEXT)")
-        connection.execute("PRAGMA user_version = 7")
-    assert "is not a log of version 1 (it says 7)" in refused("replay", "verify", f"log={path}", output)
-    assert "is not a log of version 1" in refused("ope", f"log={path}", f"generation={loop.second.id}", replayed)
+    (path / SPOOLS / "1-1-1.sealed").write_bytes(b"another program's file")
+    assert "is not a spool of version 1" in refused("replay", "verify", f"log={path}", output)
+    assert "is not a spool of version 1" in refused("ope", f"log={path}", f"generation={loop.second.id}", replayed)
 
 
 def test_a_comparison_is_of_one_program_and_one_generation(loop: Loop, tmp_path: Path) -> None:

@@ -26,10 +26,11 @@ from serving.client import CascadeClient, ItemChange, ItemEntry
 from serving.codec import query_of
 from serving.generation import Generation, Generations
 from serving.live import Live
-from serving.log import ImpressionLog, read_impressions
+from serving.log import ImpressionLog
 from serving.server import Server, ServerSettings
 from serving.service import ServiceSettings
 from training.estimate import estimate, examination, outcome_rewards
+from training.impression_log import read_impressions
 from training.replay import Counterfactual, Divergence, counterfactual, verify
 
 EVERYBODY_LOOKS = np.ones(1)
@@ -450,7 +451,7 @@ def changed(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Changed:
     now_ms = loop.served_end_ms + 1
     settings = ServerSettings(
         generations=store.root,
-        log=folder / "log.db",
+        log=folder / "log",
         port=0,
         admin_port=0,
         lame_duck_s=0.0,
@@ -458,7 +459,7 @@ def changed(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Changed:
     )
     generations = Generations(store)
     shown: list[str] = []
-    with ImpressionLog(folder / "log.db", durability="os") as log:
+    with ImpressionLog(folder / "log", durability="os") as log:
         server = Server(generations, state=None, log=log, settings=settings)
         address = server.start()
         with CascadeClient(address.target, admin_target=address.admin_target, deadline_s=60.0) as client:
@@ -488,7 +489,7 @@ def changed(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Changed:
             ask("back")
         server.stop()
         generations.close()
-    return Changed(store, list(read_impressions(folder / "log.db")), CatalogLog(store.root / FILE))
+    return Changed(store, list(read_impressions(folder / "log")), CatalogLog(store.root / FILE))
 
 
 def test_what_was_served_while_the_catalogue_changed_gives_the_same_answer_again(changed: Changed, loop: Loop) -> None:

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 
 from protos.impression_pb2 import Impression
-from serving.log import ImpressionLog, Segment, read_segment, segments
+from serving.log import ImpressionLog
+from training.impression_log import Segment, read_segment, segments
 from training.resumable import Journal, Result, Work, over
 
 
@@ -33,7 +35,7 @@ def counting(log: Path, noted: Path, *, fails_at: str = "") -> Work:
         if fails_at == "broken":
             raise KeyError("a defect")
         with noted.open("a") as file:
-            file.write(f"{segment.first} {os.getpid()}\n")
+            file.write(f"{ids[0].removeprefix('r')} {os.getpid()}\n")
         return {"ids": ids}
 
     return work
@@ -45,7 +47,7 @@ def lines(noted: Path) -> list[tuple[int, int]]:
 
 
 def done(tmp_path: Path, *, workers: int = 1, about: str = "same", fails_at: str = "") -> list[str]:
-    log, noted = tmp_path / "log.db", tmp_path / "noted"
+    log, noted = tmp_path / "log", tmp_path / "noted"
     journal = Journal(tmp_path / "journal.jsonl", {"program": about, "log": "here"})
     make = partial(counting, log, noted, fails_at=fails_at)
     found = over(segments(log, size=10), make, journal=journal, workers=workers, title="test")
@@ -53,7 +55,7 @@ def done(tmp_path: Path, *, workers: int = 1, about: str = "same", fails_at: str
 
 
 def test_every_row_is_worked_on_once_by_one_process_or_by_two(tmp_path: Path) -> None:
-    log_of(tmp_path / "log.db", 0, 45)
+    log_of(tmp_path / "log", 0, 45)
     wanted = [f"r{number}" for number in range(45)]
     assert done(tmp_path) == wanted, "in the order of commits, not of time"
     assert {process for _, process in lines(tmp_path / "noted")} == {os.getpid()}
@@ -61,45 +63,51 @@ def test_every_row_is_worked_on_once_by_one_process_or_by_two(tmp_path: Path) ->
     (tmp_path / "noted").unlink()
     assert sorted(done(tmp_path, workers=2)) == sorted(wanted)
     firsts, processes = zip(*lines(tmp_path / "noted"), strict=True)
-    assert sorted(firsts) == [1, 10, 20, 30, 40]
+    assert sorted(firsts) == [0, 10, 20, 30, 40]
     assert os.getpid() not in processes
 
 
 def test_what_was_done_is_not_done_again_and_gives_the_same(tmp_path: Path) -> None:
-    log_of(tmp_path / "log.db", 0, 45)
+    log_of(tmp_path / "log", 0, 45)
     with pytest.raises(ValueError, match="r33 is not wanted"):
         done(tmp_path, fails_at="r33")
-    assert [first for first, _ in lines(tmp_path / "noted")] == [1, 10, 20]
+    assert [first for first, _ in lines(tmp_path / "noted")] == [0, 10, 20]
     assert sorted(done(tmp_path)) == sorted(f"r{number}" for number in range(45))
-    assert [first for first, _ in lines(tmp_path / "noted")] == [1, 10, 20, 30, 40]
+    assert [first for first, _ in lines(tmp_path / "noted")] == [0, 10, 20, 30, 40]
     done(tmp_path)
     assert len(lines(tmp_path / "noted")) == 5
 
 
 def test_a_line_that_was_torn_counts_for_nothing(tmp_path: Path) -> None:
-    log_of(tmp_path / "log.db", 0, 25)
+    log_of(tmp_path / "log", 0, 25)
     done(tmp_path)
     journal = tmp_path / "journal.jsonl"
     journal.write_text(journal.read_text()[:-20])
     assert sorted(done(tmp_path)) == sorted(f"r{number}" for number in range(25))
-    assert [first for first, _ in lines(tmp_path / "noted")] == [1, 10, 20, 20]
+    assert [first for first, _ in lines(tmp_path / "noted")] == [0, 10, 20, 20]
     assert all(json.loads(line) for line in journal.read_text().splitlines()), "and is mended"
 
 
 def test_a_log_that_grew_is_gone_on_with_and_a_part_that_changed_is_done_again(tmp_path: Path) -> None:
-    log_of(tmp_path / "log.db", 0, 25)
-    done(tmp_path)
-    log_of(tmp_path / "log.db", 25, 45)
+    with ImpressionLog(tmp_path / "log", durability="os") as log:
+        for number in range(45):
+            log.append(Impression(request_id=f"r{number}", time_ms=number))
+            if number == 24:
+                log.flush()
+                done(tmp_path)
     assert sorted(done(tmp_path)) == sorted(f"r{number}" for number in range(45))
     assert [first for first, _ in lines(tmp_path / "noted")][3:] == [20, 30, 40], "the last part has more rows now"
-    (tmp_path / "log.db").unlink()
-    log_of(tmp_path / "log.db", 1, 46)
+    log_of(tmp_path / "log", 45, 60)
     done(tmp_path)
-    assert len(lines(tmp_path / "noted")) == 6 + 5
+    assert [first for first, _ in lines(tmp_path / "noted")][6:] == [45, 55], "of the next spool"
+    rmtree(tmp_path / "log")
+    log_of(tmp_path / "log", 1, 46)
+    done(tmp_path)
+    assert len(lines(tmp_path / "noted")) == 8 + 5
 
 
 def test_another_program_begins_afresh_and_says_why(tmp_path: Path) -> None:
-    log_of(tmp_path / "log.db", 0, 25)
+    log_of(tmp_path / "log", 0, 25)
     done(tmp_path)
     done(tmp_path, about="other")
     assert len(lines(tmp_path / "noted")) == 6
@@ -109,7 +117,7 @@ def test_another_program_begins_afresh_and_says_why(tmp_path: Path) -> None:
 
 
 def test_what_a_process_refuses_or_breaks_on_is_told_by_the_one_that_asked(tmp_path: Path) -> None:
-    log_of(tmp_path / "log.db", 0, 45)
+    log_of(tmp_path / "log", 0, 45)
     with pytest.raises(ValueError, match="r33 is not wanted"):
         done(tmp_path, workers=2, fails_at="r33")
     with pytest.raises(RuntimeError, match="a defect"):
@@ -120,19 +128,19 @@ def test_what_a_process_refuses_or_breaks_on_is_told_by_the_one_that_asked(tmp_p
 
 def test_processes_end_with_the_one_that_asked(tmp_path: Path) -> None:
     """Killed, it has no time to tell them."""
-    log_of(tmp_path / "log.db", 0, 45)
+    log_of(tmp_path / "log", 0, 45)
     script = f"""
 import os, sys, time
 from functools import partial
 from pathlib import Path
 sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2])]!r}
 from test_resumable import counting
-from serving.log import segments
+from training.impression_log import segments
 from training.resumable import Journal, over
 if __name__ == "__main__":
     here = Path({str(tmp_path)!r})
-    make = partial(counting, here / "log.db", here / "noted")
-    found = over(segments(here / "log.db", size=10), make, journal=Journal(here / "j", {{}}), workers=2, title="t")
+    make = partial(counting, here / "log", here / "noted")
+    found = over(segments(here / "log", size=10), make, journal=Journal(here / "j", {{}}), workers=2, title="t")
     next(found), next(found)
     os._exit(9)
 """
@@ -145,17 +153,12 @@ if __name__ == "__main__":
 
 
 def test_segments_say_what_they_hold_and_can_be_the_newest_only(tmp_path: Path) -> None:
-    log = log_of(tmp_path / "log.db", 0, 45)
+    log = log_of(tmp_path / "log", 0, 45)
     cut = segments(log, size=10)
-    assert [(each.first, each.last, each.rows) for each in cut] == [
-        (1, 9, 9),
-        (10, 19, 10),
-        (20, 29, 10),
-        (30, 39, 10),
-        (40, 45, 6),
-    ]
+    assert [each.rows for each in cut] == [10, 10, 10, 10, 5]
     newest = segments(log, size=10, newest=8)
-    assert [(each.first, each.last) for each in newest] == [(38, 39), (40, 45)]
+    assert [each.rows for each in newest] == [3, 5]
+    assert [each.request_id for each in read_segment(log, newest[0])] == ["r37", "r38", "r39"]
     assert newest[1] == cut[4]
     assert segments(log, size=10, newest=1000) == cut
     assert len({each.digest for each in cut}) == 5

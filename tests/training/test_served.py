@@ -50,7 +50,7 @@ def stored(state: UserState, user_id: str) -> list[tuple[int, int, int]]:
 
 
 def test_a_log_is_read_up_to_a_moment_and_never_beyond(tmp_path: Path) -> None:
-    path = tmp_path / "log.db"
+    path = tmp_path / "log"
     with ImpressionLog(path, durability="os") as log:
         for at_ms in (10, 20, 30):
             log.append(Impression(request_id=f"r{at_ms}", time_ms=at_ms, item_id=["a"], propensity=[0.5]))
@@ -68,7 +68,7 @@ def test_a_log_is_read_up_to_a_moment_and_never_beyond(tmp_path: Path) -> None:
 
 
 def test_a_log_without_an_impression_in_time_is_an_error_that_names_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "log.db"
+    path = tmp_path / "log"
     with ImpressionLog(path, durability="os") as log:
         log.append(Impression(request_id="r", time_ms=100))
     with pytest.raises(ValueError, match=rf"{path}\b.* impression"):
