@@ -4,15 +4,17 @@ A counter of items is taken at a moment (the start of an example's day, the buil
 item row. A cross compares the history in the query row with the candidate when it is scored. Neither knows of anything
 later: a counter ends where it is taken, a history where the request begins.
 
-Shape letters: Q queries (1, or one a pair), N pairs, L history, K crosses of one key.
+Shape letters: Q queries (1, or one a pair), N pairs, L history, W words of a record, X crosses, E keys, F weights of
+an entry of the history: 1, and one for each half-life.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 Key = Literal["item", "category", "creator"]
@@ -22,6 +24,10 @@ _ID_OF: dict[Key, str] = {"item": "item_id", "category": "category", "creator": 
 NEVER_LOG_HOURS = float(np.log1p(24 * 365))
 """What never happened counts as a year ago, and so does what is longer ago."""
 _UNIT = 2.0**32
+_CATEGORY = KEYS.index("category")
+_COUNT, _SHARE, _HOURS = 0, 1, 2
+_compiled: Any = njit(cache=True, nogil=True, boundscheck=False)
+_inlined: Any = njit(inline="always", boundscheck=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,53 +116,110 @@ def _named(hours: float) -> str:
     return f"{hours / 24:g}d" if hours % 24 == 0 else f"{hours:g}h"
 
 
-def crossed(
-    declared: Sequence[tuple[str, Cross]], actions: Sequence[str], query_row_Q: np.ndarray, item_row_N: np.ndarray
-) -> dict[str, NDArray[np.floating]]:
-    """Every cross of each pair by name, (N,).
+class Crossing:
+    """Every cross of a table, as `FeatureTable.crosses` declares them."""
 
-    A pair's numbers do not depend on what else is computed with it: weights are rounded to 2^-32, so that sums of them
-    are exact in whatever order they are added.
-
-    Args:
-        query_row_Q: one row for all items, or one for each.
-    """
-    found: dict[str, NDArray[np.floating]] = {}
-    log_hours_QL = query_row_Q["history_log_hours"]
-    hours_QL = np.expm1(log_hours_QL.astype(np.float64))
-    action_QL = query_row_Q["history_action"]
-    number_of = {action: number for number, action in enumerate(actions, start=1)}
-    faded_QL = {
-        half_life: np.rint(np.exp2(hours_QL / -half_life) * _UNIT) / _UNIT
-        for half_life in {each.half_life_hours for _, each in declared if each.half_life_hours is not None}
-    }
-    length_Q = np.maximum((query_row_Q["history_category"] > 0).sum(axis=1), 1)
-    for key in KEYS:
-        same_NL = _same(key, query_row_Q, item_row_N)
-        summed = [(name, each) for name, each in declared if each.by == key and each.measure != "hours"]
-        weight_QLK = np.ones((*hours_QL.shape, len(summed)))
-        for k, (_, each) in enumerate(summed):
-            if each.half_life_hours is not None:
-                weight_QLK[..., k] = faded_QL[each.half_life_hours]
-            if each.action:
-                weight_QLK[..., k] *= action_QL == number_of[each.action]
-        held_NL = same_NL.astype(np.float64)
-        sum_NK = held_NL @ weight_QLK[0] if len(query_row_Q) == 1 else (held_NL[:, None] @ weight_QLK)[:, 0]
-        for k, (name, each) in enumerate(summed):
-            found[name] = sum_NK[:, k] / length_Q if each.measure == "share" else np.log1p(sum_NK[:, k])
-        for name, each in declared:
-            if each.by == key and each.measure == "hours":
-                found[name] = np.where(same_NL, log_hours_QL, np.float32(NEVER_LOG_HOURS)).min(
-                    axis=1, initial=NEVER_LOG_HOURS
+    def __init__(self, declared: Sequence[tuple[str, Cross]], actions: Sequence[str], at: Mapping[str, slice]) -> None:
+        """
+        Args:
+            at: words of four bytes that a feature has in its record, by name.
+        """
+        self._names = [name for name, _ in declared]
+        self._half_lives = sorted({each.half_life_hours for _, each in declared if each.half_life_hours is not None})
+        number_of = {action: number for number, action in enumerate(actions, start=1)}
+        code_of = {"count": _COUNT, "share": _SHARE, "hours": _HOURS}
+        self._what_X4 = np.array(
+            [
+                (
+                    KEYS.index(each.by),
+                    code_of[each.measure],
+                    number_of[each.action] if each.action else 0,
+                    0 if each.half_life_hours is None else 1 + self._half_lives.index(each.half_life_hours),
                 )
-    return found
+                for _, each in declared
+            ],
+            np.int64,
+        ).reshape(-1, 4)
+        self._key_at_E3 = np.array(
+            [(at[f"history_{key}"].start, at[_ID_OF[key]].start, _width(at[_ID_OF[key]])) for key in KEYS], np.int64
+        )
+        self._at = at["history_log_hours"], at["history_action"]
+
+    def __call__(
+        self, query_word_QW: NDArray[np.int32], item_word_NW: NDArray[np.int32]
+    ) -> dict[str, NDArray[np.floating]]:
+        """Every cross of each pair by name, (N,).
+
+        A pair's numbers do not depend on what else is computed with it: weights are rounded to 2^-32, so that sums of
+        them are exact in whatever order they are added.
+
+        Args:
+            query_word_QW: query records, one for all items or one for each, as words; both can be written to.
+        """
+        hours_at, action_at = self._at
+        log_hours_QL = query_word_QW.view(np.float32)[:, hours_at]
+        hours_QL = np.expm1(log_hours_QL.astype(np.float64))
+        weight_FQL = np.ones((1 + len(self._half_lives), *hours_QL.shape))
+        for faded_QL, half_life in zip(weight_FQL[1:], self._half_lives, strict=True):
+            faded_QL[:] = np.rint(np.exp2(hours_QL / -half_life) * _UNIT) / _UNIT
+        at = self._key_at_E3, action_at.start
+        past = query_word_QW, log_hours_QL, weight_FQL
+        found_XN = _crossed(past, item_word_NW, at, self._what_X4)
+        met_XN = (found_XN > 0) & (self._what_X4[:, 1:2] == _COUNT)  # few are
+        found_XN[met_XN] = np.log1p(found_XN[met_XN])
+        return dict(zip(self._names, found_XN, strict=True))
 
 
-def _same(key: Key, query_row_Q: np.ndarray, item_row_N: np.ndarray) -> NDArray[np.bool_]:
-    """Which entries of the history have the key of the item, (N, L); what is unknown is like nothing."""
-    id_N, past_QL = item_row_N[_ID_OF[key]], query_row_Q[f"history_{key}"]
-    id_NH, past_QLH = (id_N[:, None], past_QL[..., None]) if id_N.ndim == 1 else (id_N, past_QL)
-    same_NL: NDArray[np.bool_] = (past_QLH[..., 0] == id_NH[:, :1]) & (id_NH > 0).all(axis=1, keepdims=True)
-    for h in range(1, id_NH.shape[1]):
-        same_NL &= past_QLH[..., h] == id_NH[:, h, None]
-    return same_NL
+def _width(at: slice) -> int:
+    return int(at.stop - at.start)
+
+
+@_compiled
+def _crossed(past, item_word_NW, at, what_X4):  # type: ignore[no-untyped-def] # pragma: no cover - compiled
+    """(X, N): sums, shares of the history, and logarithms of hours."""
+    query_word_QW, log_hours_QL, weight_FQL = past
+    key_at_E3, action_at = at
+    history = log_hours_QL.shape[1]
+    found_XN = np.zeros((len(what_X4), len(item_word_NW)))
+    for x in range(len(what_X4)):
+        if what_X4[x, 1] == _HOURS:
+            found_XN[x] = NEVER_LOG_HOURS
+    category_at = key_at_E3[_CATEGORY, 0]
+    same_L = np.zeros(history, np.bool_)
+    for key in range(len(key_at_E3)):
+        past_at, id_at, hashes = key_at_E3[key]
+        for n in range(len(item_word_NW)):
+            q = n if len(query_word_QW) > 1 else 0
+            if _met(query_word_QW[q, past_at:], item_word_NW[n, id_at : id_at + hashes], same_L) == 0:
+                continue
+            length = 0
+            for place in range(history):
+                length += query_word_QW[q, category_at + place] > 0
+            for x in range(len(what_X4)):
+                by, measure, action, fading = what_X4[x]
+                if by != key:
+                    continue
+                total, least = 0.0, np.float32(NEVER_LOG_HOURS)
+                for place in range(history):
+                    if same_L[place] and (action == 0 or query_word_QW[q, action_at + place] == action):
+                        total += weight_FQL[fading, q, place]
+                        least = min(least, log_hours_QL[q, place])
+                if measure == _SHARE:
+                    total /= max(length, 1)
+                found_XN[x, n] = least if measure == _HOURS else total
+    return found_XN
+
+
+@_inlined
+def _met(past_W, id_H, same_L):  # type: ignore[no-untyped-def] # pragma: no cover - compiled
+    """Note which entries of the history have the id; returns how many. What is unknown is like nothing."""
+    hashes, met = len(id_H), 0
+    for place in range(len(same_L)):
+        same_L[place] = past_W[place * hashes] == id_H[0]
+        met += same_L[place]
+    for h in range(hashes):
+        met *= id_H[h] > 0
+    for h in range(1, hashes if met > 0 else 0):
+        for place in range(len(same_L)):
+            same_L[place] &= past_W[place * hashes + h] == id_H[h]
+    return met

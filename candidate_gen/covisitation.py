@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from candidate_gen.decay import Decay
+from candidate_gen.merge import among
 from candidate_gen.sources import known_to
 from candidate_gen.types import NO_ROWS, HydratedQuery
 from index.masks import Mask
@@ -110,7 +111,7 @@ class Covisitation:
             return _NOTHING
         row_N, which = np.unique(np.concatenate(rows), return_inverse=True)
         count_N = np.bincount(which, np.concatenate(counts))
-        shown_N = (row_N >= 0) & ~np.isin(row_N, past_row_L)
+        shown_N = (row_N >= 0) & ~among(row_N, past_row_L)
         if allowed is not None:
             shown_N &= row_N < len(allowed)
             shown_N[shown_N] = allowed.allowed_I[row_N[shown_N]]
@@ -124,7 +125,7 @@ class Covisitation:
         past_row_L = query.seed_row_S if len(query.seed_row_S) else query.history.row_L
         left_out_X = known_to(query)
         hits = self.top(past_row_L, query.time_ms, k + len(left_out_X), hydrated.allowed)
-        kept = np.flatnonzero(~np.isin(hits.row_K, left_out_X))[: max(k, 0)]
+        kept = np.flatnonzero(~among(hits.row_K, left_out_X))[: max(k, 0)]
         return Hits(hits.row_K[kept], hits.score_K[kept])
 
     def _add(self, row: int, companion: int, count: float) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from candidate_gen.counts import NEVER_LOG_HOURS, Count, Cross, Spans, counts, crossed, crosses
+from candidate_gen.counts import NEVER_LOG_HOURS, Count, Cross, Crossing, Spans, counts, crosses
 from candidate_gen.text import token_ids
 from index.columns import Column
 from index.strings import key64, keys64
@@ -80,46 +80,58 @@ class FeatureTable:
             raise ValueError(f"features declared twice: {', '.join(sorted(repeated))}")
 
     def __getitem__(self, name: str) -> Feature:
-        for feature in self.features:
-            if feature.name == name:
-                return feature
-        raise KeyError(f"no feature {name!r}; there are {', '.join(f.name for f in self.features)}")
+        if name not in self._named:
+            raise KeyError(f"no feature {name!r}; there are {', '.join(self._named)}")
+        return self._named[name]
 
     def __contains__(self, name: str) -> bool:
-        return any(feature.name == name for feature in self.features)
+        return name in self._named
+
+    @cached_property
+    def _named(self) -> dict[str, Feature]:
+        return {feature.name: feature for feature in self.features}
 
     def of(self, row: RowKind) -> tuple[Feature, ...]:
         """Features of one kind of row, in the order of its bytes."""
         return tuple(feature for feature in self.features if feature.owner in _OWNERS[row])
 
     def dtype(self, row: RowKind) -> np.dtype[np.void]:
-        """Packed little-endian record of one kind of row."""
-        return np.dtype([feature.field for feature in self.of(row)])
+        """Packed little-endian record of one kind of row, which are words of four bytes."""
+        return self._blank[row].dtype
+
+    def words(self, row: RowKind, name: str) -> slice:
+        """Where a feature is in its record, in words."""
+        fields = self.dtype(row).fields
+        assert fields is not None
+        dtype, offset = fields[name][:2]
+        return slice(offset // 4, (offset + dtype.itemsize) // 4)
 
     def empty(self, row: RowKind, count: int) -> np.ndarray:
         """`count` rows that hold every feature's default."""
-        rows = np.zeros(count, self.dtype(row))
-        for feature in self.of(row):
-            if feature.default:
-                rows[feature.name] = feature.default
-        return rows
+        return self._blank[row].repeat(count)
 
-    @property
+    @cached_property
+    def _blank(self) -> dict[RowKind, np.ndarray]:
+        """A row of each kind, (1,)."""
+        return {row: _defaults(self.of(row)) for row in _OWNERS}
+
+    @cached_property
     def profile(self) -> tuple[Feature, ...]:
         """Stored user columns: what the user row of the generation holds."""
         return tuple(feature for feature in self.features if feature.owner == "user" and feature.name != "user_id")
 
     @property
     def profile_dtype(self) -> np.dtype[np.void]:
-        return np.dtype([feature.field for feature in self.profile])
+        return self._stranger.dtype
 
     @property
     def stranger(self) -> np.ndarray:
         """The profile of a user of whom nothing is known, (1,)."""
-        row = np.zeros(1, self.profile_dtype)
-        for feature in self.profile:
-            row[feature.name] = feature.default
-        return row
+        return self._stranger.copy()
+
+    @cached_property
+    def _stranger(self) -> np.ndarray:
+        return _defaults(self.profile)
 
     @property
     def item_columns(self) -> tuple[Feature, ...]:
@@ -136,6 +148,13 @@ class FeatureTable:
     def crosses(self) -> tuple[tuple[str, Cross], ...]:
         """Numbers in the pair row that are made of the history, by name."""
         return tuple((feature.name, feature.cross) for feature in self.of("pair") if feature.cross is not None)
+
+    @cached_property
+    def crossing(self) -> Crossing:
+        """Works the crosses out."""
+        kinds: tuple[RowKind, ...] = ("query", "item")
+        at = {feature.name: self.words(kind, feature.name) for kind in kinds for feature in self.of(kind)}
+        return Crossing(self.crosses, self.actions, at)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -212,6 +231,20 @@ class FeatureTable:
         return np.where(known_B.reshape(-1, *[1] * (ids.ndim - 1)), ids, default).astype(np.int32), none_B
 
 
+def words(rows: np.ndarray) -> NDArray[np.int32]:
+    """Records as words, (rows, words), for compiled code: which is compiled for arrays that can be written to."""
+    plain = np.require(rows, requirements=("C", "W"))
+    return plain.view(np.int32).reshape(len(rows), rows.dtype.itemsize // 4)
+
+
+def _defaults(features: Sequence[Feature]) -> np.ndarray:
+    """A record that holds every feature's default, (1,)."""
+    row = np.zeros(1, np.dtype([feature.field for feature in features]))
+    for feature in features:
+        row[feature.name] = feature.default
+    return row
+
+
 def _described(feature: Feature) -> dict[str, Any]:
     """As JSON holds it: what a table before counters had a declaration did not hold is left out where it is None."""
     return {name: value for name, value in asdict(feature).items() if value is not None}
@@ -231,8 +264,8 @@ def _numbers(name: str, values: Sequence[object]) -> NDArray[np.float64]:
 
 def hashed_ids(key_B: NDArray[np.uint64], feature: Feature) -> NDArray[np.int32]:
     """64-bit keys to embedding rows, (B,) or (B, H); never row 0."""
-    halves = [(key_B >> np.uint64(32 * (h % 2))) & np.uint64(0xFFFFFFFF) for h in range(feature.hashes)]
-    ids_BH = np.stack([1 + half % np.uint64(feature.size - 1) for half in halves], axis=-1).astype(np.int32)
+    halves_B2 = key_B.astype("<u8", order="C").view("<u4").reshape(-1, 2)
+    ids_BH = (1 + halves_B2[:, np.arange(feature.hashes) % 2] % (feature.size - 1)).astype(np.int32)
     return ids_BH if feature.hashes > 1 else ids_BH[:, 0]
 
 
@@ -424,8 +457,9 @@ def pair_rows(
     """
     rows_N = table.empty("pair", len(item_row_N))
     rows_N["log_age_days"] = np.log1p(np.maximum(age_ms_N, 0) / _DAY_MS)
-    for name, value_N in crossed(table.crosses, table.actions, query_row_N, item_row_N).items():
-        rows_N[name] = value_N
+    if table.crosses:
+        for name, value_N in table.crossing(words(query_row_N), words(item_row_N)).items():
+            rows_N[name] = value_N
     text_NT = query_row_N["text"]
     if text_NT.any():
         typed_NT = text_NT > 0
@@ -436,7 +470,9 @@ def pair_rows(
     if tower_score_N is not None:
         rows_N["tower_score"] = tower_score_N
     if rank_NS is not None:
-        rows_N["retrieved"] = (rank_NS >= 0).any(axis=1)
-        for source, rank_N in zip(table.sources, rank_NS.T, strict=True):
-            rows_N[f"{source}_reciprocal_rank"] = np.where(rank_N >= 0, 1 / (1 + np.maximum(rank_N, 0)), 0)
+        named_NS = rank_NS >= 0
+        reciprocal_NS = np.where(named_NS, 1 / (1 + np.maximum(rank_NS, 0)), 0)
+        rows_N["retrieved"] = named_NS.any(axis=1)
+        for source, reciprocal_N in zip(table.sources, reciprocal_NS.T, strict=True):
+            rows_N[f"{source}_reciprocal_rank"] = reciprocal_N
     return rows_N

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from candidate_gen.covisitation import Covisitation
 from candidate_gen.items import Items
+from candidate_gen.merge import among
 from candidate_gen.sources import first_of_each, known_to
 from candidate_gen.trending import Trending
 from candidate_gen.types import Query
 from index.masks import Mask
-from index.strings import IdMap, key64, keys64
+from index.strings import IdMap, key64
 from index.types import Hits
 
 LIVE = ("covisitation", "trending")
@@ -88,7 +89,7 @@ class LiveCounts:
             with self._lock:
                 hits = self._asked(name, query, items, wanted)
                 row_K = self._numbers.rows(hits.row_K, items)
-            shown_K = (row_K >= 0) & ~np.isin(row_K, known_X)
+            shown_K = (row_K >= 0) & ~among(row_K, known_X)
             if allowed is not None:
                 shown_K[shown_K] = allowed.allowed_I[row_K[shown_K]]
             at_K = np.flatnonzero(shown_K)[:k]
@@ -136,7 +137,7 @@ class _Numbers:
         """Of items by their rows."""
         if (row_N < len(self._ids)).all():
             return row_N
-        return self.of(keys64(items.ids.ids.take(row_N)))
+        return self.of(items.ids.keys(row_N))
 
     def rows(self, number_N: NDArray[np.int64], items: Items) -> NDArray[np.int64]:
         """The row that each has by now, -1 where the items do not hold it (any more)."""

@@ -74,5 +74,6 @@ def fused(candidates: Candidates, most: int, *, always: NDArray[np.int64] = NO_R
     if len(candidates) <= most:
         return candidates
     share_NS = np.where(candidates.rank_NS >= 0, 1 / (_FAR + 1 + candidates.rank_NS), 0.0)
-    share_N = np.where(among(candidates.row_N, always), np.inf, share_NS.sum(axis=1))
+    share_N = share_NS.sum(axis=1)
+    share_N[among(candidates.row_N, always)] = np.inf
     return candidates.take(np.argsort(-share_N, kind="stable")[:most])

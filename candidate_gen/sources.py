@@ -27,6 +27,8 @@ SOURCES = ("ann", "lexical", "similar", "covisitation", "trending", "fresh", "po
 
 NO_HITS = Hits(NO_ROWS, np.empty(0, np.float32))
 _DAY_MS = 86_400_000
+_MOST_KEPT = 8192
+"""Searches, of about 1.5 kB each; all are forgotten when there are more."""
 
 
 class VectorSearch(Protocol):
@@ -72,6 +74,9 @@ class SimilarToRecent:
     Each of them asks for itself and they take turns, so that the interest with the tightest cluster does not take
     every place; what was chosen is then sorted by similarity. Seeds, excluded items and the history are left out.
 
+    What is near an item never changes while these are the items, and the same few are asked for again and again: what
+    a search without a filter found is kept.
+
     Args:
         recent: how many of the newest are asked.
     """
@@ -83,7 +88,10 @@ class SimilarToRecent:
             raise ValueError(f"recent is {recent}; at least 1 item must be asked")
         self._index = index
         self._embedding_ID = items.embedding_ID
+        self._allowed = items.allowed
         self._recent = recent
+        self._kept: dict[tuple[int, int], Hits] = {}
+        """By row and how many were wanted."""
 
     def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
         query = hydrated.query
@@ -92,7 +100,7 @@ class SimilarToRecent:
             return NO_HITS
         left_out_X = known_to(query)
         wanted = k + len(left_out_X)
-        hits = [self._index.search(self._embedding_ID[row], wanted, hydrated.allowed) for row in asked_S.tolist()]
+        hits = [self._near(row, wanted, hydrated.allowed) for row in asked_S.tolist()]
         row = np.concatenate([each.row_K for each in hits])
         score = np.concatenate([each.score_K for each in hits])
         turn = np.concatenate([np.arange(len(each)) for each in hits])
@@ -104,6 +112,16 @@ class SimilarToRecent:
         chosen = chosen[np.argsort(-score[chosen], kind="stable")]
         partial = any(each.partial for each in hits)
         return Hits(row[chosen].astype(np.int64), score[chosen].astype(np.float32), partial)
+
+    def _near(self, row: int, k: int, allowed: Mask | None) -> Hits:
+        hits = self._kept.get((row, k)) if allowed is self._allowed else None
+        if hits is None:
+            hits = self._index.search(self._embedding_ID[row], k, allowed)
+            if allowed is self._allowed and not hits.partial:
+                if len(self._kept) >= _MOST_KEPT:
+                    self._kept.clear()
+                self._kept[row, k] = hits
+        return hits
 
 
 @dataclass(frozen=True, slots=True)

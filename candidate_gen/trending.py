@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from candidate_gen.decay import Decay
+from candidate_gen.merge import among
 from candidate_gen.sources import known_to
 from candidate_gen.types import NO_ROWS, HydratedQuery
 from index.masks import Mask
@@ -36,6 +37,8 @@ class Trending:
         self._count_I = np.zeros(0)
         self._leads_I = np.zeros(0, np.bool_)
         self._leader_M = NO_ROWS
+        self._ranked_M: NDArray[np.int64] | None = None
+        """The leaders, best first; None where they must be ranked anew."""
         self._leaders = leaders
         self._least = 0.0
         """No leader's count is lower; no other's is higher."""
@@ -45,6 +48,7 @@ class Trending:
         if not len(row_N):
             return
         self._reach(int(row_N.max()) + 1, int(time_ms_N.max()))
+        self._ranked_M = None
         np.add.at(self._count_I, row_N, self._decay.weight(time_ms_N))
         rising = row_N[~self._leads_I[row_N] & (self._count_I[row_N] > self._least)]
         if len(rising):
@@ -63,22 +67,23 @@ class Trending:
         Args:
             allowed: rows that may be returned; of rows behind its end none may.
         """
-        row_M = _among(self._leader_M, allowed)
-        if len(row_M) < k and len(self._leader_M) == self._leaders:
-            row_M = _among(np.flatnonzero(self._count_I), allowed)
-        count_M = self._count_I[row_M]
-        if len(row_M) > max(k, 0):
-            part = np.argpartition(-count_M, k - 1)[:k] if k > 0 else NO_ROWS
-            row_M, count_M = row_M[part], count_M[part]
-        best_K = np.lexsort((row_M, -count_M))
-        return Hits(row_M[best_K], (count_M[best_K] * self._decay.worth(time_ms)).astype(np.float32))
+        if self._ranked_M is None:
+            self._ranked_M = self._ranked(self._leader_M)
+        row_K = _among(self._ranked_M, allowed)[: max(k, 0)]
+        if len(row_K) < k and len(self._leader_M) == self._leaders:
+            row_K = self._ranked(_among(np.flatnonzero(self._count_I), allowed))[: max(k, 0)]
+        return Hits(row_K, (self._count_I[row_K] * self._decay.worth(time_ms)).astype(np.float32))
 
     def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
         """Seeds, excluded items and the history are left out."""
         known_X = known_to(hydrated.query)
         hits = self.top(hydrated.query.time_ms, k + len(known_X), hydrated.allowed)
-        kept = np.flatnonzero(~np.isin(hits.row_K, known_X))[: max(k, 0)]
+        kept = np.flatnonzero(~among(hits.row_K, known_X))[: max(k, 0)]
         return Hits(hits.row_K[kept], hits.score_K[kept])
+
+    def _ranked(self, row_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Largest count first, of equals the smaller row."""
+        return row_N[np.lexsort((row_N, -self._count_I[row_N]))]
 
     def _reach(self, rows: int, time_ms: int) -> None:
         if not len(self._count_I):

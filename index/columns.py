@@ -63,18 +63,18 @@ class GrownColumn:
         if isinstance(at, str):
             return GrownColumn(self.base[at], self.tail[at])
         split = len(self.base)
-        if not split:
-            return self.tail[at]
-        if not len(self.tail):
-            return self.base[at]
         if isinstance(at, int | np.integer):
-            return self.base[at] if at < split else self.tail[at - split]
+            return self.base[at] if split and (at < split or not len(self.tail)) else self.tail[at - split]
         row_N = np.asarray(at)
+        if not split:
+            return _taken(self.tail, row_N)
+        if not len(self.tail):
+            return _taken(self.base, row_N)
         late_N = row_N >= split
         if not late_N.any():
-            return self.base[row_N]
-        found_N = self.base[np.where(late_N, 0, row_N)]
-        found_N[late_N] = self.tail[row_N[late_N] - split]
+            return _taken(self.base, row_N)
+        found_N = _taken(self.base, np.where(late_N, 0, row_N))
+        found_N[late_N] = _taken(self.tail, row_N[late_N] - split)
         return found_N
 
     def __array__(self, dtype: np.dtype[Any] | None = None, copy: bool | None = None) -> NDArray[Any]:
@@ -103,6 +103,18 @@ class GrownColumn:
 
 
 Column: TypeAlias = NDArray[Any] | GrownColumn
+
+
+def taken(column: Column, row_N: NDArray[np.integer[Any]]) -> NDArray[Any]:
+    """`column[row_N]`, of a column of records many times as fast."""
+    return column[row_N] if isinstance(column, GrownColumn) else _taken(column, row_N)
+
+
+def _taken(rows: NDArray[Any], row_N: NDArray[np.integer[Any]]) -> NDArray[Any]:
+    """NumPy copies records field by field, but bytes that mean nothing to it as a whole."""
+    if rows.dtype.names is None:
+        return rows[row_N]
+    return rows.view(f"V{rows.dtype.itemsize}").take(row_N, 0).view(rows.dtype)
 
 
 def growing(column: Column) -> GrownColumn:

@@ -4,14 +4,20 @@ Shape letters: I items, N rows asked for, Q keys asked for, R runs of rows, T en
 """
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from index.columns import Column, growing
+
+_KEYS_A_BUCKET = 4
+_compiled: Any = njit(cache=True, nogil=True, boundscheck=False)
 
 
 class Digest(Protocol):
@@ -72,10 +78,14 @@ class StringColumn(Sequence[str]):
             IndexError: a row beyond the column.
         """
         start_N, end_N = self._offset_I1[row_N], self._offset_I1[row_N + 1]
-        end_N[row_N < 0] = 0
-        return [
-            str(self._bytes(start, end), "utf-8") for start, end in zip(start_N.tolist(), end_N.tolist(), strict=True)
-        ]
+        end_N[row_N < 0] = start_N[row_N < 0]
+        utf8, offset_N1 = _gathered(self._utf8.base, self._utf8.tail, start_N, end_N)
+        offsets = pairwise(offset_N1.tolist())
+        whole = utf8.tobytes()
+        if whole.isascii():  # then a byte is a character
+            text = whole.decode("ascii")
+            return [text[start:end] for start, end in offsets]
+        return [whole[start:end].decode() for start, end in offsets]
 
     def appended(self, texts: Iterable[str]) -> "StringColumn":
         """This column and the texts after it, in time that depends on the texts alone."""
@@ -165,6 +175,16 @@ class IdMap:
         late_Q = self._tail.newest(key_Q)
         return np.where(late_Q >= 0, late_Q, row_Q)
 
+    def keys(self, row_N: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """`key64` of each row's identifier."""
+        late_N = row_N >= self._base.rows
+        if not late_N.any():
+            return self._base.key_of_row_I[row_N]
+        key_N = np.empty(len(row_N), np.uint64)
+        key_N[~late_N] = self._base.key_of_row_I[row_N[~late_N]]
+        key_N[late_N] = self._tail.key_of_row_I[row_N[late_N] - self._base.rows]
+        return key_N
+
     def rows_of(self, ids: Iterable[str]) -> NDArray[np.int64]:
         """Newest row of each identifier; -1 where the catalogue does not hold it."""
         return self.rows(keys64(ids))
@@ -194,22 +214,70 @@ class IdMap:
 
 
 class _Table:
-    """Keys in ascending order, those that are equal in order of their rows."""
-
-    __slots__ = ("key_T", "row_T")
+    """Keys in ascending order, equal ones in order of their rows, which follow each other from some row on."""
 
     def __init__(self, key_T: NDArray[np.uint64], row_T: NDArray[np.int64]) -> None:
-        self.key_T = key_T
-        self.row_T = row_T
+        self.key_T = _frozen(key_T)
+        self.row_T = _frozen(row_T)
+        self.rows = len(row_T)
+        self._bits = max(0, (self.rows // _KEYS_A_BUCKET).bit_length() - 1)
 
     def newest(self, key_Q: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Last row of each key; -1 where there is none."""
-        if not len(self.key_T):
-            return np.full(len(key_Q), -1, np.int64)
-        at_Q = np.searchsorted(self.key_T, key_Q, side="right") - 1  # -1 is the largest key, which is then another
-        return np.where(self.key_T[at_Q] == key_Q, self.row_T[at_Q], -1)
+        plain_Q = np.require(key_Q, np.uint64, ("C", "W"))
+        row_Q: NDArray[np.int64] = _newest(self.key_T, self.row_T, self._first_B, np.uint64(64 - self._bits), plain_Q)
+        return row_Q
+
+    @cached_property
+    def _first_B(self) -> NDArray[np.int64]:
+        """Where the keys of each bucket begin, by their first bits; hashes fill buckets evenly."""
+        least_B = np.arange(1 << self._bits, dtype=np.uint64) << np.uint64(64 - self._bits if self._bits else 0)
+        return _frozen(np.append(np.searchsorted(self.key_T, least_B), self.rows))
+
+    @cached_property
+    def key_of_row_I(self) -> NDArray[np.uint64]:
+        """By row, from the first one on."""
+        key_I = np.empty(self.rows, np.uint64)
+        if self.rows:
+            key_I[self.row_T - self.row_T.min()] = self.key_T
+        return key_I
 
     def merged(self, later: "_Table") -> "_Table":
         """All of both; the rows of the other follow this one's."""
         at_T = np.searchsorted(self.key_T, later.key_T, side="right")
         return _Table(np.insert(self.key_T, at_T, later.key_T), np.insert(self.row_T, at_T, later.row_T))
+
+
+def _frozen(array: NDArray[Any]) -> NDArray[Any]:
+    """A plain read-only view, so that one compiled version serves mapped and made arrays."""
+    view = np.asarray(array).view()
+    view.flags.writeable = False
+    return view
+
+
+@_compiled
+def _newest(key_T, row_T, first_B, shift, key_Q):  # type: ignore[no-untyped-def] # pragma: no cover - compiled
+    row_Q = np.full(len(key_Q), -1, np.int64)
+    for q in range(len(key_Q)):
+        bucket = np.int64(key_Q[q] >> shift) if shift < 64 else 0
+        for t in range(first_B[bucket + 1] - 1, first_B[bucket] - 1, -1):
+            if key_T[t] <= key_Q[q]:
+                if key_T[t] == key_Q[q]:
+                    row_Q[q] = row_T[t]
+                break
+    return row_Q
+
+
+@_compiled
+def _gathered(base, tail, start_N, end_N):  # type: ignore[no-untyped-def] # pragma: no cover - compiled
+    """The bytes of texts side by side, and where each begins; no text lies across the end of the base."""
+    offset_N1 = np.zeros(len(start_N) + 1, np.int64)
+    for n in range(len(start_N)):
+        offset_N1[n + 1] = offset_N1[n] + end_N[n] - start_N[n]
+    utf8 = np.empty(offset_N1[-1], np.uint8)
+    split = len(base)
+    for n in range(len(start_N)):
+        column, first = (base, start_N[n]) if end_N[n] <= split else (tail, start_N[n] - split)
+        for i in range(offset_N1[n + 1] - offset_N1[n]):
+            utf8[offset_N1[n] + i] = column[first + i]
+    return utf8, offset_N1

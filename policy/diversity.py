@@ -44,7 +44,8 @@ def similarity(vector_ND: NDArray[np.float32], size: int, *, spanning: bool) -> 
     """
     count, d = vector_ND.shape
     length_N1 = np.linalg.norm(vector_ND, axis=1, keepdims=True)
-    vector_ND = np.divide(vector_ND, length_N1, out=np.zeros_like(vector_ND), where=length_N1 > 0)
+    length_N1[length_N1 == 0] = np.inf
+    vector_ND = vector_ND / length_N1
     by_code, by_span = (0, count) if spanning else (count, 0)
     padded = -by_code % _LANES + by_code
     return Similarity(

@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from candidate_gen.features import FeatureTable
 from candidate_gen.row_embedding import PastEmbedding, RowEmbedding
-from index.columns import Column, appended
+from index.columns import Column, appended, taken
 from ranking.metrics import ndcg_at
 from ranking.model import PAST, ExpertLayer, Experts, LowRankCross, Ranker
 
@@ -206,7 +206,7 @@ class CompiledRanker:
         count, pair, dim = len(row_N), self._pair.width, self._dim
         row_M = np.zeros(_padded(count), np.int64)
         row_M[:count] = row_N
-        half_M = self.half_I[row_M]
+        half_M = taken(self.half_I, row_M)
         exact_MX, wide_MX = torch.from_numpy(half_M["exact"]), torch.from_numpy(half_M["wide"]).view(self._type)
         alone_MK = torch.zeros(len(row_M), pair + 2 * dim)
         alone_MK[:count, :pair] = pair_NX

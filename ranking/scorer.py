@@ -21,7 +21,7 @@ from candidate_gen.embedding import tensors
 from candidate_gen.features import FeatureTable, pair_rows
 from candidate_gen.items import Items
 from candidate_gen.types import Candidates, HydratedQuery
-from index.columns import Column
+from index.columns import Column, taken
 from ranking.calibration import Calibration
 from ranking.inference import CompiledRanker, Precision
 from ranking.model import Ranker, RankerShape
@@ -208,7 +208,7 @@ def feature_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Item rows and pair rows of the candidates, (N,) each: what every ranker sees."""
     row_N, names = candidates.row_N, candidates.source_names
-    item_row_N: np.ndarray = items.row_I[row_N]
+    item_row_N = taken(items.row_I, row_N)
     pair_row_N = pair_rows(
         table,
         hydrated.row,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from candidate_gen.items import Items
 from candidate_gen.types import Query
-from index.strings import keys64
+from index.columns import taken
 from policy.selector import SlatePolicy
 from policy.types import SlotFlag
 from protos import impression_pb2, recommender_pb2
@@ -29,20 +29,26 @@ from serving.pipeline import Answer, Trace
 Response = recommender_pb2.RecommendResponse | recommender_pb2.SearchResponse | recommender_pb2.RankResponse
 
 _SHOWN_BY_DEFAULT = ("title", "category")
-_REASON_OF_SOURCE: Mapping[str, int] = {
-    "similar": ReasonKind.REASON_SIMILAR_TO,
-    "covisitation": ReasonKind.REASON_SIMILAR_TO,
-    "lexical": ReasonKind.REASON_SEARCH_MATCH,
-    "popular": ReasonKind.REASON_POPULAR,
-    "trending": ReasonKind.REASON_POPULAR,
-    "fresh": ReasonKind.REASON_FRESH,
+_SEARCH_MATCH, _PERSONALISED = int(ReasonKind.REASON_SEARCH_MATCH), int(ReasonKind.REASON_PERSONALISED)
+_SIMILAR_TO = int(ReasonKind.REASON_SIMILAR_TO)
+_BITS_OF_SOURCE: Mapping[str, int] = {
+    "similar": 1 << _SIMILAR_TO,
+    "covisitation": 1 << _SIMILAR_TO,
+    "lexical": 1 << _SEARCH_MATCH,
+    "popular": 1 << ReasonKind.REASON_POPULAR,
+    "trending": 1 << ReasonKind.REASON_POPULAR,
+    "fresh": 1 << ReasonKind.REASON_FRESH,
 }
-_REASON_OF_FLAG: Mapping[SlotFlag, int] = {
+_REASON_OF_FLAG: Mapping[int, int] = {
     SlotFlag.EXPLORED: ReasonKind.REASON_EXPLORED,
     SlotFlag.FRESH_QUOTA: ReasonKind.REASON_FRESH,
     SlotFlag.PINNED: ReasonKind.REASON_PINNED,
 }
-_SIMILAR_TO = int(ReasonKind.REASON_SIMILAR_TO)
+_BITS_OF_FLAG = np.array(
+    [1 << _REASON_OF_FLAG[1 << b] if 1 << b in _REASON_OF_FLAG else 0 for b in range(max(SlotFlag).bit_length())],
+    np.uint32,
+)
+"""By bit of the flag."""
 _REASONS = tuple((int(kind), Reason(kind=name)) for name, kind in ReasonKind.items())
 _OF_SLOTS = (
     "item_id",
@@ -88,7 +94,7 @@ def record(asked: Impression, *, query: Query, answer: Answer, generation: Gener
             getattr(asked, name).extend(column.tolist() if isinstance(column, np.ndarray) else column)
     if eligible:
         row_N = answer.scored.candidates.row_N
-        asked.eligible_item_key.extend(keys64(generation.items.ids.ids.take(row_N)).tolist())
+        asked.eligible_item_key.extend(generation.items.ids.keys(row_N).tolist())
         asked.eligible_utility.extend(answer.slate.utility_N.tolist())
     return asked
 
@@ -116,8 +122,8 @@ def columns_of(answer: Answer, generation: Generation) -> dict[str, NDArray[Any]
     return {
         "schema": generation.table.fingerprint,
         "query_row": scored.query_row.tobytes(),
-        "item_rows": scored.item_row_N[index_K].tobytes(),
-        "pair_rows": scored.pair_row_N[index_K].tobytes(),
+        "item_rows": taken(scored.item_row_N, index_K).tobytes(),
+        "pair_rows": taken(scored.pair_row_N, index_K).tobytes(),
         "action_names": scored.action_names,
         "item_id": generation.items.ids.ids.take(scored.candidates.row_N[index_K]),
         "propensity": slate.propensity_K,
@@ -130,12 +136,21 @@ def columns_of(answer: Answer, generation: Generation) -> dict[str, NDArray[Any]
     }
 
 
-def respond(response: Response, request: Request, *, logged: Impression, query: Query, generation: Generation) -> None:
+def respond(
+    response: Response,
+    request: Request,
+    *,
+    logged: Impression,
+    query: Query,
+    generation: Generation,
+    row_K: NDArray[np.int64] | None = None,
+) -> None:
     """Fill a response with the slate of an impression, just made or found in the log.
 
     Args:
         generation: the one that made it; or, for a retry after a swap, the one that is active: titles and categories
             come from there, and are empty for items that it does not hold.
+        row_K: rows of the items in this generation, -1 for one that it does not hold; looked up where not given.
     """
     response.request_id = logged.request_id
     response.attribution_token = attribution_token(logged.request_id)
@@ -145,7 +160,8 @@ def respond(response: Response, request: Request, *, logged: Impression, query: 
     response.degradation.stages.extend(logged.stages)
     response.policy.CopyFrom(logged.policy)
     response.missing_ids.extend(missing_ids(logged, query, generation))
-    slots = _Slots(logged, query, generation)
+    row_K = generation.items.ids.rows_of(logged.item_id) if row_K is None else row_K
+    slots = _Slots(logged, query, generation, row_K)
     if request.columns:
         _fill_columns(response.columns, request, slots)
     else:
@@ -199,39 +215,26 @@ class _Slots:
     logged: Impression
     query: Query
     generation: Generation
-
-    @cached_property
-    def row_K(self) -> NDArray[np.int64]:
-        """-1 for an item that the generation does not hold."""
-        return self.generation.items.ids.rows_of(self.logged.item_id)
+    row_K: NDArray[np.int64]
+    """-1 for an item that the generation does not hold."""
 
     @cached_property
     def reason_bits_K(self) -> NDArray[np.uint32]:
         """Bit r: reason r holds."""
-        query, generation = self.query, self.generation
-        source_bits_K = np.array(self.logged.source_bits, np.uint32)
-        flag_K = np.array(self.logged.slot_flags, np.uint32)
-        bits_K = np.zeros(len(source_bits_K), np.uint32)
-        stored = bool(query.user_id) and generation.users.rows_of([query.user_id])[0] >= 0
+        query = self.query
+        stored = bool(query.user_id) and self.generation.users.rows_of([query.user_id])[0] >= 0
         known = stored or len(query.history) > 0
-        for s, name in enumerate(self.logged.source_names):
-            named_K = source_bits_K >> np.uint32(s) & np.uint32(1)
-            if name in _REASON_OF_SOURCE:
-                bits_K |= named_K << np.uint32(_REASON_OF_SOURCE[name])
-            elif name == "ann":
-                if query.text:
-                    bits_K |= named_K << np.uint32(ReasonKind.REASON_SEARCH_MATCH)
-                if known:
-                    bits_K |= named_K << np.uint32(ReasonKind.REASON_PERSONALISED)
-        for flag, reason in _REASON_OF_FLAG.items():
-            bits_K |= ((flag_K & np.uint32(flag)) > 0).astype(np.uint32) << np.uint32(reason)
+        of_ann = bool(query.text) << _SEARCH_MATCH | known << _PERSONALISED
+        of_source = {**_BITS_OF_SOURCE, "ann": of_ann}
+        bits_S = np.array([of_source.get(name, 0) for name in self.logged.source_names], np.uint32)
+        bits_K = _united(np.array(self.logged.source_bits, np.uint32), bits_S)
+        bits_K |= _united(np.array(self.logged.slot_flags, np.uint32), _BITS_OF_FLAG)
         if not known and not len(query.seed_row_S):
             bits_K |= np.uint32(1 << ReasonKind.REASON_COLD_START)
         return bits_K
 
     def titles(self) -> list[str]:
-        titles = self.generation.items.titles
-        return [titles[row] if row >= 0 else "" for row in self.row_K.tolist()]
+        return self.generation.items.titles.take(self.row_K)
 
     def categories(self) -> list[str]:
         names = ("", *self.generation.table["category"].vocabulary)
@@ -255,7 +258,7 @@ class _Slots:
         if len(anchor_row_L) and len(at_K):
             items = self.generation.items
             similarity_KL = items.embedding_ID[self.row_K[at_K]] @ items.embedding_ID[anchor_row_L].T
-            id_L = [items.ids.ids[row] for row in anchor_row_L.tolist()]
+            id_L = items.ids.ids.take(anchor_row_L)
             for k, nearest in zip(at_K.tolist(), similarity_KL.argmax(axis=1).tolist(), strict=True):
                 id_K[k] = id_L[nearest]
         return id_K
@@ -318,6 +321,12 @@ def _fill_columns(columns: recommender_pb2.Columns, request: Request, slots: _Sl
         columns.category.extend(slots.categories())
     if "published_ms" in request.return_fields:
         columns.published_ms.extend(slots.published_ms())
+
+
+def _united(given_K: NDArray[np.uint32], bits_B: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """The bits that stand for each bit given, together."""
+    is_given_KB = given_K[:, None] >> np.arange(len(bits_B), dtype=np.uint32) & np.uint32(1)
+    return np.bitwise_or.reduce(is_given_KB * bits_B, axis=1, initial=np.uint32(0))
 
 
 def _source_bits(rank_KS: NDArray[np.int16]) -> NDArray[np.uint32]:

@@ -226,7 +226,7 @@ def tell(asked: Impression, named: Mapping[str, Hits], generation: Generation) -
     """Note what the live sources said."""
     for source, hits in named.items():
         if len(hits):
-            keys = keys64(generation.items.ids.ids.take(hits.row_K))
+            keys = generation.items.ids.keys(hits.row_K)
             asked.live_hits.add(source=source, item_key=keys.tolist(), score=hits.score_K.tolist())
 
 

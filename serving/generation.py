@@ -184,7 +184,7 @@ class Generation:
         activity = Activity.load(folder)
         _agree("activity", activity.fingerprint, "manifest", manifest.fingerprints.get("activity", _NO_ACTIVITY))
         users = IdMap.load(folder, "user_id")
-        profile_U = np.load(folder / "profile_U.npy", mmap_mode="r", allow_pickle=False)
+        profile_U = np.asarray(np.load(folder / "profile_U.npy", mmap_mode="r", allow_pickle=False))
         _agree("user profiles", str(profile_U.dtype), "schema", str(table.profile_dtype))
         lexical = LexicalIndex.load(folder / "lexical")
         attributes = Attributes(items)

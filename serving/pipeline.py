@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from candidate_gen.merge import fused, merge, only, with_rows
+from candidate_gen.merge import among, fused, merge, only, with_rows
 from candidate_gen.types import NO_ROWS, Candidates, HydratedQuery, Query
 from index.types import Hits
 from policy.types import Slate
@@ -195,18 +195,20 @@ class Pipeline:
         return hits
 
     def _filter(self, hydrated: HydratedQuery, candidates: Candidates, trace: Trace) -> Candidates:
+        kept_N = np.ones(len(candidates), np.bool_)
         for each in self.filters:
-            kept_N = each.keep(hydrated, candidates)
-            kept = candidates.keep(kept_N)
-            trace.removed[each.name] = candidates.row_N[~kept_N]
-            candidates = kept
-        return candidates
+            passed_N = each.keep(hydrated, candidates)
+            if passed_N.shape != kept_N.shape:
+                raise ValueError(f"{each.name}: a mask of {passed_N.shape} for {len(candidates)} candidates")
+            trace.removed[each.name] = candidates.row_N[kept_N & ~passed_N]
+            kept_N &= passed_N
+        return candidates if kept_N.all() else candidates.keep(kept_N)
 
     def _fewer(self, query: Query, candidates: Candidates, trace: Trace) -> Candidates:
         if self.most is None or len(candidates) <= self.most:
             return candidates
         kept = fused(candidates, self.most, always=self.pinned(query))
-        trace.removed["most"] = np.setdiff1d(candidates.row_N, kept.row_N)
+        trace.removed["most"] = np.sort(candidates.row_N[~among(candidates.row_N, kept.row_N)])
         return kept
 
     def _score(self, hydrated: HydratedQuery, candidates: Candidates, trace: Trace) -> Scored:

@@ -223,7 +223,14 @@ class RecommenderService:
                 with trace.stage("log"):
                     self._append(log, logged)
             with trace.stage("encode"):
-                answers.respond(response, request, logged=logged, query=query, generation=generation)
+                answers.respond(
+                    response,
+                    request,
+                    logged=logged,
+                    query=query,
+                    generation=generation,
+                    row_K=answer.scored.candidates.row_N[answer.slate.index_K],
+                )
                 if request.debug == recommender_pb2.DEBUG_LEVEL_SUMMARY:
                     response.trace.CopyFrom(answers.trace_of(answer, query))
                 reply = response.SerializeToString()

@@ -77,6 +77,9 @@ def test_a_declared_default_stands_for_what_is_missing() -> None:
     assert table.encode("country", [None, "xx", "be"]).tolist() == [2, 2, 1]
     assert table.encode("city", [None, ""]).tolist() == [7, 7]
     assert table.empty("query", 2)["age"].tolist() == [30.0, 30.0]
+    for row in (table.empty("query", 1), table.stranger):
+        row["age"] = 7.0
+    assert table.empty("query", 1)["age"] == table.stranger["age"] == 30.0, "rows are the caller's own"
 
 
 @pytest.mark.parametrize(

@@ -349,6 +349,35 @@ def test_a_horizon_that_is_none_is_refused(days: float) -> None:
         Fresh(ITEMS, horizon_days=days)
 
 
+class Counted(ExhaustiveSearch):
+    """Counts how often it is asked."""
+
+    calls = 0
+
+    def search(self, query_D: NDArray[np.float32], k: int, allowed: Mask | None = None) -> Hits:
+        self.calls += 1
+        return super().search(query_D, k, allowed)
+
+
+def test_what_is_near_an_item_is_searched_once_unless_under_a_filter_or_in_part() -> None:
+    search = Counted(VECTORS)
+    source, query = SimilarToRecent(search, ITEMS), hydrated(history=rows(0, 4), allowed=ITEMS.allowed)
+    first, again = source.retrieve(query, 9), source.retrieve(query, 9)
+    assert (first.row_K.tolist(), first.score_K.tolist()) == (again.row_K.tolist(), again.score_K.tolist())
+    assert search.calls == 2
+    mask = Mask(np.arange(len(ITEMS)) % 2 == 0)
+    filtered = [source.retrieve(replace(query, allowed=mask), 9).row_K.tolist() for _ in range(2)]
+    assert filtered[0] == filtered[1] != first.row_K.tolist()
+    assert search.calls == 6
+    assert source.retrieve(query, 10).row_K.tolist() != first.row_K.tolist()
+    assert search.calls == 8
+    failing = Counted(VECTORS, partial=True)
+    lame = SimilarToRecent(failing, ITEMS)
+    assert lame.retrieve(query, 9).partial
+    assert lame.retrieve(query, 9).partial
+    assert failing.calls == 4
+
+
 def test_asking_no_recent_item_is_refused() -> None:
     with pytest.raises(ValueError, match="recent is 0"):
         SimilarToRecent(ExhaustiveSearch(VECTORS), ITEMS, recent=0)

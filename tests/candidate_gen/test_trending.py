@@ -50,6 +50,13 @@ def test_the_best_are_those_of_counting_everything(
     assert [expected[row] for row in hits.row_K.tolist()] == pytest.approx(best)
 
 
+def test_what_is_asked_between_events_changes_nothing_and_equals_are_named_by_row() -> None:
+    trending = told([(5, 0), (3, 0), (4, 0)])
+    assert trending.top(NOW_MS, 2).row_K.tolist() == [3, 4]
+    trending.update(rows(5), NOW_MS + rows(1))
+    assert trending.top(NOW_MS, 9).row_K.tolist() == [5, 3, 4]
+
+
 def test_a_query_of_a_time_before_the_newest_event_is_answered_as_of_that_event() -> None:
     trending = told([(1, 0), (2, 120_000)])
     assert trending.top(NOW_MS, 2).score_K.tolist() == [1.0, 0.25]

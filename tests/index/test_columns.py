@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from index.columns import GrownColumn, appended, growing
+from index.columns import GrownColumn, appended, growing, taken
 
 RECORD = np.dtype([("price", np.float64), ("word", np.uint64, (3,))])
 KINDS = [np.dtype(np.int64), np.dtype(np.bool_), RECORD]
@@ -104,3 +104,18 @@ def test_rows_of_another_kind_are_refused_with_both(rows: NDArray[Any]) -> None:
         GrownColumn(base, rows)
     with pytest.raises(ValueError, match=message):
         growing(base).append(rows)
+
+
+@given(st.integers(1, 6), st.integers(0, 5), st.sampled_from(KINDS), st.data())
+def test_rows_taken_are_those_that_indexing_gives(
+    base: int, tail: int, dtype: np.dtype[Any], data: st.DataObject
+) -> None:
+    whole = _rows(base + tail, dtype)
+    whole.flags.writeable = False
+    row_N = np.array(data.draw(st.lists(st.integers(-1, len(whole) - 1))), np.int64)
+    expected = whole[row_N]
+    for column in (whole, whole[: base + tail], growing(whole[:base]).append(whole[base:])):
+        found = taken(column, np.where(row_N < 0, len(whole) - 1, row_N) if tail else row_N)
+        assert (found.dtype, found.tobytes(), found.flags.writeable) == (dtype, expected.tobytes(), True)
+        with pytest.raises(IndexError):
+            taken(column, np.array([len(whole)]))

@@ -116,6 +116,26 @@ def test_an_id_that_is_appended_names_its_newest_row(base: list[str], parts: lis
                 assert kept.rows_of(kept.ids).tolist() == list(range(len(row_N)))
 
 
+@given(st.lists(few, unique=True), st.lists(few, max_size=8))
+def test_the_key_of_a_row_is_that_of_its_id_appended_or_not(base: list[str], added: list[str]) -> None:
+    map_, ids = IdMap.of(base).appended(added), base + added
+    row_N = np.arange(len(ids))[::-1]
+    np.testing.assert_array_equal(map_.keys(row_N), keys64(ids[::-1]))
+
+
+crowded = st.integers(0, 40).map(lambda low: (low % 3 << 62) + low)
+"""Keys that crowd into few buckets, as hashes never do."""
+
+
+@given(st.lists(crowded, max_size=60), st.lists(crowded | st.just(2**64 - 1)))
+def test_keys_are_found_however_they_lie(keys: list[int], asked: list[int]) -> None:
+    key_I = np.array(keys, np.uint64)
+    row_I = np.argsort(key_I, kind="stable")
+    map_ = IdMap(StringColumn.of([""] * len(keys)), key_I[row_I], row_I)
+    newest = {key: row for row, key in enumerate(keys)}
+    assert map_.rows(np.array(asked, np.uint64)).tolist() == [newest.get(key, -1) for key in asked]
+
+
 def test_rows_of_one_id_cannot_both_be_selected() -> None:
     map_ = IdMap.of(["a", "b"]).appended(["c", "a"])
     with pytest.raises(ValueError, match=r"^1 repeated ids, the first is 'a'$"):

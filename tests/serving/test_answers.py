@@ -110,6 +110,18 @@ def test_columns_say_what_items_say(user: str, seeds: list[str], size: int, fiel
         assert row.prefix_propensity == pytest.approx(math.prod(cheap.propensity[: k + 1]))
 
 
+@pytest.mark.parametrize("columns", [False, True])
+def test_rows_that_are_known_and_rows_looked_up_tell_the_same(columns: bool) -> None:
+    fields = ["title", "category", "published_ms"]
+    request = RecommendRequest(page_size=30, request_id="r", columns=columns, return_fields=fields)
+    expected, logged = answered(request)
+    one, response = generation(), RecommendResponse()
+    row_K = np.array([int(item_id[1:]) for item_id in logged.item_id])
+    query = codec.query_of(logged, one)
+    answers.respond(response, request, logged=logged, query=query, generation=one, row_K=row_K)
+    assert response == expected
+
+
 def reasons_of(request: Request) -> dict[str, set[str]]:
     response, _ = answered(request)
     return {
