@@ -43,10 +43,11 @@ from policy.settings import PolicySettings
 from protos.admin_pb2 import PutRulesRequest
 from ranking.rankers import AnyScorer, load_scorer
 from ranking.scorer import RankerScorer, RetrievalOrder
+from serving.breaker import Watch
 from serving.catalog_log import FILE, CatalogLog, Change, Entry, StaleHead
 from serving.changes import changed
 from serving.log import CorruptLog
-from serving.pipeline import Filter, Pipeline, nothing_pinned
+from serving.pipeline import RANKER, Filter, Pipeline, nothing_pinned
 from serving.retrieval import RetrievalSettings, chosen, fan_out, grown
 from serving.rules import rules_after
 
@@ -219,6 +220,7 @@ class Generation:
                 fan_out=fan_out(vectors),
                 patience_s=retrieval.patience_ms / 1000,
                 most=retrieval.most,
+                watched={name: Watch() for name in (*(each.name for each, _ in sources[:-1]), RANKER)},
             ),
         )
         made.warm_up()
