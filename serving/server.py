@@ -29,7 +29,7 @@ from serving.again import Past
 from serving.catalog import CatalogService
 from serving.events import EventsService
 from serving.exchange import EventExchange
-from serving.generation import Generations
+from serving.generation import Generation, Generations
 from serving.live import Live
 from serving.log import Durability, ImpressionLog
 from serving.log_lines import LogFormat, SlowCalls
@@ -164,7 +164,6 @@ class Server:
         self.telemetry = telemetry = Telemetry()
         telemetry.listeners.append(SlowCalls(settings.slow_ms))
         self.live = Live(lambda: generations.active)
-        generations.on_ready = self.live.prepare
         recommender = RecommenderService(
             generations,
             state=state,
@@ -174,6 +173,12 @@ class Server:
             live=self.live,
             answered=Past(generations).answered,
         )
+
+        def on_ready(generation: Generation) -> None:
+            self.live.prepare(generation)
+            recommender.rehearse(generation)
+
+        generations.on_ready = on_ready
         events = EventsService(state=state, log=log, telemetry=telemetry, settings=settings.service, live=self.live)
         catalog = CatalogService(generations, telemetry=telemetry, settings=settings.service)
         services = (recommender, events, catalog)

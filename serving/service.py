@@ -4,6 +4,7 @@ import logging
 import math
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,9 +22,10 @@ from protos import recommender_pb2
 from protos.impression_pb2 import Degraded, Impression, Outcome
 from serving import answers, codec
 from serving.admission import Admission, CallerGone, DeadlinePassed
+from serving.canaries import FAULTS, check_answers
 from serving.catalog_log import UnknownChange
 from serving.explain import explain
-from serving.generation import Generation
+from serving.generation import Generation, GenerationMismatch
 from serving.live import Live
 from serving.log import CorruptLog, LogUnavailable, Status
 from serving.pipeline import Trace
@@ -87,6 +89,8 @@ class ServiceSettings:
     """Share of requests whose every eligible candidate is logged."""
     replies: int = 1024
     """Answers kept for retries of the same request id."""
+    rehearsed: int = 32
+    """Latest requests that a generation answers again before it may serve; 0 for none, only its canaries."""
 
     def __post_init__(self) -> None:
         if self.clock not in ("system", "request"):
@@ -99,6 +103,8 @@ class ServiceSettings:
             raise ValueError(f"tenant_per_s must be positive, or null for any number, got {self.tenant_per_s}")
         if self.replies < 1:
             raise ValueError(f"replies must be at least 1, got {self.replies}")
+        if self.rehearsed < 0:
+            raise ValueError(f"rehearsed must not be negative, got {self.rehearsed}")
 
 
 class RecommenderService:
@@ -133,6 +139,7 @@ class RecommenderService:
             running=settings.running, waiting=settings.waiting, tenant_per_s=settings.tenant_per_s
         )
         self._replies = Replies(most=settings.replies)
+        self._lately = deque[Impression](maxlen=settings.rehearsed)
 
     def handler(self) -> grpc.GenericRpcHandler:
         return handlers(
@@ -141,6 +148,25 @@ class RecommenderService:
             methods={"Recommend": self.recommend, "Search": self.search, "Rank": self.rank, "Explain": self.explain},
             later=_RECOMMENDER_LATER,
         )
+
+    def rehearse(self, generation: Generation) -> None:
+        """Have a generation answer the latest requests, which nobody is shown and nothing learns from: its pages are
+        read and its caches full when it begins to serve. Requests that it would refuse are passed over.
+
+        Raises:
+            GenerationMismatch: where it fails one of them, or answers it without a part of itself.
+        """
+        for asked in list(self._lately):
+            try:
+                codec.check_against(asked, generation)
+            except codec.InvalidRequest:
+                continue
+            try:
+                check_answers(generation.pipeline, [codec.query_of(asked, generation)], wrong=FAULTS)
+            except Exception as error:
+                raise GenerationMismatch(
+                    f"generation {generation.id} fails a request of late ({asked.request_id!r}): {error}"
+                ) from error
 
     def recommend(self, wire: bytes, context: grpc.ServicerContext) -> bytes:
         return self._call(recommender_pb2.RecommendRequest(), recommender_pb2.RecommendResponse(), wire, context)
@@ -249,6 +275,7 @@ class RecommenderService:
                 reply = response.SerializeToString()
             trace.degraded = logged.degraded
             call.trace = trace
+        self._lately.append(logged)
         return reply
 
     def _as_now(self, reply: bytes, response: answers.Response) -> bytes:
