@@ -159,6 +159,17 @@ def test_deadlines_too_short_leave_nothing_at_work(tmp_path: Path, monkeypatch: 
         assert refusal(channel, "Recommender/Recommend", wire())[0] == "OK"
 
 
+def test_who_sets_no_deadline_gets_the_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        serving(tmp_path, monkeypatch, switch=Switch(sleep_s=0.5), running=1, deadline_s=0.2) as address,
+        grpc.insecure_channel(address.target) as channel,
+    ):
+        method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/cascade.v1.Recommender/Recommend")
+        futures = [method.future(wire()) for _ in range(4)]
+        codes = Counter(each.code().name for each in futures)  # type: ignore[attr-defined]
+    assert set(codes) == {"DEADLINE_EXCEEDED"}
+
+
 def test_who_hangs_up_while_waiting_costs_no_slate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     switch = Switch()
     with busy(tmp_path, monkeypatch, switch=switch) as (channel, status, _):
