@@ -50,6 +50,8 @@ _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
 _SPARE_THREADS = 16
 """For health, reflection and refusals, which must not wait behind slates."""
 _MAX_BACKOFF_S = 60.0
+_LAST_WORDS_S = 0.05
+"""For answers on their way."""
 _LOGGER = logging.getLogger("cascade.serving")
 
 
@@ -234,9 +236,15 @@ class Server:
         if self._watcher.is_alive():
             self._watcher.join()
         time.sleep(self._settings.lame_duck_s)
-        ended = [each.stop(self._settings.grace_s) for each in (self._server, self._admin_server)]
-        for each in ended:
-            each.wait()
+        servers = self._server, self._admin_server
+        until = time.monotonic() + self._settings.grace_s
+        for server in servers:
+            server.stop(self._settings.grace_s)
+        while self.telemetry.at_work and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(_LAST_WORDS_S)
+        for ended in [server.stop(0) for server in servers]:  # whoever watches its health would wait for the end
+            ended.wait()
         if self._metrics is not None:
             self._metrics.close()
 

@@ -184,6 +184,15 @@ class Telemetry:
                 _LOGGER.warning("how a part of the server stands cannot be read: %s", error)
         return found
 
+    @property
+    def at_work(self) -> int:
+        """Calls that were begun and have neither been served nor failed."""
+        with self._lock:
+            begun, served, failed = (
+                sum(self._counters.get(each, {}).values()) for each in ("calls", "served", "failed")
+            )
+        return begun - served - failed
+
     def latencies(self) -> list[Latency]:
         """Every stage in the order first seen, then every method in lower case."""
         with self._lock:

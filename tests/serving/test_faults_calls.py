@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Load:
                 self._open += 1
             sent = time.monotonic()
             future = method.future(asked, timeout=deadline_s)
-            future.add_done_callback(lambda done, name=name, sent=sent: self._note(name, sent, done))
+            future.add_done_callback(partial(self._note, name, sent))
         with self._changed:
             assert self._changed.wait_for(lambda: not self._open, 30)
 

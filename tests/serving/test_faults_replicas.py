@@ -8,9 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -35,6 +36,10 @@ def in_a_while(true: Callable[[], bool], *, within_s: float = 20.0) -> bool:
     while not (done := true()) and time.monotonic() < end:
         time.sleep(0.001)
     return done
+
+
+def reached(listed: Sequence[str], count: int) -> bool:
+    return len(listed) >= count
 
 
 def free_port() -> int:
@@ -91,11 +96,11 @@ def test_two_replicas_are_restarted_one_after_the_other_and_no_call_fails(
     with asking(f"ipv4:{','.join(f'127.0.0.1:{port}' for port in ports)}") as (answered, failed):
         for number in (0, 1):
             server, log = replicas[number]
-            served = len(answered)
+            enough = len(answered) + 50
             server.stop()
             log.close()
             replicas[number] = started(number)
-            assert in_a_while(lambda served=served: len(answered) >= served + 50)
+            assert in_a_while(partial(reached, answered, enough))
     for server, log in replicas:
         server.stop()
         log.close()
@@ -107,6 +112,7 @@ def test_two_replicas_are_restarted_one_after_the_other_and_no_call_fails(
 CHILD = """
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 import pytest
 from serving.server import serve
@@ -139,7 +145,9 @@ def test_of_a_server_that_is_killed_nothing_acknowledged_is_lost_and_callers_go_
     load_fakes(monkeypatch)
     store = GenerationStore(tmp_path / "generations")
     store.activate(publish(store, 1), time_ms=NOW_MS)
-    port, acknowledged, failed = free_port(), [], []
+    port = free_port()
+    acknowledged: list[str] = []
+    failed: list[str] = []
     done = threading.Event()
 
     def write(client: CascadeClient, number: int) -> None:
@@ -278,10 +286,14 @@ def test_connections_that_say_nothing_or_read_nothing_hold_nobody_up(
     ):
         for _ in range(100):
             stack.enter_context(socket.create_connection(("127.0.0.1", int(address.target.rsplit(":", 1)[1]))))
+
+        def made(slates: int) -> bool:
+            return switch.calls >= slates
+
         for number in range(40):
             deaf = stack.enter_context(connected(address.target, initial_window=0))
             deaf.sendall(request_frames(1, WIRE))
-            in_a_while(lambda number=number: switch.calls > number)
+            in_a_while(partial(made, number + 1))
         assert switch.calls == 40, "their slates were made, and wait to be read"
         for _ in range(20):
             assert refusal(channel, "Recommender/Recommend", WIRE)[0] == "OK"
