@@ -69,13 +69,13 @@ class Load:
             assert self._changed.wait_for(lambda: not self._open, 30)
 
     def _note(self, name: str, sent: float, done: Any) -> None:
-        code = done.code().name  # type: ignore[attr-defined]
+        code = done.code().name
         with self._changed:
             self.codes[name, code] += 1
             if code == "OK":
                 self.taken_s.append(time.monotonic() - sent)
             if code == "RESOURCE_EXHAUSTED":
-                told = dict(done.trailing_metadata())  # type: ignore[attr-defined]
+                told = dict(done.trailing_metadata())
                 self.pushbacks.append(int(told.get("grpc-retry-pushback-ms", 0)))
             self._open -= 1
             self._changed.notify()
@@ -153,7 +153,7 @@ def test_deadlines_too_short_leave_nothing_at_work(tmp_path: Path, monkeypatch: 
         method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/cascade.v1.Recommender/Recommend")
         random = np.random.default_rng(0)
         futures = [method.future(wire(), timeout=float(random.uniform(0.001, 0.05))) for _ in range(500)]
-        codes = Counter(each.code().name for each in futures)  # type: ignore[attr-defined]
+        codes = Counter(each.code().name for each in futures)
         assert set(codes) <= {"OK", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
         assert codes["DEADLINE_EXCEEDED"]
         assert calm(status)
@@ -167,7 +167,7 @@ def test_who_sets_no_deadline_gets_the_servers(tmp_path: Path, monkeypatch: pyte
     ):
         method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/cascade.v1.Recommender/Recommend")
         futures = [method.future(wire()) for _ in range(4)]
-        codes = Counter(each.code().name for each in futures)  # type: ignore[attr-defined]
+        codes = Counter(each.code().name for each in futures)
     assert set(codes) == {"DEADLINE_EXCEEDED"}
 
 
