@@ -475,11 +475,9 @@ def hostile(site: Site) -> Iterator[Finding]:
         while not done.is_set():
             try:
                 with socket.create_connection(("127.0.0.1", port), timeout=5) as flood:
-                    flood.sendall(
-                        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + struct.pack(">I", 0)[1:] + b"\x04\x00" + bytes(4)
-                    )
+                    flood.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS)
                     for _ in range(1000):
-                        flood.sendall(struct.pack(">I", 8)[1:] + b"\x06\x00" + bytes(4) + b"flooding")
+                        flood.sendall(_PING)
             except OSError:
                 time.sleep(0.01)  # it was thrown out, and comes again
 

@@ -21,6 +21,8 @@ _LEAST_PUSHBACK_MS = 10
 _SHEDDABLE_SHARE = 0.25
 """Of the waiting room: where more wait, sheddable calls are refused."""
 _SMOOTHING = 0.05
+_MARGIN = 1.5
+"""On what is expected: half of the calls take longer than usual, and a late answer is work for nothing."""
 _TENANTS = 4096
 """Whose rates are remembered, those that asked last."""
 _SAID: dict[Why, str] = {
@@ -142,11 +144,15 @@ class Admission:
         return self._running + self._waiting
 
     def check(self, until: float, *, tenant: str = "", priority: int = PRIORITY_UNSPECIFIED) -> None:
-        """Whether `enter` would refuse now, before any work is done for a call.
+        """Before any work is done for a call: whether the tenant's rate allows it, and whether there is a chance that
+        it is answered in time.
 
         Raises:
-            Overloaded: it would.
+            Overloaded: there is not, and `enter` would say so too.
         """
+        if self._tenant_per_s is not None:
+            with self._lock:
+                self._charge(tenant, self._tenant_per_s)
         if self._waiting:
             with self._lock:
                 self._displaced_by(until, tenant, priority or PRIORITY_DEFAULT)
@@ -160,12 +166,11 @@ class Admission:
             priority: one of `protos.recommender_pb2.Priority`.
 
         Raises:
-            Overloaded: at once, where the turn would come too late, no place is left, or the tenant's rate is used
-                up; later, where the wait has become too long or the place was taken by another call.
+            Overloaded: at once, where the turn would come too late or no place is left; later, where the wait has
+                become too long or the place was taken by another call.
             DeadlinePassed: where the deadline passed before the turn came.
         """
         with self._lock:
-            self._charge(tenant)
             ticket = None
             if self._running < self._most_running and not self._waiting:
                 self._running += 1
@@ -179,20 +184,18 @@ class Admission:
         finally:
             self._leave(self._clock() - entered)
 
-    def _charge(self, tenant: str) -> None:
-        if self._tenant_per_s is None:
-            return
-        now, most = self._clock(), max(self._tenant_per_s, 1.0)
+    def _charge(self, tenant: str, per_s: float) -> None:
+        now, most = self._clock(), max(per_s, 1.0)
         bucket = self._buckets.get(tenant)
         if bucket is None:
             bucket = self._buckets[tenant] = _Bucket(most, now)
             if len(self._buckets) > _TENANTS:
                 self._buckets.popitem(last=False)
         self._buckets.move_to_end(tenant)
-        bucket.tokens = min(most, bucket.tokens + (now - bucket.at_s) * self._tenant_per_s)
+        bucket.tokens = min(most, bucket.tokens + (now - bucket.at_s) * per_s)
         bucket.at_s = now
         if bucket.tokens < 1:
-            raise Overloaded("rate", after_s=(1 - bucket.tokens) / self._tenant_per_s)
+            raise Overloaded("rate", after_s=(1 - bucket.tokens) / per_s)
         bucket.tokens -= 1
 
     def _queued(self, until: float, tenant: str, priority: int) -> _Ticket:
@@ -215,7 +218,7 @@ class Admission:
         ahead = line.before(priority) if line else 0
         ahead += sum(min(len(each), ahead + 1) for name, each in self._lines.items() if name != tenant)
         wait_s = (ahead + 1) * self._held_s / self._most_running
-        if self._clock() + wait_s + self._held_s > until:
+        if self._clock() + _MARGIN * (wait_s + self._held_s) > until:
             raise Overloaded("deadline", after_s=wait_s)
         if priority == PRIORITY_SHEDDABLE and self._waiting >= _SHEDDABLE_SHARE * self._most_waiting:
             raise self._full()
@@ -255,7 +258,7 @@ class Admission:
                     self._lines.move_to_end(tenant)
                 else:
                     del self._lines[tenant]
-                if self._clock() + self._held_s > ticket.until:
+                if self._clock() + _MARGIN * self._held_s > ticket.until:
                     ticket.decide("deadline")
                     continue
                 self._running += 1

@@ -207,10 +207,10 @@ def test_a_tenant_may_ask_as_often_as_its_rate_says_and_is_told_when_it_may_agai
 
     def asked(tenant: str) -> str:
         try:
-            with admission.enter(clock.now_s + LONG_S, tenant=tenant):
-                return "answered"
+            admission.check(clock.now_s + LONG_S, tenant=tenant)
         except Overloaded as error:
             return f"{error.why} {error.retry_after_ms}"
+        return "answered"
 
     refused = "rate 250"
     assert [asked("a") for _ in range(6)] == ["answered"] * 4 + [refused] * 2
