@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 _SMOOTHING = 0.2
 _STALE_S = 1.0
+"""Who was not asked for so long may have become quicker."""
 _QUICK_S = 0.02
 """Who answers within that is not slow, however little time a caller had left."""
 
@@ -105,10 +106,8 @@ class Watch:
 
         Only one trial is at work at a time, for as long as it hangs.
         """
-        stale = self.breaker.closed and self._clock() > self._seen_at + _STALE_S
-        if not (stale or (not self.breaker.closed and self.breaker.admit())) or not self._trying.acquire(
-            blocking=False
-        ):
+        due = self._clock() > self._seen_at + _STALE_S if self.closed else self.breaker.admit()
+        if not due or not self._trying.acquire(blocking=False):
             return
 
         def trial() -> None:

@@ -147,7 +147,7 @@ class Pipeline:
                 nine tenths, and what is late by then, or is usually, is left out. Where nobody waits, neither
                 `patience_s` nor `watched` is looked at.
             without: sources to leave out, as a logged request did.
-            proceed: called before each stage but the first; what it raises ends the run.
+            proceed: called before retrieval, scoring and the draw; what it raises ends the run.
         """
         trace = Trace()
         started = time.monotonic()
