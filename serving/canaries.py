@@ -43,9 +43,10 @@ class Unfit(ValueError):
 class CertifiedIndex(Protocol):
     """A `VectorIndex`, or a `ShardedIndex`."""
 
-    vector_ID: NDArray[np.float32]
-    quarantined_Q: NDArray[np.int64]
-
+    @property
+    def vector_ID(self) -> NDArray[np.float32]: ...
+    @property
+    def quarantined_Q(self) -> NDArray[np.int64]: ...
     @property
     def metric(self) -> str: ...
     @property
