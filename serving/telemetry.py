@@ -186,12 +186,8 @@ class Telemetry:
 
     @property
     def at_work(self) -> int:
-        """Calls that were begun and have neither been served nor failed."""
-        with self._lock:
-            begun, served, failed = (
-                sum(self._counters.get(each, {}).values()) for each in ("calls", "served", "failed")
-            )
-        return begun - served - failed
+        """Calls that were begun and have not ended."""
+        return sum(self.counts("calls").values()) - sum(self.counters().get("handled", {}).values())
 
     def latencies(self) -> list[Latency]:
         """Every stage in the order first seen, then every method in lower case."""
