@@ -317,19 +317,22 @@ class GenerationStore:
         reason: str = "",
         expected: str | EllipsisType | None = ...,
         job: Lease | None = None,
+        verified: Manifest | None = None,
     ) -> str | None:
-        """Put a generation in force, after reading all of it again, and return the one it replaces.
+        """Put a generation in force, after reading all of it, and return the one it replaces.
 
         Args:
             expected: what the caller believes is current (None: nothing is); the ellipsis goes ahead whatever is.
             job: whose lease must still be good.
+            verified: what `verify` has just returned to the caller; then the files are not read again.
 
         Raises:
             LeaseLost: see `job`.
             UnknownGeneration, CorruptGeneration: and what was current stays so.
             StaleExpected: another process was first.
         """
-        self.verify(generation)
+        if verified is None or verified != self.manifest(generation):
+            self.verify(generation)
         with self._locked():
             if job is not None:
                 job.check()

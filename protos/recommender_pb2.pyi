@@ -8,6 +8,13 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
+    PRIORITY_SHEDDABLE: _ClassVar[Priority]
+    PRIORITY_DEFAULT: _ClassVar[Priority]
+    PRIORITY_CRITICAL: _ClassVar[Priority]
+
 class FilterMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FILTER_MODE_UNSPECIFIED: _ClassVar[FilterMode]
@@ -53,6 +60,10 @@ class SuggestionKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SUGGESTION_COMPLETION: _ClassVar[SuggestionKind]
     SUGGESTION_CORRECTION: _ClassVar[SuggestionKind]
     SUGGESTION_ITEM: _ClassVar[SuggestionKind]
+PRIORITY_UNSPECIFIED: Priority
+PRIORITY_SHEDDABLE: Priority
+PRIORITY_DEFAULT: Priority
+PRIORITY_CRITICAL: Priority
 FILTER_MODE_UNSPECIFIED: FilterMode
 FILTER_MODE_STRICT: FilterMode
 FILTER_MODE_RELAX: FilterMode
@@ -83,7 +94,7 @@ SUGGESTION_CORRECTION: SuggestionKind
 SUGGESTION_ITEM: SuggestionKind
 
 class Context(_message.Message):
-    __slots__ = ("tenant", "surface", "user_id", "visitor_id", "session_id", "recent_item_ids", "features", "client_time_ms")
+    __slots__ = ("tenant", "surface", "user_id", "visitor_id", "session_id", "recent_item_ids", "features", "client_time_ms", "priority")
     class FeaturesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +110,7 @@ class Context(_message.Message):
     RECENT_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     CLIENT_TIME_MS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     surface: str
     user_id: str
@@ -107,7 +119,8 @@ class Context(_message.Message):
     recent_item_ids: _containers.RepeatedScalarFieldContainer[str]
     features: _containers.MessageMap[str, _impression_pb2.FeatureValue]
     client_time_ms: int
-    def __init__(self, tenant: _Optional[str] = ..., surface: _Optional[str] = ..., user_id: _Optional[str] = ..., visitor_id: _Optional[str] = ..., session_id: _Optional[str] = ..., recent_item_ids: _Optional[_Iterable[str]] = ..., features: _Optional[_Mapping[str, _impression_pb2.FeatureValue]] = ..., client_time_ms: _Optional[int] = ...) -> None: ...
+    priority: Priority
+    def __init__(self, tenant: _Optional[str] = ..., surface: _Optional[str] = ..., user_id: _Optional[str] = ..., visitor_id: _Optional[str] = ..., session_id: _Optional[str] = ..., recent_item_ids: _Optional[_Iterable[str]] = ..., features: _Optional[_Mapping[str, _impression_pb2.FeatureValue]] = ..., client_time_ms: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class PolicyOverrides(_message.Message):
     __slots__ = ("temperature", "epsilon", "diversity", "freshness", "category_cap", "creator_cap")

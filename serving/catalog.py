@@ -26,11 +26,12 @@ from protos.catalog_pb2 import (
     UpsertItemsRequest,
 )
 from serving import codec
+from serving.admission import Admission
 from serving.catalog_log import Change
 from serving.changes import PRICE, defaulted, embedded_badly, held, values_of
 from serving.codec import InvalidRequest
 from serving.generation import Generation
-from serving.rpc import Admission, CatalogFull, Unavailable, handlers
+from serving.rpc import CatalogFull, Unavailable, handlers
 from serving.service import ServiceSettings, deadline
 from serving.telemetry import Telemetry
 

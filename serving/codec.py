@@ -20,7 +20,7 @@ from index.strings import keys64
 from index.types import Hits
 from protos import events_pb2, recommender_pb2
 from protos.impression_pb2 import FeatureValue, Impression, Kind, Outcome
-from protos.recommender_pb2 import DebugLevel, FilterMode
+from protos.recommender_pb2 import DebugLevel, FilterMode, Priority
 from serving.changes import held
 from serving.generation import Generation
 
@@ -344,6 +344,8 @@ def _check_context(context: recommender_pb2.Context, *, trusted: bool) -> None:
     _ids("context.recent_item_ids", context.recent_item_ids, MAX_RECENT)
     check_values("context.features", context.features)
     check_whole("context.client_time_ms", context.client_time_ms, 1 if trusted else 0, MAX_TIME_MS)
+    if context.priority not in Priority.values():
+        raise InvalidRequest("context.priority", context.priority, "SHEDDABLE, DEFAULT or CRITICAL")
 
 
 def _check_options(request: Request) -> None:

@@ -10,10 +10,11 @@ from protos import events_pb2
 from protos.events_pb2 import EventResult, EventStatus
 from protos.impression_pb2 import Degraded, Outcome
 from serving import codec
+from serving.admission import Admission
 from serving.generation import action_key
 from serving.live import Live
 from serving.log import LogUnavailable, Status
-from serving.rpc import Admission, Unavailable, handlers
+from serving.rpc import Unavailable, handlers
 from serving.service import Log, ServiceSettings, State, deadline, now_ms, warn
 from serving.telemetry import Telemetry
 

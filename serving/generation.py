@@ -43,10 +43,12 @@ from policy.settings import PolicySettings
 from protos.admin_pb2 import PutRulesRequest
 from ranking.rankers import AnyScorer, load_scorer
 from ranking.scorer import RankerScorer, RetrievalOrder
+from serving.breaker import Watch
+from serving.canaries import NOT_OF_A_CANARY, Unfit, canaries, check_answers, check_recall
 from serving.catalog_log import FILE, CatalogLog, Change, Entry, StaleHead
 from serving.changes import changed
 from serving.log import CorruptLog
-from serving.pipeline import Filter, Pipeline, nothing_pinned
+from serving.pipeline import RANKER, Filter, Pipeline, nothing_pinned
 from serving.retrieval import RetrievalSettings, chosen, fan_out, grown
 from serving.rules import rules_after
 
@@ -219,6 +221,7 @@ class Generation:
                 fan_out=fan_out(vectors),
                 patience_s=retrieval.patience_ms / 1000,
                 most=retrieval.most,
+                watched={name: Watch() for name in (*(each.name for each, _ in sources[:-1]), RANKER)},
             ),
         )
         made.warm_up()
@@ -309,19 +312,16 @@ class Generation:
         """Answer canary queries, so that the first caller does not pay and a broken generation never serves.
 
         Raises:
-            GenerationMismatch: where an answer is empty, degraded or not finite.
+            GenerationMismatch: where an answer is empty, degraded or not finite, or the index finds too little.
         """
-        at_ms = self.manifest.data_window[1]
-        typed = next((title for title in self.items.titles if title), "")
-        for user_id, text in (("", ""), (self.users.ids[0] if len(self.users) else "", ""), ("", typed)):
-            query = Query(f"canary/{user_id}/{text}", at_ms, "canary", 10, user_id=user_id, text=text)
-            answer = self.pipeline.run(query)
-            if answer.trace.degraded or not np.isfinite(answer.slate.propensity_K).all():
-                raise GenerationMismatch(
-                    f"generation {self.id} answers a canary query (user {user_id!r}, text {text!r}) with "
-                    f"{len(answer.slate)} items, degraded bits {answer.trace.degraded}, "
-                    f"skipped sources {answer.trace.skipped_sources}"
-                )
+        queries = canaries(self.users, self.items.titles, at_ms=self.manifest.data_window[1])
+        query_BD = np.stack([self.pipeline.hydrate(query).vector_D for query in queries])
+        try:
+            check_answers(self.pipeline, queries, wrong=NOT_OF_A_CANARY)
+            if isinstance(self.vectors, VectorIndex | ShardedIndex):
+                check_recall(self.vectors, query_BD)
+        except Unfit as error:
+            raise GenerationMismatch(f"generation {self.id} is not fit to serve: {error}") from error
 
     @cached_property
     def _action_rows(self) -> dict[int, int]:
@@ -417,7 +417,7 @@ class Generations:
         self.catalog = CatalogLog(store.root / FILE)
         self._placement = placement
         self.on_ready: Callable[[Generation], None] = lambda _: None
-        """Told of every generation that is prepared, before it serves."""
+        """Told of every generation that is prepared, before it serves. What it raises refuses the generation."""
         self._active: Generation | None = None
         self._ready: dict[str, Generation] = {}
         """Loaded and warm, but not active: what was prepared last, and what was active before."""
@@ -484,8 +484,10 @@ class Generations:
             StaleExpected: somebody else was first.
         """
         with self._changing:
+            held = generation in self._ready
             prepared = self._prepare(generation)
-            self.store.activate(generation, time_ms=_now_ms(), expected=expected)
+            verified = None if held else prepared.manifest  # a moment ago; once is enough
+            self.store.activate(generation, time_ms=_now_ms(), expected=expected, verified=verified)
             return self._swap(prepared)
 
     def roll_back(self) -> Generation:

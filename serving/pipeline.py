@@ -7,7 +7,7 @@ Shape letters: N candidates, S sources.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,18 @@ from index.types import Hits
 from policy.types import Slate
 from protos.impression_pb2 import Degraded
 from ranking.types import Scored
+from serving.breaker import UNWATCHED, Unwatched, Watch
 from serving.fan_out import FanOut, result
+
+_RETRIEVED_BY, _SCORED_BY = 0.5, 0.9
+"""Shares of a caller's time: when the sources must have answered, and when the ranker."""
+RANKER = "ranker"
+"""Its name among what is watched."""
+_BIT_OF = {
+    "without": 0,
+    "timeout": Degraded.DEGRADED_SOURCE_TIMEOUT,
+    "open": Degraded.DEGRADED_SOURCE_ERROR,
+}
 
 
 class Source(Protocol):
@@ -64,7 +75,7 @@ class Trace:
     named: dict[str, int] = field(default_factory=dict)
     """Rows that each source named."""
     skipped_sources: dict[str, str] = field(default_factory=dict)
-    """Source to why: timeout or error."""
+    """Source to why: timeout, error, or open (its breaker)."""
     removed: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     """Rows that each filter took out, and under `most` those that were too many to score."""
     defaulted: tuple[str, ...] = ()
@@ -92,6 +103,10 @@ def nothing_pinned(_query: Query) -> NDArray[np.int64]:
     return NO_ROWS
 
 
+def whatever_happens() -> None:
+    """Goes on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pipeline:
     """The four stages of one generation."""
@@ -114,29 +129,43 @@ class Pipeline:
     """Candidates that are scored, the best by reciprocal rank fusion; None for all that the sources name."""
     pinned: Callable[[Query], NDArray[np.int64]] = nothing_pinned
     """Rows that are candidates even if no source names them."""
+    watched: Mapping[str, Watch] = field(default_factory=dict)
+    """Sources by name, and `RANKER`: what may be left out for a while. The floor is always asked."""
 
-    def run(self, query: Query, *, budget_s: float = math.inf, without: frozenset[str] = frozenset()) -> Answer:
+    def run(
+        self,
+        query: Query,
+        *,
+        budget_s: float = math.inf,
+        without: frozenset[str] = frozenset(),
+        proceed: Callable[[], None] = whatever_happens,
+    ) -> Answer:
         """Answer a query.
 
         Args:
-            budget_s: seconds until the caller stops waiting: sources have half of it, and what is late by then is
-                left out. Where nobody waits, neither is `patience_s` looked at.
+            budget_s: seconds until the caller stops waiting: sources have half of it, the ranker what is left until
+                nine tenths, and what is late by then, or is usually, is left out. Where nobody waits, neither
+                `patience_s` nor `watched` is looked at.
             without: sources to leave out, as a logged request did.
+            proceed: called before retrieval, scoring and the draw; what it raises ends the run.
         """
         trace = Trace()
         started = time.monotonic()
         with trace.stage("hydrate"):
             hydrated = self.hydrate(query)
+        proceed()
         if hydrated.defaulted:
             trace.defaulted = hydrated.defaulted
             trace.degraded |= Degraded.DEGRADED_DEFAULT_FEATURES
         with trace.stage("retrieve"):
-            candidates = self._retrieve(hydrated, started + 0.5 * budget_s, without, trace)
+            candidates = self._retrieve(hydrated, started + _RETRIEVED_BY * budget_s, without, trace)
         with trace.stage("filter"):
             candidates = self._filter(hydrated, candidates, trace)
             candidates = self._fewer(query, candidates, trace)
+        proceed()
         with trace.stage("score"):
-            scored = self._score(hydrated, candidates, trace)
+            scored = self._score(hydrated, candidates, started + _SCORED_BY * budget_s, trace)
+        proceed()
         with trace.stage("select"):
             slate = self.selector.select(query, scored)
         if slate.relaxed:
@@ -149,10 +178,11 @@ class Pipeline:
         names = tuple(source.name for source, _ in self.sources)
         if hydrated.query.only_row_N is not None:
             return only(hydrated.query.only_row_N, names)
+        left_out = self._left_out(hydrated, until, without)
         handed_over = {
             source.name: partial(source.retrieve, hydrated, quota)
             for source, quota in self.sources
-            if source.name in self.fan_out and source.name not in without
+            if source.name in self.fan_out and source.name not in left_out
         }
         begun_at = time.perf_counter()
         begun = self.fan_out.begin(handed_over if time.monotonic() <= until else {})
@@ -160,31 +190,71 @@ class Pipeline:
         found: dict[str, Hits] = {}
         for source, quota in sorted(self.sources, key=lambda each: each[0].name in begun):  # others work meanwhile
             floor = source is self.sources[-1][0]
-            if source.name in without:
-                trace.skipped_sources[source.name] = "without"
+            if source.name in left_out:
+                trace.skipped_sources[source.name] = why = left_out[source.name]
+                trace.degraded |= _BIT_OF[why]
                 continue
+            hits = None
             asked_at = begun_at if source.name in begun else time.perf_counter()
             try:
                 if source.name in begun:
-                    hits = result(begun[source.name], patient_until)
-                else:
-                    hits = source.retrieve(hydrated, quota) if floor or time.monotonic() <= until else None
-                if hits is not None:
-                    found[source.name] = self._checked(hits)
-                    trace.source_ms[source.name] = 1000 * (time.perf_counter() - asked_at)
-                    trace.degraded |= Degraded.DEGRADED_PARTIAL_INDEX * hits.partial
-                else:
-                    trace.skipped_sources[source.name] = "timeout"
-                    trace.degraded |= Degraded.DEGRADED_SOURCE_TIMEOUT
+                    hits = self._said(source.name, partial(result, begun[source.name], patient_until), until)
+                elif floor or time.monotonic() <= until:
+                    hits = self._said(source.name, partial(source.retrieve, hydrated, quota), until)
             except Exception:
                 trace.skipped_sources[source.name] = "error"
                 trace.degraded |= Degraded.DEGRADED_SOURCE_ERROR
+                continue
+            if hits is not None:
+                found[source.name] = hits
+                trace.source_ms[source.name] = 1000 * (time.perf_counter() - asked_at)
+                trace.degraded |= Degraded.DEGRADED_PARTIAL_INDEX * hits.partial
+            else:
+                trace.skipped_sources[source.name] = "timeout"
+                trace.degraded |= Degraded.DEGRADED_SOURCE_TIMEOUT
         trace.named = {name: len(hits) for name, hits in found.items()}
         if trace.skipped_sources and not any(len(found.get(name, ())) for name in names[:-1]):
             trace.degraded |= Degraded.DEGRADED_POPULAR_FALLBACK
         return with_rows(merge(names, [found.get(name) for name in names]), self.pinned(hydrated.query))
 
-    def _checked(self, hits: Hits) -> Hits:
+    def _watch(self, name: str, until: float) -> Watch | Unwatched:
+        return UNWATCHED if math.isinf(until) else self.watched.get(name, UNWATCHED)
+
+    def _left_out(self, hydrated: HydratedQuery, until: float, without: frozenset[str]) -> dict[str, str]:
+        """Sources not to be asked now, and why. Where it is time to, one of them is tried on the side."""
+        found = {source.name: "without" for source, _ in self.sources if source.name in without}
+        left_s = until - time.monotonic()
+        for source, quota in self.sources[:-1]:
+            watch = self._watch(source.name, until)
+            if source.name not in found and not watch.fits(left_s):
+                found[source.name] = "timeout" if watch.closed else "open"
+                watch.try_again(partial(self._try, source, hydrated, quota), within_s=left_s)
+        return found
+
+    def _said(self, name: str, ask: Callable[[], Hits | None], until: float) -> Hits | None:
+        """What a source says; None where that is nothing in time.
+
+        Raises:
+            Exception: whatever the source raised; ValueError where it names what is no item.
+        """
+        watch, asked_at = self._watch(name, until), time.monotonic()
+        try:
+            hits = ask()
+            if hits is not None:
+                self._check(hits)
+        except Exception:
+            watch.failed()
+            raise
+        if hits is not None:
+            watch.answered(asked_at, until)
+        else:
+            watch.failed()
+        return hits
+
+    def _try(self, source: Source, hydrated: HydratedQuery, quota: int) -> None:
+        self._check(source.retrieve(hydrated, quota))
+
+    def _check(self, hits: Hits) -> None:
         """
         Raises:
             ValueError: for what `Hits` never holds.
@@ -192,7 +262,6 @@ class Pipeline:
         row_K = hits.row_K
         if len(row_K) and (row_K.min() < 0 or row_K.max() >= self.items or not np.isfinite(hits.score_K).all()):
             raise ValueError(f"rows from {row_K.min()} to {row_K.max()} of {self.items} items")
-        return hits
 
     def _filter(self, hydrated: HydratedQuery, candidates: Candidates, trace: Trace) -> Candidates:
         kept_N = np.ones(len(candidates), np.bool_)
@@ -211,12 +280,27 @@ class Pipeline:
         trace.removed["most"] = np.sort(candidates.row_N[~among(candidates.row_N, kept.row_N)])
         return kept
 
-    def _score(self, hydrated: HydratedQuery, candidates: Candidates, trace: Trace) -> Scored:
-        try:
-            scored = self.scorer.score(hydrated, candidates)
-            if not np.isfinite(scored.probability_NA).all():
-                raise FloatingPointError("the ranker answered with a value that is not finite")
-            return scored
-        except Exception:
-            trace.degraded |= Degraded.DEGRADED_RANKER_SKIPPED
-            return self.retrieval_order.score(hydrated, candidates)
+    def _score(self, hydrated: HydratedQuery, candidates: Candidates, until: float, trace: Trace) -> Scored:
+        watch, asked_at = self._watch(RANKER, until), time.monotonic()
+        ranked = partial(self._ranked, hydrated, candidates)
+        if watch.fits(until - asked_at):
+            try:
+                scored = ranked()
+                watch.answered(asked_at, until)
+                return scored
+            except Exception:
+                watch.failed()
+        else:
+            watch.try_again(ranked, within_s=until - asked_at)
+        trace.degraded |= Degraded.DEGRADED_RANKER_SKIPPED
+        return self.retrieval_order.score(hydrated, candidates)
+
+    def _ranked(self, hydrated: HydratedQuery, candidates: Candidates) -> Scored:
+        """
+        Raises:
+            FloatingPointError: for a probability that is not finite.
+        """
+        scored = self.scorer.score(hydrated, candidates)
+        if not np.isfinite(scored.probability_NA).all():
+            raise FloatingPointError("the ranker answered with a value that is not finite")
+        return scored

@@ -1,4 +1,4 @@
-"""One call: bytes in, bytes out, exceptions to status codes, and how many may be inside at once.
+"""One call: bytes in, bytes out, exceptions to status codes, and the same answer to the same request id.
 
 Handlers take raw bytes and parse them themselves, because a deserialiser that fails inside gRPC tells the caller
 UNKNOWN or INTERNAL where INVALID_ARGUMENT is meant.
@@ -11,7 +11,6 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any, NoReturn, TypeVar
 
@@ -19,6 +18,7 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
 from index.generations import CorruptGeneration, StaleExpected, UnknownGeneration
+from serving.admission import CallerGone, DeadlinePassed, Overloaded
 from serving.catalog_log import UnknownChange
 from serving.codec import InvalidRequest, Unsupported
 from serving.generation import GenerationMismatch
@@ -31,18 +31,6 @@ StreamMethod = Callable[[Iterator[bytes], grpc.ServicerContext], bytes]
 _Wire = TypeVar("_Wire", bytes, Iterator[bytes])
 
 _LOGGER = logging.getLogger("cascade.serving")
-
-
-class Overloaded(RuntimeError):
-    """Too many calls wait already."""
-
-    def __init__(self, inside: int, *, retry_after_ms: int) -> None:
-        super().__init__(f"{inside} calls are running or waiting; come back in {retry_after_ms} ms")
-        self.retry_after_ms = retry_after_ms
-
-
-class DeadlinePassed(RuntimeError):
-    """The caller has stopped waiting."""
 
 
 class Unavailable(RuntimeError):
@@ -71,6 +59,7 @@ _STATUS_OF: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
     (Unsupported, grpc.StatusCode.UNIMPLEMENTED),
     (DeadlinePassed, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (CallerGone, grpc.StatusCode.CANCELLED),
     (Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (Unavailable, grpc.StatusCode.UNAVAILABLE),
     (grpc.RpcError, grpc.StatusCode.CANCELLED),  # the caller of a stream is gone
@@ -146,6 +135,7 @@ def _guarded(
             code, message = status_of(error)
             call.code = code.name
             if isinstance(error, Overloaded):
+                telemetry.add("shed", error.why)
                 context.set_trailing_metadata((("grpc-retry-pushback-ms", str(error.retry_after_ms)),))
             context.abort(code, message)
         finally:
@@ -153,56 +143,6 @@ def _guarded(
             telemetry.end(call)
 
     return handle
-
-
-class Admission:
-    """A bounded room: so many calls run, so many wait, the next is turned away at once.
-
-    Without a bound, twice the load that a server can carry leaves it answering nothing in time.
-    """
-
-    def __init__(self, *, running: int, waiting: int) -> None:
-        if running < 1 or waiting < 0:
-            raise ValueError(f"running must be at least 1 and waiting at least 0, got {running} and {waiting}")
-        self._running = running
-        self.places = running + waiting
-        self._slots = threading.Semaphore(running)
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._held_s = 0.01
-
-    @property
-    def inside(self) -> int:
-        """Calls running or waiting now."""
-        return self._inside
-
-    @contextmanager
-    def enter(self, until: float) -> Iterator[None]:
-        """
-        Args:
-            until: `time.monotonic` of the caller's deadline.
-
-        Raises:
-            Overloaded: at once, where no place is left.
-            DeadlinePassed: where the deadline passed before the turn came.
-        """
-        with self._lock:
-            if self._inside >= self.places:
-                after_s = self._held_s * self.places / self._running
-                raise Overloaded(self._inside, retry_after_ms=max(10, int(1000 * after_s)))
-            self._inside += 1
-        try:
-            if not self._slots.acquire(timeout=max(until - time.monotonic(), 0)):
-                raise DeadlinePassed("the deadline passed while the call waited for its turn")
-            entered = time.monotonic()
-            try:
-                yield
-            finally:
-                self._slots.release()
-                self._held_s += 0.05 * (time.monotonic() - entered - self._held_s)
-        finally:
-            with self._lock:
-                self._inside -= 1
 
 
 class Replies:
@@ -216,7 +156,8 @@ class Replies:
     def answer(self, request_id: str, wire: bytes, until: float, make: Callable[[], bytes]) -> tuple[bytes, bool]:
         """What `make` returns, or what it returned for this id before, and whether it is that.
 
-        A call that finds another of the same id at work waits for it. An answer that failed is not kept.
+        A call that finds another of the same id at work waits for it; where that one was refused or given up by its
+        caller, it is this one's turn. An answer that failed is not kept.
 
         Raises:
             InvalidRequest: where the id was used by a request of other bytes.
@@ -237,6 +178,8 @@ class Replies:
                 return known[1].result(timeout=max(until - time.monotonic(), 0)), True
             except TimeoutError:
                 raise DeadlinePassed("the deadline passed while another call of this request id was at work") from None
+            except (CallerGone, DeadlinePassed, Overloaded):
+                return self.answer(request_id, wire, until, make)
         try:
             reply = make()
         except BaseException as error:

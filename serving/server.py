@@ -29,7 +29,7 @@ from serving.again import Past
 from serving.catalog import CatalogService
 from serving.events import EventsService
 from serving.exchange import EventExchange
-from serving.generation import Generations
+from serving.generation import Generation, Generations
 from serving.live import Live
 from serving.log import Durability, ImpressionLog
 from serving.log_lines import LogFormat, SlowCalls
@@ -50,6 +50,8 @@ _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
 _SPARE_THREADS = 16
 """For health, reflection and refusals, which must not wait behind slates."""
 _MAX_BACKOFF_S = 60.0
+_LAST_WORDS_S = 0.05
+"""For answers on their way."""
 _LOGGER = logging.getLogger("cascade.serving")
 
 
@@ -169,7 +171,6 @@ class Server:
         self.telemetry = telemetry = Telemetry()
         telemetry.listeners.append(SlowCalls(settings.slow_ms))
         self.live = Live(lambda: generations.active)
-        generations.on_ready = self.live.prepare
         recommender = RecommenderService(
             generations,
             state=state,
@@ -179,6 +180,12 @@ class Server:
             live=self.live,
             answered=Past(generations).answered,
         )
+
+        def on_ready(generation: Generation) -> None:
+            self.live.prepare(generation)
+            recommender.rehearse(generation)
+
+        generations.on_ready = on_ready
         events = EventsService(state=state, log=log, telemetry=telemetry, settings=settings.service, live=self.live)
         catalog = CatalogService(generations, telemetry=telemetry, settings=settings.service)
         services = (recommender, events, catalog)
@@ -234,9 +241,15 @@ class Server:
         if self._watcher.is_alive():
             self._watcher.join()
         time.sleep(self._settings.lame_duck_s)
-        ended = [each.stop(self._settings.grace_s) for each in (self._server, self._admin_server)]
-        for each in ended:
-            each.wait()
+        servers = self._server, self._admin_server
+        until = time.monotonic() + self._settings.grace_s
+        for server in servers:
+            server.stop(self._settings.grace_s)
+        while self.telemetry.at_work and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(_LAST_WORDS_S)
+        for ended in [server.stop(0) for server in servers]:  # whoever watches its health would wait for the end
+            ended.wait()
         if self._metrics is not None:
             self._metrics.close()
 

@@ -4,8 +4,10 @@ import logging
 import math
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, Protocol
 
 import grpc
@@ -19,13 +21,15 @@ from policy.selector import SlatePolicy
 from protos import recommender_pb2
 from protos.impression_pb2 import Degraded, Impression, Outcome
 from serving import answers, codec
+from serving.admission import Admission, CallerGone, DeadlinePassed
+from serving.canaries import FAULTS, check_answers
 from serving.catalog_log import UnknownChange
 from serving.explain import explain
-from serving.generation import Generation
+from serving.generation import Generation, GenerationMismatch
 from serving.live import Live
 from serving.log import CorruptLog, LogUnavailable, Status
 from serving.pipeline import Trace
-from serving.rpc import Admission, DeadlinePassed, Replies, Unavailable, UnknownRequest, handlers
+from serving.rpc import Replies, Unavailable, UnknownRequest, handlers
 from serving.state import StateUnavailable
 from serving.telemetry import Telemetry, current_call
 
@@ -77,12 +81,16 @@ class ServiceSettings:
     """Slates made at once; about the number of cores."""
     waiting: int = 64
     """Calls that may wait for their turn; the next is refused."""
+    tenant_per_s: float | None = None
+    """Calls for slates that each tenant may make in a second; None for any number."""
     event_calls: int = 16
     """Writes of outcomes at once: they wait for the disk, and one commit serves many."""
     eligible_share: float = 0.01
     """Share of requests whose every eligible candidate is logged."""
     replies: int = 1024
     """Answers kept for retries of the same request id."""
+    rehearsed: int = 32
+    """Latest requests that a generation answers again before it may serve; 0 for none, only its canaries."""
 
     def __post_init__(self) -> None:
         if self.clock not in ("system", "request"):
@@ -91,8 +99,12 @@ class ServiceSettings:
             raise ValueError(f"deadline_s must be positive, got {self.deadline_s}")
         if not 0 <= self.eligible_share <= 1:
             raise ValueError(f"eligible_share must be between 0 and 1, got {self.eligible_share}")
+        if self.tenant_per_s is not None and not 0 < self.tenant_per_s < math.inf:
+            raise ValueError(f"tenant_per_s must be positive, or null for any number, got {self.tenant_per_s}")
         if self.replies < 1:
             raise ValueError(f"replies must be at least 1, got {self.replies}")
+        if self.rehearsed < 0:
+            raise ValueError(f"rehearsed must not be negative, got {self.rehearsed}")
 
 
 class RecommenderService:
@@ -123,8 +135,11 @@ class RecommenderService:
         self._answered = answered
         self._telemetry = telemetry
         self._settings = settings
-        self.admission = Admission(running=settings.running, waiting=settings.waiting)
+        self.admission = Admission(
+            running=settings.running, waiting=settings.waiting, tenant_per_s=settings.tenant_per_s
+        )
         self._replies = Replies(most=settings.replies)
+        self._lately = deque[Impression](maxlen=settings.rehearsed)
 
     def handler(self) -> grpc.GenericRpcHandler:
         return handlers(
@@ -133,6 +148,25 @@ class RecommenderService:
             methods={"Recommend": self.recommend, "Search": self.search, "Rank": self.rank, "Explain": self.explain},
             later=_RECOMMENDER_LATER,
         )
+
+    def rehearse(self, generation: Generation) -> None:
+        """Have a generation answer the latest requests, which nobody is shown and nothing learns from: its pages are
+        read and its caches full when it begins to serve. Requests that it would refuse are passed over.
+
+        Raises:
+            GenerationMismatch: where it fails one of them, or answers it without a part of itself.
+        """
+        for asked in list(self._lately):
+            try:
+                codec.check_against(asked, generation)
+            except codec.InvalidRequest:
+                continue
+            try:
+                check_answers(generation.pipeline, [codec.query_of(asked, generation)], wrong=FAULTS)
+            except Exception as error:
+                raise GenerationMismatch(
+                    f"generation {generation.id} fails a request of late ({asked.request_id!r}): {error}"
+                ) from error
 
     def recommend(self, wire: bytes, context: grpc.ServicerContext) -> bytes:
         return self._call(recommender_pb2.RecommendRequest(), recommender_pb2.RecommendResponse(), wire, context)
@@ -160,6 +194,8 @@ class RecommenderService:
     ) -> bytes:
         until = deadline(context, self._settings)
         codec.parse(request, wire)
+        self.admission.check(until, tenant=request.context.tenant, priority=request.context.priority)
+        proceed = partial(_proceed, context, until)
         asked = codec.asked(
             request,
             server_time_ms=None if self._settings.clock == "request" else now_ms(),
@@ -174,17 +210,25 @@ class RecommenderService:
             return response.SerializeToString()
         if request.request_id and not request.no_log:
             reply, repeated = self._replies.answer(
-                asked.request_id, wire, until, lambda: self._slate(request, response, asked, until)
+                asked.request_id, wire, until, lambda: self._slate(request, response, asked, until, proceed)
             )
             if not repeated:
                 return reply
             self._telemetry.add("repeated", "memory")
             return self._as_now(reply, response)
-        return self._slate(request, response, asked, until)
+        return self._slate(request, response, asked, until, proceed)
 
-    def _slate(self, request: codec.Request, response: answers.Response, asked: Impression, until: float) -> bytes:
+    def _slate(
+        self,
+        request: codec.Request,
+        response: answers.Response,
+        asked: Impression,
+        until: float,
+        proceed: Callable[[], None],
+    ) -> bytes:
         call, came_at = current_call(), time.perf_counter()
-        with self.admission.enter(until):
+        with self.admission.enter(until, tenant=asked.tenant, priority=request.context.priority):
+            proceed()
             before = Trace()
             before.stage_ms["wait"] = 1000 * (time.perf_counter() - came_at)
             generation = self._active()
@@ -206,12 +250,14 @@ class RecommenderService:
             if log is not None and not log.available:
                 generation = _without_chance(generation)
                 before.degraded |= Degraded.DEGRADED_LOG_UNAVAILABLE
-            budget_s = until - time.monotonic()
-            if budget_s <= 0:
-                raise DeadlinePassed("the deadline passed before the slate was begun")
-            answer = generation.pipeline.run(query, budget_s=budget_s, without=frozenset(before.skipped_sources))
-            if time.monotonic() > until:
-                raise DeadlinePassed("the deadline passed while the slate was made")
+            proceed()
+            answer = generation.pipeline.run(
+                query,
+                budget_s=until - time.monotonic(),
+                without=frozenset(before.skipped_sources),
+                proceed=proceed,
+            )
+            proceed()
             trace = answer.trace
             trace.degraded |= before.degraded
             trace.skipped_sources |= before.skipped_sources
@@ -236,6 +282,7 @@ class RecommenderService:
                 reply = response.SerializeToString()
             trace.degraded = logged.degraded
             call.trace = trace
+        self._lately.append(logged)
         return reply
 
     def _as_now(self, reply: bytes, response: answers.Response) -> bytes:
@@ -319,6 +366,17 @@ def deadline(context: grpc.ServicerContext, settings: ServiceSettings) -> float:
     remaining_s = context.time_remaining()
     unset = remaining_s is None or remaining_s > _FOR_EVER_S
     return time.monotonic() + (settings.deadline_s if unset else remaining_s)
+
+
+def _proceed(context: grpc.ServicerContext, until: float) -> None:
+    """
+    Raises:
+        DeadlinePassed, CallerGone: nobody waits for the answer any more.
+    """
+    if time.monotonic() > until:
+        raise DeadlinePassed("the deadline passed while the slate was made")
+    if not context.is_active():
+        raise CallerGone("the caller hung up while the slate was made")
 
 
 def now_ms() -> int:

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 
 from serving.admin import AdminService
+from serving.admission import Admission
 from serving.generation import Generations
 from serving.live import Live
 from serving.log import ImpressionLog
-from serving.rpc import Admission
 from serving.service import Log
 from serving.state import UserState
 from serving.telemetry import Reading

@@ -184,6 +184,11 @@ class Telemetry:
                 _LOGGER.warning("how a part of the server stands cannot be read: %s", error)
         return found
 
+    @property
+    def at_work(self) -> int:
+        """Calls that were begun and have not ended."""
+        return sum(self.counts("calls").values()) - sum(self.counters().get("handled", {}).values())
+
     def latencies(self) -> list[Latency]:
         """Every stage in the order first seen, then every method in lower case."""
         with self._lock:

@@ -29,9 +29,10 @@ from policy.selector import SlatePolicy
 from policy.settings import PolicySettings
 from protos.impression_pb2 import Impression, Outcome
 from ranking.types import Scored
+from serving.breaker import Watch
 from serving.generation import Generation, GenerationMismatch, Generations
 from serving.log import LogUnavailable, Status
-from serving.pipeline import Pipeline
+from serving.pipeline import RANKER, Pipeline
 from serving.retrieval import RetrievalSettings
 from serving.server import Address, Server, ServerSettings
 from serving.service import Log, ServiceSettings, State
@@ -63,6 +64,8 @@ class Switch:
     sleep_s: float = 0.0
     calls: int = 0
     """Slates scored."""
+    watched: bool = False
+    """Whether sources and the ranker have breakers."""
     loads: int = 0
     """Generations loaded, or refused because their id is in `fail`."""
 
@@ -190,6 +193,7 @@ def generation(
         scorer=NumberScorer(items, switch),
         retrieval_order=OrderScorer(items),
         selector=SlatePolicy(SETTINGS, items, name),
+        watched={each: Watch() for each in (*SOURCES[:-1], RANKER)} if switch.watched else {},
     )
     return Generation(
         id=name,

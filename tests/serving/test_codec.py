@@ -73,6 +73,7 @@ REFUSED: list[tuple[str, Callable[[], Request]]] = [
     ("context.surface", lambda: RecommendRequest(context=Context(surface="x" * 65))),
     ("context.recent_item_ids", lambda: RecommendRequest(context=Context(recent_item_ids=["x"] * 101))),
     ("context.recent_item_ids", lambda: RecommendRequest(context=Context(recent_item_ids=[""]))),
+    ("context.priority", lambda: RecommendRequest(context=Context(priority=4))),  # type: ignore[arg-type]
     ("context.client_time_ms", lambda: RecommendRequest(context=Context(client_time_ms=-1))),
     ("context.client_time_ms", lambda: RecommendRequest(context=Context(client_time_ms=codec.MAX_TIME_MS + 1))),
     ("context.features", lambda: RecommendRequest(context=Context(features={"f": FeatureValue(number=math.nan)}))),
