@@ -107,14 +107,17 @@ Column: TypeAlias = NDArray[Any] | GrownColumn
 
 def taken(column: Column, row_N: NDArray[np.integer[Any]]) -> NDArray[Any]:
     """`column[row_N]`, of a column of records many times as fast."""
-    return column[row_N] if isinstance(column, GrownColumn) else _taken(column, row_N)
+    found_N: NDArray[Any] = column[row_N] if isinstance(column, GrownColumn) else _taken(column, row_N)
+    return found_N
 
 
 def _taken(rows: NDArray[Any], row_N: NDArray[np.integer[Any]]) -> NDArray[Any]:
     """NumPy copies records field by field, but bytes that mean nothing to it as a whole."""
     if rows.dtype.names is None:
-        return rows[row_N]
-    return rows.view(f"V{rows.dtype.itemsize}").take(row_N, 0).view(rows.dtype)
+        found_N: NDArray[Any] = rows[row_N]
+    else:
+        found_N = rows.view(f"V{rows.dtype.itemsize}").take(row_N, 0).view(rows.dtype)
+    return found_N
 
 
 def growing(column: Column) -> GrownColumn:

@@ -326,7 +326,7 @@ def _fill_columns(columns: recommender_pb2.Columns, request: Request, slots: _Sl
 def _united(given_K: NDArray[np.uint32], bits_B: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """The bits that stand for each bit given, together."""
     is_given_KB = given_K[:, None] >> np.arange(len(bits_B), dtype=np.uint32) & np.uint32(1)
-    return np.bitwise_or.reduce(is_given_KB * bits_B, axis=1, initial=np.uint32(0))
+    return np.asarray(np.bitwise_or.reduce(is_given_KB * bits_B, axis=1, initial=np.uint32(0)), np.uint32)
 
 
 def _source_bits(rank_KS: NDArray[np.int16]) -> NDArray[np.uint32]:
