@@ -87,7 +87,7 @@ def test_two_replicas_are_restarted_one_after_the_other_and_no_call_fails(
     ports = [free_port(), free_port()]
 
     def started(number: int) -> tuple[Server, ImpressionLog]:
-        log = ImpressionLog(tmp_path / f"log{number}.sqlite")
+        log = ImpressionLog(tmp_path / f"log{number}")
         chosen = replace(settings(tmp_path), port=ports[number], lame_duck_s=0.5)
         server = Server(Generations(store), state=None, log=log, settings=chosen)
         server.start()
@@ -105,7 +105,7 @@ def test_two_replicas_are_restarted_one_after_the_other_and_no_call_fails(
     for server, log in replicas:
         server.stop()
         log.close()
-    logged = [each.request_id for number in (0, 1) for each in read_impressions(tmp_path / f"log{number}.sqlite")]
+    logged = [each.request_id for number in (0, 1) for each in read_impressions(tmp_path / f"log{number}")]
     assert failed == []
     assert set(answered) <= set(logged), "every answer is in a log"
 
@@ -163,7 +163,7 @@ def test_of_a_server_that_is_killed_nothing_acknowledged_is_lost_and_callers_go_
                 failed.append(str(error))
 
     with ExitStack() as stack:
-        log = stack.enter_context(ImpressionLog(tmp_path / "other.sqlite"))
+        log = stack.enter_context(ImpressionLog(tmp_path / "other"))
         other = stack.enter_context(running(Generations(store), settings(tmp_path), state=None, log=log))
         process = stack.enter_context(child(tmp_path, port))
         client = stack.enter_context(CascadeClient(f"ipv4:127.0.0.1:{port},{other.target}", deadline_s=10.0))
@@ -178,9 +178,9 @@ def test_of_a_server_that_is_killed_nothing_acknowledged_is_lost_and_callers_go_
         done.set()
         for each in writers:
             each.join()
-    with ImpressionLog(tmp_path / "log.sqlite"):
+    with ImpressionLog(tmp_path / "log"):
         pass  # opening it again must be all that a restart needs
-    stored = [[each.event_id for each in read_outcomes(tmp_path / name)] for name in ("log.sqlite", "other.sqlite")]
+    stored = [[each.event_id for each in read_outcomes(tmp_path / name)] for name in ("log", "other")]
     assert failed == []
     assert set(acknowledged) <= set(stored[0]) | set(stored[1])
     assert all(stored), "both had served"
