@@ -278,6 +278,13 @@ def _json_of(file: str) -> Any:
         raise ValueError(f"{'the standard input' if file == '-' else file} is not JSON: {error}") from None
 
 
+def token(given: Namespace) -> None:
+    """Make a bearer token: the only time that it is shown."""
+    from serving.security import new_token
+
+    print(new_token(given.file, name=given.name, roles=tuple(given.role)))
+
+
 def generations(given: Namespace) -> None:
     """Look after a store."""
     from index.generations import GenerationStore
@@ -379,11 +386,13 @@ def _announce(address: "Address") -> None:
 @contextmanager
 def _client(given: Namespace) -> "Iterator[tuple[CascadeClient, int]]":
     """Of the server that is meant, and the time to ask for: 0 for now."""
-    from serving.client import CallFailed, CascadeClient
+    from serving.client import Access, CallFailed, CascadeClient
 
+    token = given.token_file.read_text().strip() if given.token_file else ""
+    access = Access(ca=given.ca, certificate=given.certificate, key=given.key, token=token)
     with (
         _server(given) as (target, admin_target, at_ms),
-        CascadeClient(target, admin_target=admin_target, deadline_s=_DEADLINE_S) as client,
+        CascadeClient(target, admin_target=admin_target, deadline_s=_DEADLINE_S, access=access) as client,
     ):
         try:
             yield client, at_ms
