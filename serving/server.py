@@ -321,7 +321,7 @@ class Server:
                 self._health.set(name, status)
 
 
-class _Health(health.HealthServicer):  # type: ignore[misc]
+class _Health(health.HealthServicer):
     """The library's, but for what it does when a watcher goes: there the thread that serves all calls would wait for a
     lock whose holder may wait for that thread."""
 

@@ -40,7 +40,7 @@ class Secured:
     tokens: dict[str, str]
 
     def access(self, role: str = "read", **changes: Any) -> Access:
-        given = {
+        given: dict[str, Any] = {
             "ca": self.ca.certificate,
             "certificate": self.caller.certificate,
             "key": self.caller.key,
@@ -59,7 +59,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     ca = authority(folder, "ca")
     server, caller = issued(folder, "server", by=ca), issued(folder, "caller", by=ca)
     file = folder / "tokens"
-    tokens = {role: new_token(file, name=f"test-{role}", roles=(role,)) for role in ROLES}
+    tokens: dict[str, str] = {role: new_token(file, name=f"test-{role}", roles=(role,)) for role in ROLES}
     security = SecuritySettings(certificate=server.certificate, key=server.key, client_ca=ca.certificate, tokens=file)
     with pytest.MonkeyPatch.context() as patch:
         load_fakes(patch)
@@ -233,18 +233,18 @@ def test_a_token_file_is_read_again_when_it_changes_and_kept_when_it_is_broken(
     file = tmp_path / "tokens"
     first = new_token(file, name="one", roles=("read", "events", "read"))
     tokens = Tokens(file, clock=lambda: now[0])
-    assert tokens.roles(first) == {"read", "events"}
+    assert tokens.roles(first) == frozenset(("read", "events"))
     assert tokens.roles("\udcff") is None
     assert first not in file.read_text()
     assert (file.stat().st_mode & 0o777) == 0o600
     second = new_token(file, name="two", roles=("admin",))
     assert tokens.roles(second) is None, "it looks once a second"
     now[0] = 2.0
-    assert tokens.roles(second) == {"admin"}
+    assert tokens.roles(second) == frozenset(("admin",))
     file.write_text("# all gone\nnonsense\n")
     now[0] = 4.0
     with caplog.at_level(logging.ERROR):
-        assert tokens.roles(first) == {"read", "events"}
+        assert tokens.roles(first) == frozenset(("read", "events"))
     assert "line 2" in caplog.text
 
 
