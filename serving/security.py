@@ -9,6 +9,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
@@ -88,10 +89,13 @@ class SecuritySettings:
         if self.client_ca is not None and self.certificate is None:
             raise ValueError("security.client_ca is given without security.certificate; TLS needs both")
 
-    @property
-    def whole(self) -> bool:
-        """Whether a server may be reached from other machines: nobody listens in, and everybody says who they are."""
-        return self.certificate is not None and self.tokens is not None
+    def may_listen(self, host: str) -> bool:
+        """On an address of this machine alone; or on any where nobody listens in and everybody says who they are."""
+        try:
+            address = ip_address("127.0.0.1" if host == "localhost" else host)
+        except ValueError:
+            return False
+        return address.is_loopback or (self.certificate is not None and self.tokens is not None)
 
 
 def server_credentials(settings: SecuritySettings) -> grpc.ServerCredentials | None:

@@ -1,6 +1,5 @@
 """The composition root: settings in, a server that listens out."""
 
-import ipaddress
 import json
 import logging
 import os
@@ -31,6 +30,7 @@ from serving.catalog import CatalogService
 from serving.events import EventsService
 from serving.exchange import EventExchange
 from serving.generation import Generations
+from serving.health import HealthService
 from serving.live import Live
 from serving.log import Durability, ImpressionLog
 from serving.log_lines import LogFormat, SlowCalls
@@ -102,7 +102,7 @@ class ServerSettings:
     service: ServiceSettings = field(default_factory=ServiceSettings)
 
     def __post_init__(self) -> None:
-        if not (_is_loopback(self.host) or (self.security.whole and _is_address(self.host))):
+        if not self.security.may_listen(self.host):
             raise ValueError(
                 f"host: {self.host!r} given, allowed: a loopback address (127.0.0.1, ::1, localhost), or with "
                 "security.certificate, security.key and security.tokens any address of this machine"
@@ -154,7 +154,7 @@ class Server:
         self._settings = settings
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="generation-watch", daemon=True)
-        self._health = _Health(ThreadPoolExecutor(2, "health"))
+        self._health = HealthService(ThreadPoolExecutor(2, "health"))
         self._announced: bool | None = None
         self._served = ""
         self._metrics: MetricsEndpoint | None = None
@@ -321,21 +321,6 @@ class Server:
                 self._health.set(name, status)
 
 
-class _Health(health.HealthServicer):
-    """The library's, but for what it does when a watcher goes: there the thread that serves all calls would wait for a
-    lock whose holder may wait for that thread."""
-
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
-        super().__init__(experimental_non_blocking=True, experimental_thread_pool=pool)
-        self._pool = pool
-
-    def _on_close_callback(
-        self, send_response_callback: Callable[[object], None], service: str
-    ) -> Callable[[], object]:
-        close = super()._on_close_callback(send_response_callback, service)
-        return lambda: self._pool.submit(close)
-
-
 def serve(settings: ServerSettings, *, on_ready: Callable[[Address], None]) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Must be called from the main thread.
 
@@ -380,24 +365,10 @@ def serve(settings: ServerSettings, *, on_ready: Callable[[Address], None]) -> N
         asked_to_stop.wait()
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _is_url(text: str) -> bool:
     """Whether its parts can be told apart: of one whose port is no number, the password may be taken for it."""
     try:
         return urlsplit(text).port != 0
-    except ValueError:
-        return False
-
-
-def _is_address(host: str) -> bool:
-    try:
-        return bool(ipaddress.ip_address(host))
     except ValueError:
         return False
 

@@ -423,9 +423,9 @@ def _server(given: Namespace) -> Iterator[tuple[str, str, int]]:
     generations, history = LATEST / "generations", LATEST / "history.parquet"
     if given.method not in ("recommend", "search", "rank") or not (generations.is_dir() and history.exists()):
         raise ValueError("no server is running; start one: `cascade serve`, or name one: --target HOST:PORT")
-    from training.server_process import server_process
+    from training.server_process import last_seen, server_process
 
-    at_ms, seen = _last_seen(history, given.user)
+    at_ms, seen = last_seen(history, given.user)
     print(
         f"cascade: no server is running; one is started for this call and answers as of {_date(at_ms)}, "
         f"just after {seen} was last seen "
@@ -442,17 +442,6 @@ def _server(given: Namespace) -> Iterator[tuple[str, str, int]]:
         )
         with server_process(folder, overrides) as (target, admin_target):
             yield target, admin_target, at_ms
-
-
-def _last_seen(history: Path, user_id: str) -> tuple[int, str]:
-    """A minute after the last event of a user, or of anybody where the user has none; and who that is."""
-    import polars as pl
-
-    seen = pl.scan_parquet(history).select("user_id", "visible_ms")
-    times_ms = pl.col("visible_ms")
-    last = seen.select(of_user=times_ms.filter(pl.col("user_id") == user_id).max(), of_all=times_ms.max())
-    of_user, of_all = last.collect().row(0)
-    return int(of_user or of_all) + 60_000, f"user {user_id}" if of_user else "anybody"
 
 
 def _print_slate(slate: "ShownSlate", titles: Mapping[str, str]) -> None:
