@@ -50,11 +50,12 @@ demo: setup ## run the whole loop and write a report to outputs/latest/report.ht
 test: check ## set up, check and run the tests that take no minutes and need no GPU
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-check: setup ## style, types, and the direction of imports
+check: setup ## style, types, the direction of imports, known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python .ci/audit requirements/dev.lock
 
 bench: setup ## run every benchmark and rewrite the table in docs/benchmarks.md
 	$(BIN)/python -m benchmarks --write

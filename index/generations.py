@@ -192,9 +192,6 @@ class GenerationStore:
         paths = _plain_files(folder)
         if not paths:
             raise ValueError(f"{folder} is empty, there is nothing to publish")
-        for path in paths:
-            if Path(path).suffix.lower() in _PICKLES:
-                raise ValueError(f"{path} is a pickle by its name, and loading one can run any code")
         files = {path: _entry(folder / path) for path in paths}
         for path in paths:
             sync(folder / path)
@@ -414,7 +411,8 @@ class GenerationStore:
         return f"{1 + (_sequence(ids[-1]) if ids else 0):06d}-{hash8}"
 
     def _holds(self, generation: str) -> bool:
-        return _ID.fullmatch(generation) is not None and (self.root / generation).is_dir()
+        folder = self.root / generation
+        return _ID.fullmatch(generation) is not None and folder.is_dir() and not folder.is_symlink()
 
     def _lines(self) -> list[str]:
         try:
@@ -465,16 +463,20 @@ def _sequence(generation: str) -> int:
 
 
 def _plain_files(folder: Path) -> list[str]:
-    """Relative paths of all files, ascending; refuses anything that is neither a plain file nor a folder."""
+    """Relative paths of all files, ascending; refuses pickles, and what is neither a plain file nor a folder."""
     paths = []
     for inside, folders, names in os.walk(folder):
         for name in (*folders, *names):
             path = Path(inside) / name
             mode = path.lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise ValueError(f"{path.relative_to(folder)} is not a plain file")
+            if path.suffix.lower() in _PICKLES:
+                raise ValueError(
+                    f"{path.relative_to(folder)} is a pickle by its name, and loading one can run any code"
+                )
             if stat.S_ISREG(mode):
                 paths.append(path.relative_to(folder).as_posix())
-            elif not stat.S_ISDIR(mode):
-                raise ValueError(f"{path.relative_to(folder)} is not a plain file")
     return sorted(paths)
 
 

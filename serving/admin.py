@@ -112,6 +112,7 @@ class AdminService:
         """On disk, and in force for every server of the store, when it returns."""
         request = admin_pb2.PutRulesRequest()
         codec.parse(request, wire)
+        codec.check_string("etag", request.etag, codec.MAX_ID_CHARS)
         if any(rule.kind == admin_pb2.RULE_REDIRECT for rule in request.rules):
             raise codec.Unsupported("REDIRECT rules are not supported yet; meanwhile the caller has to redirect")
         response = admin_pb2.PutRulesResponse(rules=request.rules)

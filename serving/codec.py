@@ -356,6 +356,8 @@ def _check_options(request: Request) -> None:
     if request.filter_mode not in FilterMode.values():
         raise InvalidRequest("filter_mode", request.filter_mode, "STRICT")
     _labels(request.labels)
+    if len(request.return_fields) > len(_RETURN_FIELDS):
+        raise InvalidRequest("return_fields", f"{len(request.return_fields)} names", f"at most {len(_RETURN_FIELDS)}")
     for name in request.return_fields:
         if name not in _RETURN_FIELDS:
             raise InvalidRequest("return_fields", name, ", ".join(_RETURN_FIELDS))

@@ -3,10 +3,13 @@
 import grpc
 from grpc_health.v1 import health_pb2
 
+from serving.channels import Access
 
-def is_serving(target: str, service: str = "", *, deadline_s: float = 2.0) -> bool:
+
+def is_serving(target: str, service: str = "", *, access: Access | None = None, deadline_s: float = 2.0) -> bool:
     """Whether the health of this name is SERVING; false too where nobody answers in time, or knows the name."""
-    with grpc.insecure_channel(target) as channel:
+    credentials = (access or Access()).channel_credentials(target)
+    with grpc.secure_channel(target, credentials) if credentials else grpc.insecure_channel(target) as channel:
         check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/grpc.health.v1.Health/Check")
         try:
             reply = check(health_pb2.HealthCheckRequest(service=service).SerializeToString(), timeout=deadline_s)

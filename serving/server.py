@@ -1,6 +1,5 @@
 """The composition root: settings in, a server that listens out."""
 
-import ipaddress
 import json
 import logging
 import os
@@ -13,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
+from urllib.parse import urlsplit
 
 import grpc
 import torch
@@ -30,10 +30,12 @@ from serving.catalog import CatalogService
 from serving.events import EventsService
 from serving.exchange import EventExchange
 from serving.generation import Generation, Generations
+from serving.health import HealthService
 from serving.live import Live
 from serving.log import Durability, ImpressionLog
 from serving.log_lines import LogFormat, SlowCalls
 from serving.metrics import MetricsEndpoint
+from serving.security import Doorkeeper, SecuritySettings, Tokens, masked, server_credentials
 from serving.service import Log, RecommenderService, ServiceSettings, State
 from serving.state import UserState
 from serving.telemetry import Telemetry
@@ -67,9 +69,11 @@ class ServerSettings:
     """Folder of the generation store."""
     log: Path
     """Folder of the impression log; any number of servers may share one."""
-    redis: str = ""
-    """User state, and the events of other servers: `redis://host:port/db`, `unix:///path`; empty for none."""
+    redis: str = field(default="", repr=False)
+    """User state, and the events of other servers: `redis://host:port/db`, `unix:///path`; empty for none. Not shown,
+    because it may hold a password."""
     host: str = "127.0.0.1"
+    """Beyond this machine only with TLS and tokens."""
     port: int = 50051
     """0 chooses a free one."""
     admin_port: int = 50052
@@ -102,15 +106,18 @@ class ServerSettings:
     grace_s: float = 10.0
     """How long calls at work may take after that."""
     max_request_bytes: int = 1 << 20
+    security: SecuritySettings = field(default_factory=SecuritySettings)
     index: Placement = field(default_factory=Placement)
     service: ServiceSettings = field(default_factory=ServiceSettings)
 
     def __post_init__(self) -> None:
-        if not _is_loopback(self.host):
+        if not self.security.may_listen(self.host):
             raise ValueError(
-                f"host: {self.host!r} given, allowed: a loopback address (127.0.0.1, ::1, localhost), "
-                "because without TLS and authentication the server must not be reached from elsewhere"
+                f"host: {self.host!r} given, allowed: a loopback address (127.0.0.1, ::1, localhost), or with "
+                "security.certificate, security.key and security.tokens any address of this machine"
             )
+        if not _is_url(self.redis):
+            raise ValueError(f"redis: {masked(self.redis)!r} given, allowed: redis://host:port/db or unix:///path")
         if self.log_format not in get_args(LogFormat):
             raise ValueError(f"log_format: {self.log_format!r} given, allowed: {', '.join(get_args(LogFormat))}")
         if not self.slow_ms > 0:
@@ -162,9 +169,7 @@ class Server:
         self._settings = settings
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="generation-watch", daemon=True)
-        self._health = health.HealthServicer(
-            experimental_non_blocking=True, experimental_thread_pool=ThreadPoolExecutor(2, "health")
-        )
+        self._health = HealthService(ThreadPoolExecutor(2, "health"))
         self._announced: bool | None = None
         self._served = ""
         self._metrics: MetricsEndpoint | None = None
@@ -201,6 +206,10 @@ class Server:
             lambda: standing.of_generation(generations),
             lambda: standing.of_rooms(rooms),
         )
+        tokens = settings.security.tokens
+        self._doorkeepers: list[grpc.ServerInterceptor] = (
+            [Doorkeeper(Tokens(tokens), telemetry)] if tokens is not None else []
+        )
         places = sum(each.admission.places for each in services)
         self._server = self._listener(places, _SERVICES, shared=settings.processes > 1)
         self._server.add_generic_rpc_handlers(tuple(each.handler() for each in services))
@@ -215,10 +224,12 @@ class Server:
         """
         settings = self._settings
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        port = _bind(self._server, host, settings.port, "port")
-        admin_port = _bind(self._admin_server, host, settings.admin_port, "admin_port")
+        port = self._bind(self._server, host, "port")
+        admin_port = self._bind(self._admin_server, host, "admin_port")
         if settings.metrics_port is not None:
-            self._metrics = MetricsEndpoint(self.telemetry, host=settings.host, port=settings.metrics_port)
+            self._metrics = MetricsEndpoint(
+                self.telemetry, host=settings.host, port=settings.metrics_port, tls=settings.security.tls
+            )
         for name in (LIVE, _ADMIN):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._announce()
@@ -257,6 +268,7 @@ class Server:
         threads = places + _SPARE_THREADS
         server = grpc.server(
             ThreadPoolExecutor(threads, "rpc"),
+            interceptors=self._doorkeepers,
             maximum_concurrent_rpcs=4 * threads,
             options=(
                 ("grpc.so_reuseport", int(shared)),
@@ -267,6 +279,22 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         return server
+
+    def _bind(self, server: grpc.Server, host: str, name: Literal["port", "admin_port"]) -> int:
+        port: int = getattr(self._settings, name)
+        credentials = server_credentials(self._settings.security)
+        try:
+            if credentials is None:
+                bound = server.add_insecure_port(f"{host}:{port}")
+            else:
+                bound = server.add_secure_port(f"{host}:{port}", credentials)
+        except RuntimeError:
+            bound = 0
+        if not bound:
+            raise ValueError(
+                f"{name}: {port} given, which is taken on {host}; allowed: a free port, or 0 to choose one"
+            )
+        return bound
 
     def _watch(self) -> None:
         """Follow the store until the server stops; what fails is tried again, ever more seldom."""
@@ -383,19 +411,10 @@ def told_in(ready_file: Path | None, address: Address) -> Iterator[None]:
         ready_file.unlink(missing_ok=True)
 
 
-def _bind(server: grpc.Server, host: str, port: int, name: str) -> int:
+def _is_url(text: str) -> bool:
+    """Whether its parts can be told apart: of one whose port is no number, the password may be taken for it."""
     try:
-        bound = server.add_insecure_port(f"{host}:{port}")
-    except RuntimeError:
-        bound = 0
-    if not bound:
-        raise ValueError(f"{name}: {port} given, which is taken on {host}; allowed: a free port, or 0 to choose one")
-    return bound
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return urlsplit(text).port != 0
     except ValueError:
         return False
 

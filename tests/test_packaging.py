@@ -1,12 +1,15 @@
 """What a fresh machine gets: pins that fit the declared dependencies, a wheel with everything in it, make targets."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
 import zipfile
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -69,7 +72,7 @@ def test_a_wheel_holds_the_code_the_configuration_and_the_template(tmp_path: Pat
         held = set(wheel.namelist())
     expected = {
         path.relative_to(tree).as_posix()
-        for pattern in ("conf/**/*.yaml", "training/templates/*", "protos/*.proto", "*/**/*.py")
+        for pattern in ("conf/**/*.yaml", "training/templates/*", "serving/*.json", "protos/*.proto", "*/**/*.py")
         for path in tree.glob(pattern)
         if path.relative_to(tree).parts[0] != "build"
     }
@@ -102,3 +105,42 @@ def test_the_readme_names_both_commands_and_files_that_exist() -> None:
         assert (ROOT / target).exists(), target
     for name in re.findall(r"`((?:index|candidate_gen|ranking|policy|serving|training|conf|protos)/[\w./-]+)`", text):
         assert (ROOT / name).exists(), name
+
+
+class _Advisories(BaseHTTPRequestHandler):
+    """The database of OSV, to which one package is known."""
+
+    def do_POST(self) -> None:
+        queries = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["queries"]
+        known = {"vulns": [{"id": "PYSEC-1"}]}
+        results = [known if query["package"]["name"] == "holed" else {} for query in queries]
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"results": results}).encode())
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def audited(lock: Path, url: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(ROOT / ".ci" / "audit"), str(lock), url]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_pinned_package_with_a_known_vulnerability_ends_the_audit(tmp_path: Path) -> None:
+    lock = tmp_path / "a.lock"
+    lock.write_text("# pins\nsound==1.0\nholed==2.0\n")
+    server = HTTPServer(("127.0.0.1", 0), _Advisories)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    done = audited(lock, url)
+    assert (done.returncode, done.stderr) == (1, "audit: holed 2.0: https://osv.dev/PYSEC-1\n")
+    lock.write_text("sound==1.0\n")
+    done = audited(lock, url)
+    assert (done.returncode, done.stdout) == (0, "audit: 1 packages, 0 with known vulnerabilities\n")
+    server.shutdown()
+    server.server_close()
+    thread.join()
+    done = audited(lock, url)
+    assert done.returncode == 0
+    assert done.stdout.startswith("audit: skipped: the advisory database cannot be reached")

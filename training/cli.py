@@ -186,6 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("demo", "data", "train", "export", "rebuild", "serve"):
         _add_job(commands, name)
     _add_call(commands)
+    _add_token(commands)
     for name in ("log", "replay", "ope", "nightly"):
         _add_job(commands, name)
     _add_generations(commands)
@@ -299,6 +300,31 @@ def _add_call(commands: Any) -> None:
         method.add_argument("--target", metavar="HOST:PORT", help=f"the server; default: as {LATEST}/server.json says")
         method.add_argument("--admin", metavar="HOST:PORT", default="", help="its admin port, for status")
         method.add_argument("--json", action="store_true", help="print JSON")
+        for name, text in (
+            ("ca", "who signed the server's certificate, where it has one (PEM)"),
+            ("certificate", "your own certificate, where the server asks for one (PEM)"),
+            ("key", "of your certificate (PEM)"),
+            ("token-file", "holds your bearer token"),
+        ):
+            method.add_argument(f"--{name}", type=Path, metavar="FILE", help=text)
+
+
+def _add_token(commands: Any) -> None:
+    token = _add(
+        commands,
+        "token",
+        run="token",
+        summary="make a bearer token",
+        text="Prints a new token, this once, and adds its hash to the file that a server reads as security.tokens; "
+        "servers that run notice it within a second. To take a token back, remove its line. Roles: read (slates), "
+        "events (what users did), catalog (items), debug (explanations, reflection), admin (the admin port).",
+        examples="cascade token new tokens.txt --name shop --role read --role events\n"
+        "cascade serve host=0.0.0.0 security.certificate=server.pem security.key=server.key security.tokens=tokens.txt",
+    )
+    new = token.add_subparsers(dest="action", required=True, metavar="ACTION").add_parser("new", help="make one")
+    new.add_argument("file", type=Path, metavar="FILE", help="of hashed tokens; made where there is none")
+    new.add_argument("--name", required=True, help="whose it is")
+    new.add_argument("--role", action="append", default=[], required=True, help="what it may do; may be repeated")
 
 
 def _add_generations(commands: Any) -> None:

@@ -22,6 +22,7 @@ from training.findings import flat
 
 if TYPE_CHECKING:
     from index.generations import GenerationStore
+    from serving.channels import Access
     from serving.client import CascadeClient, CatalogAnswer, ItemEntry, ShownSlate
     from serving.server import Address
 
@@ -156,7 +157,7 @@ def _call_ready(given: Namespace) -> None:
     from serving.probe import is_serving
 
     with _server(given) as (target, _, _):
-        if not is_serving(target, given.service):
+        if not is_serving(target, given.service, access=_access(given)):
             about = f" as {given.service}" if given.service else ""
             raise ValueError(f"{target} is not ready{about}")
     _OUT.print(json.dumps({"ready": True}) if given.json else "ready")
@@ -278,6 +279,13 @@ def _json_of(file: str) -> Any:
         raise ValueError(f"{'the standard input' if file == '-' else file} is not JSON: {error}") from None
 
 
+def token(given: Namespace) -> None:
+    """Make a bearer token: the only time that it is shown."""
+    from serving.security import new_token
+
+    print(new_token(given.file, name=given.name, roles=tuple(given.role)))
+
+
 def generations(given: Namespace) -> None:
     """Look after a store."""
     from index.generations import GenerationStore
@@ -376,6 +384,13 @@ def _announce(address: "Address") -> None:
     _OUT.print(f"serving on {address.target}, admin on {address.admin_target}{metrics}; Ctrl-C stops")
 
 
+def _access(given: Namespace) -> "Access":
+    from serving.channels import Access
+
+    token = given.token_file.read_text().strip() if given.token_file else ""
+    return Access(ca=given.ca, certificate=given.certificate, key=given.key, token=token)
+
+
 @contextmanager
 def _client(given: Namespace) -> "Iterator[tuple[CascadeClient, int]]":
     """Of the server that is meant, and the time to ask for: 0 for now."""
@@ -383,7 +398,7 @@ def _client(given: Namespace) -> "Iterator[tuple[CascadeClient, int]]":
 
     with (
         _server(given) as (target, admin_target, at_ms),
-        CascadeClient(target, admin_target=admin_target, deadline_s=_DEADLINE_S) as client,
+        CascadeClient(target, admin_target=admin_target, deadline_s=_DEADLINE_S, access=_access(given)) as client,
     ):
         try:
             yield client, at_ms
@@ -414,9 +429,9 @@ def _server(given: Namespace) -> Iterator[tuple[str, str, int]]:
     generations, history = LATEST / "generations", LATEST / "history.parquet"
     if given.method not in ("recommend", "search", "rank") or not (generations.is_dir() and history.exists()):
         raise ValueError("no server is running; start one: `cascade serve`, or name one: --target HOST:PORT")
-    from training.server_process import server_process
+    from training.server_process import last_seen, server_process
 
-    at_ms, seen = _last_seen(history, given.user)
+    at_ms, seen = last_seen(history, given.user)
     print(
         f"cascade: no server is running; one is started for this call and answers as of {_date(at_ms)}, "
         f"just after {seen} was last seen "
@@ -433,17 +448,6 @@ def _server(given: Namespace) -> Iterator[tuple[str, str, int]]:
         )
         with server_process(folder, overrides) as (target, admin_target):
             yield target, admin_target, at_ms
-
-
-def _last_seen(history: Path, user_id: str) -> tuple[int, str]:
-    """A minute after the last event of a user, or of anybody where the user has none; and who that is."""
-    import polars as pl
-
-    seen = pl.scan_parquet(history).select("user_id", "visible_ms")
-    times_ms = pl.col("visible_ms")
-    last = seen.select(of_user=times_ms.filter(pl.col("user_id") == user_id).max(), of_all=times_ms.max())
-    of_user, of_all = last.collect().row(0)
-    return int(of_user or of_all) + 60_000, f"user {user_id}" if of_user else "anybody"
 
 
 def _print_slate(slate: "ShownSlate", titles: Mapping[str, str]) -> None:

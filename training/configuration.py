@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import conf
+from serving.security import masked
 
 FOLDER = Path(next(iter(conf.__path__))).absolute()
 CYCLE = ("towers", "ranker", "policy", "retrieval", "index", "gates")
@@ -108,8 +109,8 @@ def settings(root: str, overrides: Sequence[str]) -> Any:
 
 
 def as_yaml(root: str, overrides: Sequence[str]) -> str:
-    """What `settings` would be made of, for a person to read."""
-    return OmegaConf.to_yaml(OmegaConf.create(_plain(_composed(root, overrides))))
+    """What `settings` would be made of, for a person to read; passwords in addresses are left out."""
+    return masked(OmegaConf.to_yaml(OmegaConf.create(_plain(_composed(root, overrides)))))
 
 
 def sweep(root: str, overrides: Sequence[str], job: Callable[[Any], Any]) -> dict[str, Any]:

@@ -41,3 +41,14 @@ def server_process(folder: Path, overrides: Sequence[str]) -> Iterator[tuple[str
     finally:
         process.terminate()
         process.wait(_STOP_S)
+
+
+def last_seen(history: Path, user_id: str) -> tuple[int, str]:
+    """A minute after the last event of a user, or of anybody where the user has none; and who that is."""
+    import polars as pl
+
+    seen = pl.scan_parquet(history).select("user_id", "visible_ms")
+    times_ms = pl.col("visible_ms")
+    last = seen.select(of_user=times_ms.filter(pl.col("user_id") == user_id).max(), of_all=times_ms.max())
+    of_user, of_all = last.collect().row(0)
+    return int(of_user or of_all) + 60_000, f"user {user_id}" if of_user else "anybody"

@@ -1,5 +1,7 @@
 """What the store promises: ids that repeat, damage that is found, and a CURRENT that is always whole."""
 
+import hashlib
+import json
 import math
 import os
 import random
@@ -262,6 +264,40 @@ def test_an_id_that_is_none_is_refused_everywhere(store: GenerationStore, name: 
     for ask in (store.folder, store.manifest, store.verify, lambda each: store.activate(each, time_ms=1)):
         with pytest.raises(UnknownGeneration, match=r"no generation .* which holds 1$"):
             ask(name)
+
+
+def test_nothing_outside_the_store_is_read_whatever_a_generation_says(store: GenerationStore, tmp_path: Path) -> None:
+    (name,) = _published(store, 1)
+    folder = store.folder(name)
+    (tmp_path / "secret").write_text("x")
+    outside = tmp_path / "outside"
+    folder.rename(outside)
+    folder.symlink_to(outside)
+    with pytest.raises(UnknownGeneration):
+        store.verify(name)
+    assert store.ids() == []
+    folder.unlink()
+    outside.rename(folder)
+    sealed = json.loads((folder / "manifest.json").read_text())
+    for path in ("../secret", str(tmp_path / "secret")):
+        fields = {each: value for each, value in sealed.items() if each != "sha256"}
+        fields["files"] = sealed["files"] | {path: {"sha256": hashlib.sha256(b"x").hexdigest(), "bytes": 1}}
+        seal = hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        (folder / "manifest.json").write_text(json.dumps(fields | {"sha256": seal}, sort_keys=True, indent=1) + "\n")
+        with pytest.raises(CorruptGeneration, match=r"secret is missing, expected 1 bytes"):
+            store.verify(name)
+
+
+def test_a_pickle_or_a_link_put_into_a_published_generation_is_refused(store: GenerationStore, tmp_path: Path) -> None:
+    (name,) = _published(store, 1)
+    for made, message in (("model.pkl", "a pickle"), ("weights.PT", "a pickle"), ("x.joblib", "a pickle")):
+        (store.folder(name) / made).write_bytes(b"\x80\x04N.")
+        with pytest.raises(CorruptGeneration, match=message):
+            store.verify(name)
+        (store.folder(name) / made).unlink()
+    (store.folder(name) / "link").symlink_to(tmp_path)
+    with pytest.raises(CorruptGeneration, match="not a plain file"):
+        store.verify(name)
 
 
 def test_activation_compares_before_it_sets(store: GenerationStore) -> None:

@@ -1,9 +1,12 @@
-"""The typed client against a real server."""
+"""The typed clients against real servers."""
 
+import asyncio
+import inspect
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +14,10 @@ import pytest
 from serving_cases import NOW_MS, MemoryLog, MemoryState, Switch, load_fakes, publish, running, serving, settings
 
 from index.generations import GenerationStore
+from serving import calls
+from serving.aio_client import AsyncCascadeClient
+from serving.attempts import Attempts
+from serving.channels import POOL
 from serving.client import SERVICE_CONFIG, CallFailed, CascadeClient, Event
 from serving.generation import Generations
 
@@ -165,5 +172,110 @@ def test_rolling_restarts_of_two_servers_lose_no_call(tmp_path: Path, monkeypatc
 
 def test_the_service_config_is_json_that_other_languages_can_read() -> None:
     config = json.loads(SERVICE_CONFIG)
+    assert ("grpc.service_config", SERVICE_CONFIG) in POOL
+    assert config == json.loads((Path(calls.__file__).with_name("service_config.json")).read_text())
     assert config["healthCheckConfig"] == {"serviceName": ""}
-    assert config["methodConfig"][0]["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+    assert config["methodConfig"][0]["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]
+
+
+def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
+    def methods(client: type) -> dict[str, inspect.Signature]:
+        public = {name: each for name, each in vars(client).items() if not name.startswith("_") and name != "close"}
+        return {name: inspect.signature(each) for name, each in public.items()}
+
+    assert methods(CascadeClient) == methods(AsyncCascadeClient)
+    assert len(methods(CascadeClient)) == 16
+
+
+def test_the_asyncio_client_gets_the_answers_of_the_blocking_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ask(target: str, admin_target: str) -> None:
+        async with AsyncCascadeClient(target, admin_target=admin_target, deadline_s=20) as client:
+            assert await client.ready(deadline_s=20)
+            slates = await asyncio.gather(
+                *[client.recommend("u1", size=4, time_ms=NOW_MS, request_id=f"r{n}", no_log=True) for n in range(8)]
+            )
+            for number, slate in enumerate(slates):
+                again = plain.recommend("u1", size=4, time_ms=NOW_MS, request_id=f"r{number}", no_log=True)
+                assert [item.item_id for item in slate.items] == [item.item_id for item in again.items]
+            assert (await client.write_events([Event("i1", "click", NOW_MS)]))[0].status == "STORED"
+            assert (await client.status()).generation == plain.status().generation
+            with pytest.raises(CallFailed, match="page_size: 0 given"):
+                await client.recommend("u1", size=0, time_ms=NOW_MS)
+            with pytest.raises(CallFailed, match="NOT_FOUND"):
+                await client.activate("000009-00000000")
+
+    with (
+        serving(tmp_path, monkeypatch, log=MemoryLog()) as address,
+        CascadeClient(address.target, admin_target=address.admin_target, deadline_s=20) as plain,
+    ):
+        asyncio.run(ask(address.target, address.admin_target))
+
+
+@contextmanager
+def one_slow(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[Switch]]]:
+    """Two servers, the second one 100 ms slower; and who scored how much."""
+    store = GenerationStore(folder / "generations")
+    store.activate(publish(store, 1), time_ms=NOW_MS)
+    switches = [Switch(), Switch(sleep_s=0.1)]
+    load_fakes(patch, switches[0])
+    with running(Generations(store), settings(folder)) as fast:
+        load_fakes(patch, switches[1])
+        with running(Generations(store), settings(folder)) as slow:
+            yield f"ipv4:{fast.target},{slow.target}", switches
+
+
+def p99_s(ask: Callable[[], object], calls: int) -> float:
+    took_s = []
+    for _ in range(calls):
+        started = time.perf_counter()
+        ask()
+        took_s.append(time.perf_counter() - started)
+    return sorted(took_s)[int(0.99 * calls)]
+
+
+def test_with_one_of_two_servers_slow_the_99th_percentile_is_halved_by_a_twentieth_more_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with one_slow(tmp_path, monkeypatch) as (target, switches):
+        with CascadeClient(target, deadline_s=20) as plain:
+            plain._attempts = Attempts(replicas=0)
+            p99_s(lambda: plain.recommend(time_ms=NOW_MS, size=3), 4)  # connects
+            before_s = p99_s(lambda: plain.recommend(time_ms=NOW_MS, size=3), 30)
+        with CascadeClient(target, deadline_s=20) as client:
+            p99_s(lambda: client.recommend(time_ms=NOW_MS, size=3), 100)
+            scored = sum(switch.calls for switch in switches)
+            after_s = p99_s(lambda: client.recommend(time_ms=NOW_MS, size=3), 500)
+            assert sum(switch.calls for switch in switches) - scored <= 500 + 0.05 * 600
+        assert after_s <= before_s / 2
+
+
+def test_the_asyncio_client_hedges_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask(target: str) -> list[float]:
+        took_s = []
+        async with AsyncCascadeClient(target, deadline_s=20) as client:
+            for _ in range(400):
+                started = time.perf_counter()
+                await client.recommend(time_ms=NOW_MS, size=3)
+                took_s.append(time.perf_counter() - started)
+        return took_s
+
+    with one_slow(tmp_path, monkeypatch) as (target, switches):
+        took_s = asyncio.run(ask(target))
+        assert sorted(took_s[100:])[int(0.99 * 300)] < 0.1
+        assert sum(switch.calls for switch in switches) <= 400 + 0.05 * 400
+
+
+def test_a_server_that_goes_is_passed_over_without_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_fakes(monkeypatch)
+    store = GenerationStore(tmp_path / "generations")
+    store.activate(publish(store, 1), time_ms=NOW_MS)
+    with running(Generations(store), settings(tmp_path)) as first:
+        second = running(Generations(store), settings(tmp_path))
+        gone = second.__enter__()
+        with CascadeClient(f"ipv4:{first.target},{gone.target}", deadline_s=20) as client:
+            for number in range(120):
+                if number == 60:
+                    second.__exit__(None, None, None)
+                assert client.recommend(time_ms=NOW_MS, size=3).items
