@@ -25,6 +25,7 @@ from serving.records import (
     ItemEntry,
     ShownItem,
     ShownSlate,
+    UserEntry,
     slate_of,
     values,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "ItemEntry",
     "ShownItem",
     "ShownSlate",
+    "UserEntry",
     "slate_of",
 ]
 
@@ -296,6 +298,22 @@ class CascadeClient:
         vectors when the next generation is built."""
         request = catalog_pb2.PatchItemsRequest(patches=[each.on_the_wire() for each in changes])
         return self._change("PatchItems", request, deadline_s)
+
+    def upsert_users(self, users: Sequence[UserEntry], *, deadline_s: float | None = None) -> list[CatalogAnswer]:
+        """Add or replace the stored columns of at most 1000 users; one answer each, in order."""
+        request = catalog_pb2.UpsertUsersRequest(users=[each.on_the_wire() for each in users])
+        return self._change("UpsertUsers", request, deadline_s)
+
+    def forget_user(self, user_id: str, *, reference: str = "", deadline_s: float | None = None) -> str:
+        """Remove a person from the stored columns, the user state and later trainings; returns the record's number.
+
+        Args:
+            reference: of the demand, kept in the record.
+        """
+        request = catalog_pb2.ForgetUserRequest(user_id=user_id, reference=reference)
+        response = catalog_pb2.ForgetUserResponse()
+        self._call("Catalog/ForgetUser", request, response, deadline_s)
+        return response.audit_id
 
     def ready(self, *, deadline_s: float = 1.0) -> bool:
         """Whether a server answers with a generation within the deadline."""

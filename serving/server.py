@@ -66,7 +66,8 @@ class ServerSettings:
     log: Path
     """Folder of the impression log; any number of servers may share one."""
     redis: str = ""
-    """User state, and the events of other servers: `redis://host:port/db`, `unix:///path`; empty for none."""
+    """User state, answers and events of other servers: `redis://host:port/db`, `unix:///path`, or some nodes of a
+    cluster, `redis+cluster://host:port,host:port`; empty for none."""
     host: str = "127.0.0.1"
     port: int = 50051
     """0 chooses a free one."""
@@ -180,7 +181,7 @@ class Server:
             answered=Past(generations).answered,
         )
         events = EventsService(state=state, log=log, telemetry=telemetry, settings=settings.service, live=self.live)
-        catalog = CatalogService(generations, telemetry=telemetry, settings=settings.service)
+        catalog = CatalogService(generations, telemetry=telemetry, settings=settings.service, state=state)
         services = (recommender, events, catalog)
         self.admin = AdminService(
             generations,
