@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from index.generations import GenerationStore
 from protos.catalog_pb2 import UpsertItemsRequest
@@ -18,7 +17,9 @@ from serving.generation import Generations
 from serving.live import Live
 from serving.log import ImpressionLog
 from serving.records import Event, ItemEntry
+from serving.replies import Answered
 from serving.service import RecommenderService, ServiceSettings
+from serving.state import Claim, Recalled, UserEvent, Wanted
 from serving.telemetry import Telemetry
 from training.served import ServedLog
 from training.world import World, WorldRequest
@@ -38,13 +39,28 @@ class Histories:
     def __init__(self) -> None:
         self._events_of: dict[str, list[tuple[int, int, int]]] = {}
 
-    def read(self, user_id: str) -> tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.int64]]:
-        latest = self._events_of.get(user_id, [])[: -self.limit - 1 : -1]
+    def recall(self, wanted: Wanted) -> Recalled:
+        latest = self._events_of.get(wanted.user_id, [])[: -self.limit - 1 : -1]
         item_keys, action_keys, times_ms = zip(*latest, strict=True) if latest else ((), (), ())
-        return np.array(item_keys, np.uint64), np.array(action_keys, np.uint32), np.array(times_ms, np.int64)
+        return Recalled(
+            (np.array(item_keys, np.uint64), np.array(action_keys, np.uint32), np.array(times_ms, np.int64))
+        )
 
-    def push(self, user_id: str, events: Sequence[tuple[int, int, int]]) -> None:
-        self._events_of.setdefault(user_id, []).extend(events)
+    def push(self, events: Sequence[UserEvent]) -> list[bool]:
+        for event in events:
+            self._events_of.setdefault(event.user_id, []).append(event[2:])
+        return [True] * len(events)
+
+    def forget(self, user_id: str) -> None:
+        self._events_of.pop(user_id, None)
+
+    def show(self, user_id: str, item_key_K: Sequence[int], *, time_ms: int, most: int, ttl_s: int) -> None: ...
+
+    def renew(self, claim: Claim) -> None: ...
+
+    def release(self, claim: Claim) -> None: ...
+
+    def answer(self, claim: Claim, answered: Answered) -> None: ...
 
 
 class _Patient:

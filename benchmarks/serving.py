@@ -36,7 +36,8 @@ from policy.selector import SlatePolicy
 from protos.admin_pb2 import GetStatusResponse
 from protos.recommender_pb2 import RecommendResponse
 from serving.generation import Generation
-from serving.state import LocalRedis, UserState
+from serving.local_redis import LocalRedis
+from serving.state import UserState, Wanted
 from training.impression_log import read_impressions
 from training.materialise import materialise
 from training.server_process import server_process
@@ -331,7 +332,7 @@ def _overlap(bench: Bench, catalogue: LargeCatalogue, naive: Asked, url: str) ->
         for user_id in _users(catalogue)[:_SAMPLED]:
             wire = Question.wire_of(user_id, size=20, columns=False)
             best = {item.item_id for item in RecommendResponse.FromString(method(wire, timeout=30)).items}
-            history = generation.history(*state.read(user_id))
+            history = generation.history(*state.recall(Wanted(user_id)).history)
             query = Query(user_id, time.time_ns() // 1_000_000, "home", 20, user_id=user_id, history=history)
             answers = [greedy.run(query), vectors.run(query)]
             scored.append(len(answers[0].scored.candidates))

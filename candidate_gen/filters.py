@@ -1,6 +1,6 @@
 """Who may not be shown, one rule each. Every rule is a mask over the candidates: true is kept.
 
-Shape letters: I items, L history, N candidates.
+Shape letters: I items, L history, N candidates, X shown items.
 """
 
 from dataclasses import dataclass
@@ -68,3 +68,24 @@ class Excluded:
     def keep(self, hydrated: HydratedQuery, candidates: Candidates) -> NDArray[np.bool_]:
         query = hydrated.query
         return ~among(candidates.row_N, np.concatenate([query.exclude_row_X, query.seed_row_S]))
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Removes what the user was shown lately, but nothing from a list that the caller chose.
+
+    Where less than a page would be left, what was shown longest ago comes back.
+    """
+
+    name: ClassVar[str] = "shown"
+
+    def keep(self, hydrated: HydratedQuery, candidates: Candidates) -> NDArray[np.bool_]:
+        query = hydrated.query
+        if query.only_row_N is not None or not len(query.shown_row_X):
+            return np.ones(len(candidates), np.bool_)
+        kept_N = ~among(candidates.row_N, query.shown_row_X)
+        missing = query.size - int(kept_N.sum())
+        if missing > 0:
+            at_X = candidates.positions(query.shown_row_X)
+            kept_N[at_X[at_X >= 0][::-1][:missing]] = True
+        return kept_N

@@ -1,4 +1,4 @@
-"""What retrieval takes and makes. Shape letters: L history, S sources, N candidates."""
+"""What retrieval takes and makes. Shape letters: L history, S sources, N candidates, X shown items."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,6 +47,8 @@ class Query:
     seed_row_S: NDArray[np.int64] = field(default_factory=lambda: NO_ROWS)
     """Items the answer should be similar to."""
     exclude_row_X: NDArray[np.int64] = field(default_factory=lambda: NO_ROWS)
+    shown_row_X: NDArray[np.int64] = field(default_factory=lambda: NO_ROWS)
+    """What the user was shown lately and is not to be shown again so soon, last first."""
     only_row_N: NDArray[np.int64] | None = None
     """The caller's own list to rank; then no source is asked."""
     filter: str = ""

@@ -88,14 +88,15 @@ class CatalogServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpsertUsers(self, request, context):
-        """Adds or replaces stored user columns.
+        """Adds users, or replaces their stored columns; the next request knows them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ForgetUser(self, request, context):
-        """Removes a person from user state, log and the next generation, and keeps a record that it was done.
+        """Removes a person: from the user state and the stored columns before the answer, from everything that is trained
+        on the log from now on. A record that it was done stays. Somebody who comes back under the id is a stranger.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

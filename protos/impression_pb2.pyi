@@ -90,7 +90,7 @@ class SourceHits(_message.Message):
     def __init__(self, source: _Optional[str] = ..., item_key: _Optional[_Iterable[int]] = ..., score: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Impression(_message.Message):
-    __slots__ = ("request_id", "time_ms", "kind", "tenant", "surface", "user_id", "visitor_id", "session_id", "text", "size", "seed_item_ids", "exclude_item_ids", "rank_item_ids", "features", "history_item_key", "history_action_key", "history_time_ms", "filter", "live_hits", "generation", "schema", "policy", "degraded", "stages", "skipped_sources", "experiment_arms", "labels", "catalog_seq", "item_id", "propensity", "utility", "slot_flags", "action_names", "probability", "source_names", "source_bits", "source_rank", "query_row", "item_rows", "pair_rows", "eligible_item_key", "eligible_utility")
+    __slots__ = ("request_id", "time_ms", "kind", "tenant", "surface", "user_id", "visitor_id", "session_id", "text", "size", "seed_item_ids", "exclude_item_ids", "rank_item_ids", "features", "history_item_key", "history_action_key", "history_time_ms", "filter", "live_hits", "shown_item_key", "generation", "schema", "policy", "degraded", "stages", "skipped_sources", "experiment_arms", "labels", "catalog_seq", "item_id", "propensity", "utility", "slot_flags", "action_names", "probability", "source_names", "source_bits", "source_rank", "query_row", "item_rows", "pair_rows", "eligible_item_key", "eligible_utility")
     class FeaturesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -131,6 +131,7 @@ class Impression(_message.Message):
     HISTORY_TIME_MS_FIELD_NUMBER: _ClassVar[int]
     FILTER_FIELD_NUMBER: _ClassVar[int]
     LIVE_HITS_FIELD_NUMBER: _ClassVar[int]
+    SHOWN_ITEM_KEY_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     SCHEMA_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
@@ -173,6 +174,7 @@ class Impression(_message.Message):
     history_time_ms: _containers.RepeatedScalarFieldContainer[int]
     filter: str
     live_hits: _containers.RepeatedCompositeFieldContainer[SourceHits]
+    shown_item_key: _containers.RepeatedScalarFieldContainer[int]
     generation: str
     schema: str
     policy: Policy
@@ -196,7 +198,7 @@ class Impression(_message.Message):
     pair_rows: bytes
     eligible_item_key: _containers.RepeatedScalarFieldContainer[int]
     eligible_utility: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, request_id: _Optional[str] = ..., time_ms: _Optional[int] = ..., kind: _Optional[_Union[Kind, str]] = ..., tenant: _Optional[str] = ..., surface: _Optional[str] = ..., user_id: _Optional[str] = ..., visitor_id: _Optional[str] = ..., session_id: _Optional[str] = ..., text: _Optional[str] = ..., size: _Optional[int] = ..., seed_item_ids: _Optional[_Iterable[str]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., rank_item_ids: _Optional[_Iterable[str]] = ..., features: _Optional[_Mapping[str, FeatureValue]] = ..., history_item_key: _Optional[_Iterable[int]] = ..., history_action_key: _Optional[_Iterable[int]] = ..., history_time_ms: _Optional[_Iterable[int]] = ..., filter: _Optional[str] = ..., live_hits: _Optional[_Iterable[_Union[SourceHits, _Mapping]]] = ..., generation: _Optional[str] = ..., schema: _Optional[str] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., degraded: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., skipped_sources: _Optional[_Iterable[str]] = ..., experiment_arms: _Optional[_Mapping[str, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., catalog_seq: _Optional[int] = ..., item_id: _Optional[_Iterable[str]] = ..., propensity: _Optional[_Iterable[float]] = ..., utility: _Optional[_Iterable[float]] = ..., slot_flags: _Optional[_Iterable[int]] = ..., action_names: _Optional[_Iterable[str]] = ..., probability: _Optional[_Iterable[float]] = ..., source_names: _Optional[_Iterable[str]] = ..., source_bits: _Optional[_Iterable[int]] = ..., source_rank: _Optional[_Iterable[int]] = ..., query_row: _Optional[bytes] = ..., item_rows: _Optional[bytes] = ..., pair_rows: _Optional[bytes] = ..., eligible_item_key: _Optional[_Iterable[int]] = ..., eligible_utility: _Optional[_Iterable[float]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., time_ms: _Optional[int] = ..., kind: _Optional[_Union[Kind, str]] = ..., tenant: _Optional[str] = ..., surface: _Optional[str] = ..., user_id: _Optional[str] = ..., visitor_id: _Optional[str] = ..., session_id: _Optional[str] = ..., text: _Optional[str] = ..., size: _Optional[int] = ..., seed_item_ids: _Optional[_Iterable[str]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., rank_item_ids: _Optional[_Iterable[str]] = ..., features: _Optional[_Mapping[str, FeatureValue]] = ..., history_item_key: _Optional[_Iterable[int]] = ..., history_action_key: _Optional[_Iterable[int]] = ..., history_time_ms: _Optional[_Iterable[int]] = ..., filter: _Optional[str] = ..., live_hits: _Optional[_Iterable[_Union[SourceHits, _Mapping]]] = ..., shown_item_key: _Optional[_Iterable[int]] = ..., generation: _Optional[str] = ..., schema: _Optional[str] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., degraded: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., skipped_sources: _Optional[_Iterable[str]] = ..., experiment_arms: _Optional[_Mapping[str, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., catalog_seq: _Optional[int] = ..., item_id: _Optional[_Iterable[str]] = ..., propensity: _Optional[_Iterable[float]] = ..., utility: _Optional[_Iterable[float]] = ..., slot_flags: _Optional[_Iterable[int]] = ..., action_names: _Optional[_Iterable[str]] = ..., probability: _Optional[_Iterable[float]] = ..., source_names: _Optional[_Iterable[str]] = ..., source_bits: _Optional[_Iterable[int]] = ..., source_rank: _Optional[_Iterable[int]] = ..., query_row: _Optional[bytes] = ..., item_rows: _Optional[bytes] = ..., pair_rows: _Optional[bytes] = ..., eligible_item_key: _Optional[_Iterable[int]] = ..., eligible_utility: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Outcome(_message.Message):
     __slots__ = ("event_id", "request_id", "item_id", "user_id", "session_id", "action", "value", "time_ms", "visible_ms", "position", "attribution_token", "tenant", "visitor_id")

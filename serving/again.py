@@ -34,6 +34,7 @@ _ASKED = (
     "filter",
     "features",
     "live_hits",
+    "shown_item_key",
     "history_item_key",
     "history_action_key",
     "history_time_ms",

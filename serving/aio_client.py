@@ -67,6 +67,8 @@ class AsyncCascadeClient:
     upsert_items = _awaited(calls.upsert_items)
     delete_items = _awaited(calls.delete_items)
     patch_items = _awaited(calls.patch_items)
+    upsert_users = _awaited(calls.upsert_users)
+    forget_user = _awaited(calls.forget_user)
     ready = _awaited(calls.ready)
     status = _awaited(calls.status)
     rules = _awaited(calls.rules)

@@ -222,7 +222,7 @@ class _Slots:
     def reason_bits_K(self) -> NDArray[np.uint32]:
         """Bit r: reason r holds."""
         query = self.query
-        stored = bool(query.user_id) and self.generation.users.rows_of([query.user_id])[0] >= 0
+        stored = bool(query.user_id) and self.generation.profiles.of(query.user_id) is not None
         known = stored or len(query.history) > 0
         of_ann = bool(query.text) << _SEARCH_MATCH | known << _PERSONALISED
         of_source = {**_BITS_OF_SOURCE, "ann": of_ann}

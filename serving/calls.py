@@ -23,6 +23,7 @@ from serving.records import (
     ItemChange,
     ItemEntry,
     ShownSlate,
+    UserEntry,
     slate_of,
     values,
 )
@@ -226,6 +227,23 @@ def patch_items(changes: Sequence[ItemChange], *, deadline_s: float | None = Non
     vectors when the next generation is built."""
     request = catalog_pb2.PatchItemsRequest(patches=[each.on_the_wire() for each in changes])
     return (yield from _change("PatchItems", request, deadline_s))
+
+
+def upsert_users(users: Sequence[UserEntry], *, deadline_s: float | None = None) -> Steps[list[CatalogAnswer]]:
+    """Add or replace the stored columns of at most 1000 users; one answer each, in order."""
+    request = catalog_pb2.UpsertUsersRequest(users=[each.on_the_wire() for each in users])
+    return (yield from _change("UpsertUsers", request, deadline_s))
+
+
+def forget_user(user_id: str, *, reference: str = "", deadline_s: float | None = None) -> Steps[str]:
+    """Remove a person from the stored columns, the user state and later trainings; returns the record's number.
+
+    Args:
+        reference: of the demand, kept in the record.
+    """
+    request = catalog_pb2.ForgetUserRequest(user_id=user_id, reference=reference)
+    reply = yield _call("Catalog/ForgetUser", request, deadline_s)
+    return catalog_pb2.ForgetUserResponse.FromString(reply).audit_id
 
 
 def ready(*, deadline_s: float = 1.0) -> Steps[bool]:

@@ -1,4 +1,5 @@
-"""The Catalog service: items come, change and go between two generations. Checked, durable, applied, then answered.
+"""The Catalog service: items and users come, change and go between two generations. Checked, durable, applied, then
+answered.
 
 When a call returns, this server's next answer knows of it, and so does that of every other server of the store.
 
@@ -20,10 +21,14 @@ from protos.catalog_pb2 import (
     CatalogResponse,
     CatalogResult,
     CatalogStatus,
+    CatalogUser,
     DeleteItemsRequest,
+    ForgetUserRequest,
+    ForgetUserResponse,
     ItemPatch,
     PatchItemsRequest,
     UpsertItemsRequest,
+    UpsertUsersRequest,
 )
 from serving import codec
 from serving.admission import Admission
@@ -31,6 +36,7 @@ from serving.catalog_log import Change
 from serving.changes import PRICE, defaulted, embedded_badly, held, values_of
 from serving.codec import InvalidRequest
 from serving.generation import Generation
+from serving.redis_store import StateUnavailable
 from serving.rpc import CatalogFull, Unavailable, handlers
 from serving.service import ServiceSettings, deadline
 from serving.telemetry import Telemetry
@@ -40,17 +46,16 @@ MAX_DESCRIPTION_CHARS = 10_000
 MAX_TAIL = 200_000
 """Rows added since the last build: they are searched one by one."""
 
-_Request = TypeVar("_Request", UpsertItemsRequest, DeleteItemsRequest, PatchItemsRequest)
-_Entry = TypeVar("_Entry", CatalogItem, ItemPatch, str)
+MAX_USERS = 200_000
+"""Users told of since the last build: their columns are held in memory."""
+
+_Request = TypeVar(
+    "_Request", UpsertItemsRequest, DeleteItemsRequest, PatchItemsRequest, UpsertUsersRequest, ForgetUserRequest
+)
+_Batch = TypeVar("_Batch", UpsertItemsRequest, DeleteItemsRequest, PatchItemsRequest, UpsertUsersRequest)
+_Entry = TypeVar("_Entry", CatalogItem, ItemPatch, CatalogUser, str)
 Accepted = tuple[Change | None, list[CatalogResult]]
 """What is to be logged, None for nothing; and one result for each entry of the request."""
-
-_LATER = {
-    "UpsertUsers": "UpsertUsers is not built yet; it will store user columns between two generations. Meanwhile send "
-    "them in context.features",
-    "ForgetUser": "ForgetUser is not built yet; it will remove a person everywhere. Meanwhile delete the user's rows "
-    "from the log and the user state by hand",
-}
 
 
 class ChangingCatalog(Protocol):
@@ -58,14 +63,32 @@ class ChangingCatalog(Protocol):
 
     @property
     def active(self) -> Generation | None: ...
-    def change(self, plan: Callable[[Generation], Change | None], *, time_ms: int) -> None: ...
+    def change(self, plan: Callable[[Generation], Change | None], *, time_ms: int) -> int: ...
+
+
+class Forgetful(Protocol):
+    """`UserState` is one."""
+
+    def forget(self, user_id: str) -> None: ...
 
 
 class CatalogService:
-    """UpsertItems, DeleteItems and PatchItems, one call after the other."""
+    """One call after the other.
 
-    def __init__(self, generations: ChangingCatalog, *, telemetry: Telemetry, settings: ServiceSettings) -> None:
+    Args:
+        state: what else is known of users; None where there is nothing.
+    """
+
+    def __init__(
+        self,
+        generations: ChangingCatalog,
+        *,
+        telemetry: Telemetry,
+        settings: ServiceSettings,
+        state: Forgetful | None = None,
+    ) -> None:
         self._generations = generations
+        self._state = state
         self._telemetry = telemetry
         self._settings = settings
         self.admission = Admission(running=1, waiting=settings.waiting)
@@ -78,8 +101,9 @@ class CatalogService:
                 "UpsertItems": self.upsert_items,
                 "DeleteItems": self.delete_items,
                 "PatchItems": self.patch_items,
+                "UpsertUsers": self.upsert_users,
+                "ForgetUser": self.forget_user,
             },
-            later=_LATER,
         )
 
     def upsert_items(self, wire: bytes, context: grpc.ServicerContext) -> bytes:
@@ -97,8 +121,36 @@ class CatalogService:
         codec.check_whole("the number of patches", len(request.patches), 1, MAX_ENTRIES)
         return self._change(request, accepted_patches, context)
 
+    def upsert_users(self, wire: bytes, context: grpc.ServicerContext) -> bytes:
+        request = _parsed(UpsertUsersRequest(), wire)
+        codec.check_whole("the number of users", len(request.users), 1, MAX_ENTRIES)
+        return self._change(request, accepted_users, context)
+
+    def forget_user(self, wire: bytes, context: grpc.ServicerContext) -> bytes:
+        """The record first: from then on no server uses what is stored, whether or not it can be deleted."""
+        request = _parsed(ForgetUserRequest(), wire)
+        check_user_id(request.user_id)
+        codec.check_string("reference", request.reference, codec.MAX_ID_CHARS)
+        with self.admission.enter(deadline(context, self._settings)):
+            record = self._logged(lambda _: request)
+        try:
+            if self._state is not None:
+                self._state.forget(request.user_id)
+        except StateUnavailable as error:
+            raise Unavailable(
+                f"record {record}: the user is forgotten, but the user state cannot be deleted now, so send this "
+                f"again: {error}"
+            ) from error
+        self._telemetry.add("catalog", "forgotten")
+        return ForgetUserResponse(audit_id=str(record)).SerializeToString()
+
+    def _logged(self, plan: Callable[[Generation], Change | None]) -> int:
+        if self._generations.active is None:
+            raise Unavailable("no generation is active yet, so there is nothing to change")
+        return self._generations.change(plan, time_ms=time.time_ns() // 1_000_000)
+
     def _change(
-        self, request: _Request, accept: Callable[[_Request, Generation], Accepted], context: grpc.ServicerContext
+        self, request: _Batch, accept: Callable[[_Batch, Generation], Accepted], context: grpc.ServicerContext
     ) -> bytes:
         response = CatalogResponse()
         unusable: Counter[str] = Counter()
@@ -112,9 +164,7 @@ class CatalogService:
             return change
 
         with self.admission.enter(deadline(context, self._settings)):
-            if self._generations.active is None:
-                raise Unavailable("no generation is active yet, so there is nothing to change")
-            self._generations.change(plan, time_ms=time.time_ns() // 1_000_000)
+            self._logged(plan)
         for result in response.results:
             self._telemetry.add("catalog", CatalogStatus.Name(result.status))
         for name, count in unusable.items():
@@ -171,6 +221,35 @@ def accepted_patches(request: PatchItemsRequest, generation: Generation) -> Acce
             merged.setdefault(patch.item_id, ItemPatch()).MergeFrom(patch)
     _check_room(generation, sum(bool(values_of(patch)) for patch in merged.values()))
     return PatchItemsRequest(patches=merged.values()) if merged else None, results
+
+
+def accepted_users(request: UpsertUsersRequest, generation: Generation) -> Accepted:
+    """
+    Raises:
+        CatalogFull: where they are too many before the next generation.
+    """
+    reasons = [_reason(check_user, user, generation.table) for user in request.users]
+    chosen = {user.user_id: user for user, reason in zip(request.users, reasons, strict=True) if not reason}
+    held = len(generation.profiles.changed)
+    if held + len(chosen) > MAX_USERS:
+        raise CatalogFull(
+            f"{held} users were told of since generation {generation.id} was built, {len(chosen)} more exceed the "
+            f"{MAX_USERS} that can be; build the next one with `cascade rebuild`, then send this again"
+        )
+    results = [_result(user.user_id, rejected=reason) for user, reason in zip(request.users, reasons, strict=True)]
+    return UpsertUsersRequest(users=chosen.values()) if chosen else None, results
+
+
+def check_user(user: CatalogUser, table: FeatureTable) -> None:
+    """Id and texts within bounds, attributes declared."""
+    check_user_id(user.user_id)
+    codec.check_values("attributes", user.attributes)
+    codec.check_columns("attributes", user.attributes, table.profile)
+
+
+def check_user_id(user_id: str) -> None:
+    if not 1 <= len(user_id) <= codec.MAX_ID_CHARS:
+        raise InvalidRequest("user_id", f"an id of {len(user_id)} characters", f"1 to {codec.MAX_ID_CHARS}")
 
 
 def check_id(item_id: str, _table: FeatureTable) -> None:

@@ -1,15 +1,16 @@
-"""The catalogue log: what changed between two generations, items and rules, durable, in one order for every process of
-a store.
+"""The catalogue log: what changed between two generations, items, users and rules, durable, in one order for every
+process of a store.
 
 A file in SQLite with a write-ahead log. A row is one call that changed something, holding what of it was accepted, so
-that the log is also the record of who was deleted when. Every row carries a CRC-32, which readers check.
+that the log is also the record of what was deleted and who was forgotten when. Readers check the CRC-32 that every row
+carries.
 """
 
 import os
 import sqlite3
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,23 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from protos.admin_pb2 import PutRulesRequest
-from protos.catalog_pb2 import DeleteItemsRequest, PatchItemsRequest, UpsertItemsRequest
+from protos.catalog_pb2 import (
+    DeleteItemsRequest,
+    ForgetUserRequest,
+    PatchItemsRequest,
+    UpsertItemsRequest,
+    UpsertUsersRequest,
+)
 from serving.log import CorruptLog, LogUnavailable
 
-Change = UpsertItemsRequest | DeleteItemsRequest | PatchItemsRequest | PutRulesRequest
+Change = (
+    UpsertItemsRequest
+    | DeleteItemsRequest
+    | PatchItemsRequest
+    | PutRulesRequest
+    | UpsertUsersRequest
+    | ForgetUserRequest
+)
 
 FILE = "catalog.db"
 """Name of the log in the folder of a generation store."""
@@ -31,6 +45,8 @@ _CHANGES: dict[str, type[Change]] = {
     "delete_items": DeleteItemsRequest,
     "patch_items": PatchItemsRequest,
     "put_rules": PutRulesRequest,
+    "upsert_users": UpsertUsersRequest,
+    "forget_user": ForgetUserRequest,
 }
 _KIND_OF = {change: kind for kind, change in _CHANGES.items()}
 _NOT_THE_FILE = {
@@ -102,18 +118,7 @@ class CatalogLog:
         Raises:
             UnknownChange: for an entry of a later version.
         """
-        with self._reading:
-            try:
-                reader = self._open_to_read()
-                if reader is None:
-                    return []
-                found = reader.execute(
-                    "SELECT seq, time_ms, kind, crc, payload FROM entries WHERE seq > ? AND seq <= ? ORDER BY seq",
-                    (seq, (1 << 63) - 1 if until is None else until),
-                ).fetchall()
-            except (sqlite3.Error, UnicodeDecodeError) as error:
-                raise self._failed(error) from error
-        entries = [self._entry(*row) for row in found]
+        entries = self._found("seq > ? AND seq <= ? ORDER BY seq", seq, (1 << 63) - 1 if until is None else until)
         for expected, entry in enumerate(entries, start=seq + 1):
             if entry.seq != expected:
                 raise CorruptLog(f"{self.path}: entry {expected} is missing, the next is {entry.seq}")
@@ -121,20 +126,13 @@ class CatalogLog:
 
     def rules(self, until: int) -> Entry | None:
         """The last entry up to and with `until` that put rules; None where none did."""
-        with self._reading:
-            try:
-                reader = self._open_to_read()
-                found = (
-                    reader
-                    and reader.execute(
-                        "SELECT seq, time_ms, kind, crc, payload FROM entries WHERE seq <= ? AND kind = 'put_rules' "
-                        "ORDER BY seq DESC LIMIT 1",
-                        (until,),
-                    ).fetchone()
-                )
-            except (sqlite3.Error, UnicodeDecodeError) as error:
-                raise self._failed(error) from error
-        return self._entry(*found) if found else None
+        found = self._found("seq <= ? AND kind = 'put_rules' ORDER BY seq DESC LIMIT 1", until)
+        return found[0] if found else None
+
+    def forgotten(self, until: int | None = None) -> dict[str, int]:
+        """When each user was last forgotten that was, in ms, by the entries up to and with `until`."""
+        found = self._found("seq <= ? AND kind = 'forget_user' ORDER BY seq", (1 << 63) - 1 if until is None else until)
+        return forgotten_in(found)
 
     def append(self, request: Change, *, time_ms: int, after: int) -> Entry:
         """Write the entry that follows number `after`; on disk (fsync) when this returns.
@@ -202,6 +200,18 @@ class CatalogLog:
             raise CorruptLog(f"{self.path} is not a catalogue log of version {_VERSION} (it says {version})")
         return False
 
+    def _found(self, where: str, *bounds: int) -> list[Entry]:
+        with self._reading:
+            try:
+                reader = self._open_to_read()
+                if reader is None:
+                    return []
+                rows = reader.execute(f"SELECT seq, time_ms, kind, crc, payload FROM entries WHERE {where}", bounds)
+                found = rows.fetchall()
+            except (sqlite3.Error, UnicodeDecodeError) as error:
+                raise self._failed(error) from error
+        return [self._entry(*row) for row in found]
+
     def _entry(self, seq: int, time_ms: int, kind: str, crc: int, payload: bytes) -> Entry:
         if not isinstance(payload, bytes) or _crc(seq, time_ms, kind, payload) != crc:
             raise CorruptLog(f"{self.path}: entry {seq} does not match its checksum")
@@ -220,6 +230,11 @@ class CatalogLog:
         _close(self._reader)
         self._reader = None
         return _explained(error, self.path)
+
+
+def forgotten_in(entries: Iterable[Entry]) -> dict[str, int]:
+    """When each user was last forgotten that was, in ms."""
+    return {each.request.user_id: each.time_ms for each in entries if isinstance(each.request, ForgetUserRequest)}
 
 
 def _close(connection: sqlite3.Connection | None) -> None:

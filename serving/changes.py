@@ -19,8 +19,14 @@ from candidate_gen.items import Items
 from candidate_gen.towers import Towers
 from index.poison import unusable
 from index.strings import key64
-from protos.admin_pb2 import PutRulesRequest
-from protos.catalog_pb2 import CatalogItem, ItemPatch, PatchItemsRequest, UpsertItemsRequest
+from protos.catalog_pb2 import (
+    CatalogItem,
+    CatalogUser,
+    DeleteItemsRequest,
+    ItemPatch,
+    PatchItemsRequest,
+    UpsertItemsRequest,
+)
 from serving.catalog_log import Change, Entry
 
 PRICE = "price"
@@ -29,16 +35,16 @@ PRICE = "price"
 
 def changed(items: Items, entry: Entry, *, table: FeatureTable, towers: Towers) -> Items:
     """The items after an entry. Ids that they do not hold are passed over, and so are items that embed badly; rules
-    change no item."""
+    and users change no item."""
     request = entry.request
-    if isinstance(request, PutRulesRequest):
-        return items
     if isinstance(request, UpsertItemsRequest):
         return _upserted(items, request.items, time_ms=entry.time_ms, table=table, towers=towers)
     if isinstance(request, PatchItemsRequest):
         return _patched(items, request.patches, table=table)
-    row_N = held(items, request.item_ids)
-    return items.without(row_N[row_N >= 0])
+    if isinstance(request, DeleteItemsRequest):
+        row_N = held(items, request.item_ids)
+        return items.without(row_N[row_N >= 0])
+    return items
 
 
 def held(items: Items, item_ids: Sequence[str]) -> NDArray[np.int64]:
@@ -52,13 +58,15 @@ def embedded_badly(listed: Sequence[CatalogItem], *, table: FeatureTable, towers
     return _unusable(towers.encode_items(_records(listed, table)))
 
 
-def values_of(item: CatalogItem | ItemPatch) -> dict[str, str | float]:
-    """Values by the name of their item column; the price is one of them."""
+def values_of(item: CatalogItem | ItemPatch | CatalogUser) -> dict[str, str | float]:
+    """Values by the name of their column; of an item the price is one of them."""
     values: dict[str, str | float] = {
         name: value.text if value.WhichOneof("kind") == "text" else value.number
         for name, value in item.attributes.items()
     }
-    return values | {PRICE: item.price} if item.HasField("price") else values
+    if isinstance(item, CatalogUser) or not item.HasField("price"):
+        return values
+    return values | {PRICE: item.price}
 
 
 def defaulted(change: Change | None, table: FeatureTable) -> Counter[str]:

@@ -24,6 +24,7 @@ from serving.records import (
     ItemEntry,
     ShownItem,
     ShownSlate,
+    UserEntry,
     slate_of,
 )
 
@@ -39,6 +40,7 @@ __all__ = [
     "ItemEntry",
     "ShownItem",
     "ShownSlate",
+    "UserEntry",
     "slate_of",
 ]
 
@@ -94,6 +96,8 @@ class CascadeClient:
     upsert_items = _blocking(calls.upsert_items)
     delete_items = _blocking(calls.delete_items)
     patch_items = _blocking(calls.patch_items)
+    upsert_users = _blocking(calls.upsert_users)
+    forget_user = _blocking(calls.forget_user)
     ready = _blocking(calls.ready)
     status = _blocking(calls.status)
     rules = _blocking(calls.rules)

@@ -3,7 +3,7 @@
 A request becomes the asking half of an `Impression`, and a `Query` is only ever made from that. What serving runs is
 therefore what replay runs: `query_of` on the logged impression gives the logged query.
 
-Shape letters: N candidates, S seeds, X excluded items, L history.
+Shape letters: N candidates, S seeds, X excluded or shown items, L history.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -216,6 +216,7 @@ def query_of(asked: Impression, generation: Generation) -> Query:
         features={name: _plain(value) for name, value in asked.features.items()},
         seed_row_S=_known_rows(items, asked.seed_item_ids),
         exclude_row_X=_known_rows(items, asked.exclude_item_ids),
+        shown_row_X=_rows_of_keys(items, asked.shown_item_key),
         only_row_N=_known_rows(items, asked.rank_item_ids) if asked.kind == Kind.KIND_RANK else None,
         filter=asked.filter,
         live=live_hits(asked, generation),
@@ -378,6 +379,13 @@ def _known_rows(items: Items, item_ids: Sequence[str]) -> NDArray[np.int64]:
         return NO_ROWS
     row_N = held(items, item_ids)
     return row_N[row_N >= 0]
+
+
+def _rows_of_keys(items: Items, item_keys: Sequence[int]) -> NDArray[np.int64]:
+    if not item_keys:
+        return NO_ROWS
+    row_X = items.ids.rows(np.fromiter(item_keys, np.uint64))
+    return row_X[row_X >= 0]
 
 
 def _plain(value: FeatureValue) -> str | float:

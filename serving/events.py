@@ -16,6 +16,7 @@ from serving.live import Live
 from serving.log import LogUnavailable, Status
 from serving.rpc import Unavailable, handlers
 from serving.service import Log, ServiceSettings, State, deadline, now_ms, warn
+from serving.state import UserEvent
 from serving.telemetry import Telemetry
 
 LATE_MS = 86_400_000
@@ -94,20 +95,20 @@ class EventsService:
                 result.status = EventStatus.EVENT_STATUS_REJECTED
                 result.reason = str(error)
             results.append(result)
-        outcomes = [outcome for _, outcome in accepted]
-        fresh: list[Outcome] = []
-        for (result, outcome), status in zip(accepted, self._write(outcomes), strict=True):
+        current: list[tuple[EventResult, Outcome]] = []
+        logged = self._write([outcome for _, outcome in accepted])
+        for (result, outcome), status in zip(accepted, logged, strict=True):
+            late = outcome.time_ms < outcome.visible_ms - LATE_MS
+            result.status = EventStatus.EVENT_STATUS_LATE if late else EventStatus.EVENT_STATUS_STORED
             if status == "duplicate":
                 result.status = EventStatus.EVENT_STATUS_DUPLICATE
-            elif outcome.time_ms < outcome.visible_ms - LATE_MS:
-                result.status = EventStatus.EVENT_STATUS_LATE
-            else:
-                result.status = EventStatus.EVENT_STATUS_STORED
-                fresh.append(outcome)
+            if not late:
+                current.append((result, outcome))
+        degraded = self._apply(current)
         for result in results:
             self._telemetry.add("events", EventStatus.Name(result.status))
-        self._learn(fresh)
-        return results, self._apply([outcome for outcome in fresh if outcome.user_id])
+        self._learn([outcome for result, outcome in current if result.status == EventStatus.EVENT_STATUS_STORED])
+        return results, degraded
 
     def _learn(self, outcomes: Sequence[Outcome]) -> None:
         if self._live is None:
@@ -128,19 +129,25 @@ class EventsService:
         self._telemetry.add("log", "stored", len(outcomes))
         return statuses
 
-    def _apply(self, outcomes: Sequence[Outcome]) -> int:
-        """Change the state of every user concerned, in the order of training's histories; returns `Degraded` bits."""
-        if self._state is None:
+    def _apply(self, current: Sequence[tuple[EventResult, Outcome]]) -> int:
+        """Change the state of every user concerned, in the order of training's histories; returns `Degraded` bits.
+
+        Those that this server's log holds already are pushed too: it may be the state that did not take them then.
+        Those that another server was told of first become duplicates.
+        """
+        if self._state is None or not current:
             return 0
-        events_of: dict[str, list[tuple[int, int, int]]] = {}
-        for one in sorted(outcomes, key=lambda each: (each.visible_ms, each.time_ms, each.event_id)):
-            event = (key64(one.item_id), action_key(one.action), one.time_ms)
-            events_of.setdefault(one.user_id, []).append(event)
-        degraded = 0
-        for user_id, events in events_of.items():
-            try:
-                self._state.push(user_id, events)
-            except Exception as error:
-                warn(error, "user state cannot be changed")
-                degraded = Degraded.DEGRADED_DEFAULT_FEATURES
-        return degraded
+        ordered = sorted(current, key=lambda each: (each[1].visible_ms, each[1].time_ms, each[1].event_id))
+        events = [
+            UserEvent(one.event_id, one.user_id, key64(one.item_id), action_key(one.action), one.time_ms)
+            for _, one in ordered
+        ]
+        try:
+            new = self._state.push(events)
+        except Exception as error:
+            warn(error, "user state cannot be changed")
+            return Degraded.DEGRADED_DEFAULT_FEATURES
+        for (result, _), first in zip(ordered, new, strict=True):
+            if not first:
+                result.status = EventStatus.EVENT_STATUS_DUPLICATE
+        return 0

@@ -1,21 +1,20 @@
 """Events from server to server: what one is told counts in all, a moment later.
 
-A Redis stream of bounded length, appended to and read by a thread in the background: no request waits for it, and
-where Redis is silent, each server goes by what it is told itself.
+A Redis stream of bounded length, on one node of a cluster, appended to and read by a thread in the background: no
+request waits for it, and where Redis is silent, each server goes by what it is told itself.
 """
 
 import logging
 import threading
 import uuid
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from candidate_gen.activity import EVENT
 from serving.live import Live
+from serving.redis_store import RedisStore, StateUnavailable
 
 _KEY = "cascade:events"
 _WHO, _WHAT = b"server", b"events"
@@ -43,9 +42,7 @@ class EventExchange:
         self._failing = False
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
-        self._client = redis.Redis.from_url(
-            url, socket_timeout=1.0, socket_connect_timeout=1.0, retry=Retry(NoBackoff(), 0), protocol=2
-        )
+        self._store = RedisStore(url, timeout_s=1.0)
 
     def start(self) -> None:
         self._thread.start()
@@ -54,7 +51,7 @@ class EventExchange:
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join()
-        self._client.close()
+        self._store.close()
 
     def _run(self) -> None:
         while not self._closing.wait(self._every_s):
@@ -63,7 +60,7 @@ class EventExchange:
                 self._failing = False
             except Exception as error:
                 if not self._failing:
-                    expected = isinstance(error, redis.RedisError | OSError)
+                    expected = isinstance(error, StateUnavailable)
                     _LOGGER.warning("events cannot be exchanged: %s", error, exc_info=None if expected else error)
                 self._failing = True
 
@@ -71,28 +68,34 @@ class EventExchange:
         """Tell what this server was told since, hear what others were.
 
         Raises:
-            RedisError, OSError: what was not told yet is told next time, or twice where the answer was lost.
+            StateUnavailable: what was not told yet is told next time, or twice where the answer was lost.
         """
         self._hear()
         outbox = self._live.outbox
         while outbox:
             own = outbox.popleft()
             try:
-                self._client.xadd(_KEY, {_WHO: self._own, _WHAT: own}, maxlen=self._length, approximate=True)
-            except (redis.RedisError, OSError):
+                self._ask("XADD", _KEY, "MAXLEN", "~", self._length, "*", _WHO, self._own, _WHAT, own)
+            except StateUnavailable:
                 outbox.appendleft(own)
                 raise
 
     def _hear(self) -> None:
-        entries: list[tuple[bytes, dict[bytes, bytes]]]
         if self._last is None:
-            entries = cast(Any, self._client.xrevrange(_KEY, count=self._caught_up))[::-1]
+            entries = self._ask("XREVRANGE", _KEY, "+", "-", "COUNT", self._caught_up)[::-1]
             self._last = b"0-0"
         else:
-            heard = cast(Any, self._client.xread({_KEY: self._last}, count=self._length))
+            heard = self._ask("XREAD", "COUNT", self._length, "STREAMS", _KEY, self._last)
             entries = heard[0][1] if heard else []
-        for number, entry in entries:
+        for number, fields in entries:
             self._last = number
+            entry = dict(zip(fields[::2], fields[1::2], strict=True))
             packed = entry.get(_WHAT, b"")
             if entry.get(_WHO) != self._own and len(packed) % EVENT.itemsize == 0:
                 self._live.add(np.frombuffer(packed, EVENT))
+
+    def _ask(self, *command: bytes | str | int) -> Any:
+        (said,) = self._store.ask(_KEY, [command])
+        if isinstance(said, redis.RedisError):
+            raise StateUnavailable(f"redis: {said}")
+        return said

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from candidate_gen.activity import Activity
 from candidate_gen.compiled_tower import QueryEncoder, query_encoder
 from candidate_gen.features import FeatureTable, query_rows
-from candidate_gen.filters import Disallowed, Excluded, Seen, Unpublished
+from candidate_gen.filters import Disallowed, Excluded, Seen, Shown, Unpublished
 from candidate_gen.items import Items
 from candidate_gen.predicates import Attributes
 from candidate_gen.towers import Towers
@@ -49,6 +49,7 @@ from serving.catalog_log import FILE, CatalogLog, Change, Entry, StaleHead
 from serving.changes import changed
 from serving.log import CorruptLog
 from serving.pipeline import RANKER, Filter, Pipeline, nothing_pinned
+from serving.profiles import Profiles
 from serving.retrieval import RetrievalSettings, chosen, fan_out, grown
 from serving.rules import rules_after
 
@@ -113,8 +114,7 @@ class Generation:
     manifest: Manifest
     table: FeatureTable
     items: Items
-    users: IdMap
-    profile_U: np.ndarray
+    profiles: Profiles
     towers: Towers
     encode_query: QueryEncoder
     """Of `towers`."""
@@ -145,7 +145,9 @@ class Generation:
         made = cls.read(store.folder(generation), manifest, placement=placement)
         with closing(CatalogLog(store.root / FILE)) as log:
             put = log.rules(until=made.catalog_seq)
-        return made if put is None else made._with(made.items, put, made.catalog_seq)
+            forgotten = log.forgotten(until=made.catalog_seq)
+        made = replace(made, profiles=replace(made.profiles, forgotten=forgotten))
+        return made if put is None else made._with(made.items, made.profiles, put, made.catalog_seq)
 
     @classmethod
     def read(cls, folder: Path, manifest: Manifest, *, placement: Placement | None = None) -> "Generation":
@@ -185,9 +187,9 @@ class Generation:
         retrieval = RetrievalSettings(**json.loads((folder / "retrieval.json").read_text()))
         activity = Activity.load(folder)
         _agree("activity", activity.fingerprint, "manifest", manifest.fingerprints.get("activity", _NO_ACTIVITY))
-        users = IdMap.load(folder, "user_id")
         profile_U = np.asarray(np.load(folder / "profile_U.npy", mmap_mode="r", allow_pickle=False))
         _agree("user profiles", str(profile_U.dtype), "schema", str(table.profile_dtype))
+        profiles = Profiles(IdMap.load(folder, "user_id"), profile_U)
         lexical = LexicalIndex.load(folder / "lexical")
         attributes = Attributes(items)
         sources = chosen(retrieval, items, vectors=vectors, lexical=lexical, activity=activity, table=table)
@@ -196,8 +198,7 @@ class Generation:
             manifest=manifest,
             table=table,
             items=items,
-            users=users,
-            profile_U=profile_U,
+            profiles=profiles,
             towers=towers,
             encode_query=encode_query,
             vectors=vectors,
@@ -209,9 +210,7 @@ class Generation:
             activity=activity,
             catalog_seq=manifest.catalog_seq,
             pipeline=Pipeline(
-                hydrate=_hydration(
-                    table, items, attributes=attributes, users=users, profile_U=profile_U, encode_query=encode_query
-                ),
+                hydrate=_hydration(table, items, profiles, attributes=attributes, encode_query=encode_query),
                 sources=sources,
                 items=len(items),
                 filters=_filters(retrieval, items),
@@ -236,24 +235,32 @@ class Generation:
             ValueError: where an entry is not the next one.
         """
         items, put, seq = self.items, None, self.catalog_seq
+        entries = list(entries)
         for entry in entries:
             if entry.seq != seq + 1:
                 raise ValueError(f"entry {entry.seq} was given, change {seq + 1} of the catalogue is next")
             items, seq = changed(items, entry, table=self.table, towers=self.towers), entry.seq
             put = entry if isinstance(entry.request, PutRulesRequest) else put
-        return self if seq == self.catalog_seq else self._with(items, put, seq)
+        profiles = self.profiles.after(entries, self.table)
+        return self if seq == self.catalog_seq else self._with(items, profiles, put, seq)
 
-    def _with(self, items: Items, put: Entry | None, catalog_seq: int) -> "Generation":
-        """The same with other items, of which the first rows are those that it has, and with other rules if they were
-        put."""
+    def _with(self, items: Items, profiles: Profiles, put: Entry | None, catalog_seq: int) -> "Generation":
+        """The same with other items, of which the first rows are those that it has, with other profiles, and with
+        other rules if they were put."""
         attributes = self.attributes if items is self.items else self.attributes.on(items)
         rules = rules_after(put, self.rules, items=items, attributes=attributes)
+        parts = _ruled(self.settings, items, self.id, rules)
+        if items is not self.items or profiles is not self.profiles:
+            parts["hydrate"] = _hydration(
+                self.table, items, profiles, attributes=attributes, encode_query=self.encode_query
+            )
         if items is self.items:
             return replace(
                 self,
+                profiles=profiles,
                 catalog_seq=catalog_seq,
                 rules=rules,
-                pipeline=replace(self.pipeline, **_ruled(self.settings, items, self.id, rules)),
+                pipeline=replace(self.pipeline, **parts),
             )
         base = self.vectors.base if isinstance(self.vectors, GrownIndex) else self.vectors
         vectors = GrownIndex(base, growing(items.embedding_ID).tail)
@@ -263,6 +270,7 @@ class Generation:
         return replace(
             self,
             items=items,
+            profiles=profiles,
             vectors=vectors,
             lexical=lexical,
             attributes=attributes,
@@ -271,20 +279,12 @@ class Generation:
             rules=rules,
             pipeline=replace(
                 self.pipeline,
-                hydrate=_hydration(
-                    self.table,
-                    items,
-                    attributes=attributes,
-                    users=self.users,
-                    profile_U=self.profile_U,
-                    encode_query=self.encode_query,
-                ),
                 sources=grown(self.pipeline.sources, items, vectors=vectors, lexical=lexical),
                 items=len(items),
                 filters=_filters(self.retrieval, items),
                 scorer=scorer,
                 retrieval_order=RetrievalOrder(self.table, items),
-                **_ruled(self.settings, items, self.id, rules),
+                **parts,
             ),
         )
 
@@ -314,7 +314,7 @@ class Generation:
         Raises:
             GenerationMismatch: where an answer is empty, degraded or not finite, or the index finds too little.
         """
-        queries = canaries(self.users, self.items.titles, at_ms=self.manifest.data_window[1])
+        queries = canaries(self.profiles.users, self.items.titles, at_ms=self.manifest.data_window[1])
         query_BD = np.stack([self.pipeline.hydrate(query).vector_D for query in queries])
         try:
             check_answers(self.pipeline, queries, wrong=NOT_OF_A_CANARY)
@@ -345,14 +345,13 @@ def action_key(name: str) -> int:
 def _hydration(
     table: FeatureTable,
     items: Items,
+    profiles: Profiles,
     *,
     attributes: Attributes,
-    users: IdMap,
-    profile_U: np.ndarray,
     encode_query: QueryEncoder,
 ) -> Callable[[Query], HydratedQuery]:
     def hydrate(query: Query) -> HydratedQuery:
-        profile, defaulted = _profile(table, users, profile_U, query)
+        profile, defaulted = _profile(table, profiles, query)
         row = _query_row(table, items, profile, query)
         allowed = attributes.allowed(query.filter)
         return HydratedQuery(query, row, encode_query(row), allowed, defaulted)
@@ -367,16 +366,14 @@ def _ruled(settings: PolicySettings, items: Items, generation: str, rules: Rules
 
 
 def _filters(retrieval: RetrievalSettings, items: Items) -> list[Filter]:
-    return [Disallowed(), Unpublished(items), Excluded(), *([Seen()] if retrieval.hide_seen else [])]
+    return [Disallowed(), Unpublished(items), Excluded(), *([Seen()] if retrieval.hide_seen else []), Shown()]
 
 
-def _profile(
-    table: FeatureTable, users: IdMap, profile_U: np.ndarray, query: Query
-) -> tuple[np.ndarray, tuple[str, ...]]:
+def _profile(table: FeatureTable, profiles: Profiles, query: Query) -> tuple[np.ndarray, tuple[str, ...]]:
     """The profile, and which of its features stand at their defaults where a value was wanted: see `HydratedQuery`."""
-    user_row = users.rows_of([query.user_id])[0] if query.user_id else -1
-    defaulted = {feature.name for feature in table.profile if query.user_id and user_row < 0}
-    profile = np.array(profile_U[user_row : user_row + 1]) if user_row >= 0 else table.stranger
+    stored = profiles.of(query.user_id)
+    defaulted = {feature.name for feature in table.profile if query.user_id and stored is None}
+    profile = table.stranger if stored is None else stored.copy()
     for name, value in query.features.items():
         if name in (profile.dtype.names or ()):
             profile[name], unusable_B = table.encoded(name, [value])
@@ -444,8 +441,8 @@ class Generations:
         with self._advancing:
             return self._advance(self._active)
 
-    def change(self, plan: Callable[[Generation], Change | None], *, time_ms: int) -> None:
-        """Log a change of the catalogue and serve it: on disk and in `active` when this returns.
+    def change(self, plan: Callable[[Generation], Change | None], *, time_ms: int) -> int:
+        """Log a change of the catalogue and serve it: on disk and in `active` when this returns; its number, or 0.
 
         Args:
             plan: from the generation as it is, what to log, or None for nothing; called again where another server
@@ -462,7 +459,7 @@ class Generations:
                     raise ValueError("no generation is active, so there is nothing to change")
                 request = plan(active)
                 if request is None:
-                    return
+                    return 0
                 # Made before it is logged: what cannot be applied must never get there, for all servers would fail.
                 following = active.changed([Entry(active.catalog_seq + 1, time_ms, request)])
                 try:
@@ -470,7 +467,7 @@ class Generations:
                 except StaleHead:
                     continue
                 self._active = following
-                return
+                return following.catalog_seq
 
     def prepare(self, generation: str) -> Generation:
         """Load, check and warm a generation beside the one that serves."""

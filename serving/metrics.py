@@ -53,6 +53,7 @@ _COUNTERS = {
     "defaulted": _Counter(
         "cascade_features_defaulted", ("feature",), "Answers and changed items with a feature's default", ("history",)
     ),
+    "state": _Counter("cascade_state", ("what",), "Rows of another version passed over, waits for another server"),
     "repeated": _Counter("cascade_replies_repeated", ("kept",), "Answers given before, by where they were kept"),
     "log": _Counter(
         "cascade_log_writes", ("result",), "Rows that the log took, and writes that failed", ("stored", "failed")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from protos import recommender_pb2
-from protos.catalog_pb2 import CatalogItem, ItemPatch
+from protos.catalog_pb2 import CatalogItem, CatalogUser, ItemPatch
 from protos.impression_pb2 import Degraded, FeatureValue, Outcome
 from protos.recommender_pb2 import ReasonKind
 
@@ -128,6 +128,18 @@ class ItemChange:
             price=self.price,
             attributes=values(self.attributes),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class UserEntry:
+    """A user as the catalogue shall hold one, whole."""
+
+    user_id: str
+    attributes: Mapping[str, str | float] = field(default_factory=dict)
+    """Values of declared user columns."""
+
+    def on_the_wire(self) -> CatalogUser:
+        return CatalogUser(user_id=self.user_id, attributes=values(self.attributes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,9 @@ UNKNOWN or INTERNAL where INVALID_ARGUMENT is meant.
 """
 
 import logging
-import threading
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
-from hashlib import blake2b
 from typing import Any, NoReturn, TypeVar
 
 import grpc
@@ -143,50 +139,3 @@ def _guarded(
             telemetry.end(call)
 
     return handle
-
-
-class Replies:
-    """The last answers by request id, so that a retry gets the same answer and is computed and logged once."""
-
-    def __init__(self, *, most: int) -> None:
-        self._most = most
-        self._lock = threading.Lock()
-        self._replies: OrderedDict[str, tuple[bytes, Future[bytes]]] = OrderedDict()
-
-    def answer(self, request_id: str, wire: bytes, until: float, make: Callable[[], bytes]) -> tuple[bytes, bool]:
-        """What `make` returns, or what it returned for this id before, and whether it is that.
-
-        A call that finds another of the same id at work waits for it; where that one was refused or given up by its
-        caller, it is this one's turn. An answer that failed is not kept.
-
-        Raises:
-            InvalidRequest: where the id was used by a request of other bytes.
-            DeadlinePassed: where the other is not done in time.
-        """
-        digest = blake2b(wire, digest_size=16).digest()
-        with self._lock:
-            known = self._replies.get(request_id)
-            if known is None:
-                future: Future[bytes] = Future()
-                self._replies[request_id] = (digest, future)
-                if len(self._replies) > self._most:
-                    self._replies.popitem(last=False)
-        if known is not None:
-            if known[0] != digest:
-                raise InvalidRequest("request_id", request_id, "an id that no other request has used")
-            try:
-                return known[1].result(timeout=max(until - time.monotonic(), 0)), True
-            except TimeoutError:
-                raise DeadlinePassed("the deadline passed while another call of this request id was at work") from None
-            except (CallerGone, DeadlinePassed, Overloaded):
-                return self.answer(request_id, wire, until, make)
-        try:
-            reply = make()
-        except BaseException as error:
-            with self._lock:
-                if self._replies.get(request_id) == (digest, future):
-                    del self._replies[request_id]
-            future.set_exception(error)
-            raise
-        future.set_result(reply)
-        return reply, False

@@ -70,8 +70,8 @@ class ServerSettings:
     log: Path
     """Folder of the impression log; any number of servers may share one."""
     redis: str = field(default="", repr=False)
-    """User state, and the events of other servers: `redis://host:port/db`, `unix:///path`; empty for none. Not shown,
-    because it may hold a password."""
+    """User state, answers and events of other servers: `redis://host:port/db`, `unix:///path`, or some nodes of a
+    cluster, `redis+cluster://host:port,host:port`; empty for none. Not shown, because it may hold a password."""
     host: str = "127.0.0.1"
     """Beyond this machine only with TLS and tokens."""
     port: int = 50051
@@ -117,7 +117,10 @@ class ServerSettings:
                 "security.certificate, security.key and security.tokens any address of this machine"
             )
         if not _is_url(self.redis):
-            raise ValueError(f"redis: {masked(self.redis)!r} given, allowed: redis://host:port/db or unix:///path")
+            raise ValueError(
+                f"redis: {masked(self.redis)!r} given, allowed: redis://host:port/db, unix:///path or "
+                "redis+cluster://host:port,host:port"
+            )
         if self.log_format not in get_args(LogFormat):
             raise ValueError(f"log_format: {self.log_format!r} given, allowed: {', '.join(get_args(LogFormat))}")
         if not self.slow_ms > 0:
@@ -192,7 +195,7 @@ class Server:
 
         generations.on_ready = on_ready
         events = EventsService(state=state, log=log, telemetry=telemetry, settings=settings.service, live=self.live)
-        catalog = CatalogService(generations, telemetry=telemetry, settings=settings.service)
+        catalog = CatalogService(generations, telemetry=telemetry, settings=settings.service, state=state)
         services = (recommender, events, catalog)
         self.admin = AdminService(
             generations,
@@ -413,8 +416,9 @@ def told_in(ready_file: Path | None, address: Address) -> Iterator[None]:
 
 def _is_url(text: str) -> bool:
     """Whether its parts can be told apart: of one whose port is no number, the password may be taken for it."""
+    first, *further = text.split(",")
     try:
-        return urlsplit(text).port != 0
+        return all(urlsplit(each).port != 0 for each in (first, *(f"redis://{node}" for node in further)))
     except ValueError:
         return False
 

@@ -8,15 +8,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import blake2b
 from typing import Literal, Protocol
 
 import grpc
-import numpy as np
-from numpy.typing import NDArray
 
 from candidate_gen.live import LIVE
 from candidate_gen.types import Query
-from index.strings import key64
+from index.strings import key64, keys64
 from policy.selector import SlatePolicy
 from protos import recommender_pb2
 from protos.impression_pb2 import Degraded, Impression, Outcome
@@ -29,8 +28,10 @@ from serving.generation import Generation, GenerationMismatch
 from serving.live import Live
 from serving.log import CorruptLog, LogUnavailable, Status
 from serving.pipeline import Trace
-from serving.rpc import Replies, Unavailable, UnknownRequest, handlers
-from serving.state import StateUnavailable
+from serving.redis_store import LeftAlone, StateUnavailable
+from serving.replies import Answered, Replies, other_question
+from serving.rpc import Unavailable, UnknownRequest, handlers
+from serving.state import LEASE_S, Claim, ClaimedElsewhere, Recalled, UserEvent, Wanted
 from serving.telemetry import Telemetry, current_call
 
 Clock = Literal["system", "request"]
@@ -64,10 +65,15 @@ class Log(Protocol):
 
 
 class State(Protocol):
-    """What users did lately; `UserState` is one."""
+    """What users did and were shown lately, and which request ids are answered; `UserState` is one."""
 
-    def read(self, user_id: str) -> tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.int64]]: ...
-    def push(self, user_id: str, events: Sequence[tuple[int, int, int]]) -> None: ...
+    def recall(self, wanted: Wanted) -> Recalled: ...
+    def renew(self, claim: Claim) -> None: ...
+    def release(self, claim: Claim) -> None: ...
+    def answer(self, claim: Claim, answered: Answered) -> None: ...
+    def show(self, user_id: str, item_key_K: Sequence[int], *, time_ms: int, most: int, ttl_s: int) -> None: ...
+    def push(self, events: Sequence[UserEvent]) -> list[bool]: ...
+    def forget(self, user_id: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,10 @@ class ServiceSettings:
     """Answers kept for retries of the same request id."""
     rehearsed: int = 32
     """Latest requests that a generation answers again before it may serve; 0 for none, only its canaries."""
+    shown_hours: float = 0.0
+    """For so long nobody is shown again what they were shown, where enough else is left; 0 for no such rule."""
+    shown_most: int = 500
+    """Items shown that are remembered of each user for that."""
 
     def __post_init__(self) -> None:
         if self.clock not in ("system", "request"):
@@ -105,6 +115,10 @@ class ServiceSettings:
             raise ValueError(f"replies must be at least 1, got {self.replies}")
         if self.rehearsed < 0:
             raise ValueError(f"rehearsed must not be negative, got {self.rehearsed}")
+        if not 0 <= self.shown_hours <= 24 * 365:
+            raise ValueError(f"shown_hours must be between 0 and {24 * 365}, got {self.shown_hours}")
+        if not 1 <= self.shown_most <= 10_000:
+            raise ValueError(f"shown_most must be between 1 and 10000, got {self.shown_most}")
 
 
 class RecommenderService:
@@ -209,23 +223,68 @@ class RecommenderService:
             response.generation = generation.id
             return response.SerializeToString()
         if request.request_id and not request.no_log:
-            reply, repeated = self._replies.answer(
-                asked.request_id, wire, until, lambda: self._slate(request, response, asked, until, proceed)
-            )
+            digest = blake2b(wire, digest_size=16).digest()
+            once = partial(self._once, request, response, asked, digest=digest, until=until, proceed=proceed)
+            answered, repeated = self._replies.answer(asked.request_id, digest, until, once)
             if not repeated:
-                return reply
+                return answered.reply
             self._telemetry.add("repeated", "memory")
-            return self._as_now(reply, response)
-        return self._slate(request, response, asked, until, proceed)
+            return self._as_now(answered, response, asked)
+        return self._slate(request, response, asked, until=until, proceed=proceed)
+
+    def _once(
+        self,
+        request: codec.Request,
+        response: answers.Response,
+        asked: Impression,
+        *,
+        digest: bytes,
+        until: float,
+        proceed: Callable[[], None],
+    ) -> Answered:
+        """The slate of a request that has an id, made by one process alone, whichever it is sent to.
+
+        Raises:
+            DeadlinePassed: where another process has claimed the id and is not done in time.
+        """
+        claim = Claim.of(asked.request_id, asked.user_id, digest) if self._state is not None else None
+        pause_s = 0.002
+        while True:
+            attempt = Impression()
+            attempt.CopyFrom(asked)
+            try:
+                return Answered(
+                    self._slate(request, response, attempt, until=until, proceed=proceed, claim=claim), asked.time_ms
+                )
+            except ClaimedElsewhere:
+                response.Clear()
+            except BaseException:
+                if self._state is not None and claim is not None:
+                    self._state.release(claim)
+                raise
+            if time.monotonic() + pause_s > until:
+                raise DeadlinePassed("the deadline passed while another server was at work on this request id")
+            self._telemetry.add("state", "waited")
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.02)
 
     def _slate(
         self,
         request: codec.Request,
         response: answers.Response,
         asked: Impression,
+        *,
         until: float,
         proceed: Callable[[], None],
+        claim: Claim | None = None,
     ) -> bytes:
+        """
+        Args:
+            claim: to be had before anything is shown.
+
+        Raises:
+            ClaimedElsewhere: it cannot be had now.
+        """
         call, came_at = current_call(), time.perf_counter()
         with self.admission.enter(until, tenant=asked.tenant, priority=request.context.priority):
             proceed()
@@ -237,14 +296,15 @@ class RecommenderService:
             with before.stage("lookup"):
                 known = self._found(asked) if request.request_id and not request.no_log else None
             if known is not None:
-                self._telemetry.add("repeated", "log")
-                answers.respond(
-                    response, request, logged=known, query=codec.query_of(known, generation), generation=generation
-                )
-                answers.withdraw(response, generation.items)
-                return response.SerializeToString()
+                return self._told_again(request, response, known, generation)
             with before.stage("state"):
-                self._read_state(asked, before)
+                claimed_until = time.monotonic() + LEASE_S
+                recalled = self._recall(
+                    asked, claim, before, forgotten_ms=generation.profiles.forgotten_ms(asked.user_id)
+                )
+                if recalled.answered is not None:
+                    self._telemetry.add("repeated", "state")
+                    return self._as_now(recalled.answered, response, asked)
                 query = self._told(codec.query_of(asked, generation), asked, generation, before)
             log = None if request.no_log else self._log
             if log is not None and not log.available:
@@ -265,6 +325,8 @@ class RecommenderService:
             with trace.stage("record"):
                 eligible = key64(asked.request_id) < self._settings.eligible_share * 2.0**64
                 logged = answers.record(asked, query=query, answer=answer, generation=generation, eligible=eligible)
+            if claim is not None and recalled.claimed and time.monotonic() > claimed_until:
+                self._renew(claim)
             if log is not None:
                 with trace.stage("log"):
                     self._append(log, logged)
@@ -282,13 +344,33 @@ class RecommenderService:
                 reply = response.SerializeToString()
             trace.degraded = logged.degraded
             call.trace = trace
-        self._lately.append(logged)
+            self._lately.append(logged)
+            if self._state is not None and not request.no_log:
+                self._note(self._state, logged, claim if recalled.claimed else None, reply)
         return reply
 
-    def _as_now(self, reply: bytes, response: answers.Response) -> bytes:
-        """An answer given before, without what the catalogue has stopped showing since."""
-        response.ParseFromString(reply)
-        return response.SerializeToString() if answers.withdraw(response, self._active().items) else reply
+    def _told_again(
+        self, request: codec.Request, response: answers.Response, known: Impression, generation: Generation
+    ) -> bytes:
+        """The answer of an impression in the log."""
+        self._telemetry.add("repeated", "log")
+        _check_remembered(known, known.time_ms, generation)
+        query = codec.query_of(known, generation)
+        answers.respond(response, request, logged=known, query=query, generation=generation)
+        answers.withdraw(response, generation.items)
+        return response.SerializeToString()
+
+    def _as_now(self, answered: Answered, response: answers.Response, asked: Impression) -> bytes:
+        """An answer given before, without what the catalogue has stopped showing since.
+
+        Raises:
+            InvalidRequest: where the user was forgotten since.
+        """
+        generation = self._active()
+        _check_remembered(asked, answered.made_ms, generation)
+        response.ParseFromString(answered.reply)
+        withdrawn = answers.withdraw(response, generation.items)
+        return response.SerializeToString() if withdrawn else answered.reply
 
     def _active(self) -> Generation:
         """The generation as of now. Where the catalogue log fails, as it was: what is known can still be shown."""
@@ -312,18 +394,60 @@ class RecommenderService:
             warn(error, "the log cannot be searched")
             return None
         if known is not None and not codec.same_question(asked, known):
-            raise codec.InvalidRequest("request_id", asked.request_id, "an id that no other request has used")
+            raise other_question(asked.request_id)
         return known
 
-    def _read_state(self, asked: Impression, trace: Trace) -> None:
-        if self._state is None or not asked.user_id:
-            return
+    def _recall(self, asked: Impression, claim: Claim | None, trace: Trace, *, forgotten_ms: int) -> Recalled:
+        """What the user state knows that is later than `forgotten_ms`, noted in `asked`."""
+        if self._state is None:
+            return Recalled()
+        window_ms = int(3_600_000 * self._settings.shown_hours)
+        wanted = Wanted(
+            asked.user_id,
+            since_ms=forgotten_ms,
+            shown=self._settings.shown_most if window_ms else 0,
+            shown_since_ms=max(asked.time_ms - window_ms, forgotten_ms),
+            claim=claim,
+        )
         try:
-            codec.remember(asked, *self._state.read(asked.user_id))
+            recalled = self._state.recall(wanted)
+        except (ClaimedElsewhere, codec.InvalidRequest):
+            raise
         except Exception as error:
+            recalled = Recalled(refused=(str(error),))
             warn(error, "user state cannot be read")
+        if recalled.refused:
             self._telemetry.add("defaulted", "history")
             trace.degraded |= Degraded.DEGRADED_DEFAULT_FEATURES
+        if recalled.skipped:
+            self._telemetry.add("state", "skipped", recalled.skipped)
+        codec.remember(asked, *recalled.history)
+        asked.shown_item_key.extend(recalled.shown_key_X.tolist())
+        return recalled
+
+    def _renew(self, claim: Claim) -> None:
+        """
+        Raises:
+            ClaimedElsewhere: it took so long that another process has begun.
+        """
+        try:
+            if self._state is not None:
+                self._state.renew(claim)
+        except StateUnavailable as error:
+            warn(error, "nobody knows whether another server answers this request too")
+
+    def _note(self, state: State, logged: Impression, claim: Claim | None, reply: bytes) -> None:
+        """For the requests to come: what was shown, and the answer to this one."""
+        if claim is not None:
+            state.answer(claim, Answered(reply, logged.time_ms))
+        if self._settings.shown_hours and logged.user_id:
+            state.show(
+                logged.user_id,
+                keys64(logged.item_id).tolist(),
+                time_ms=logged.time_ms,
+                most=self._settings.shown_most,
+                ttl_s=int(3600 * self._settings.shown_hours) + 1,
+            )
 
     def _told(self, query: Query, asked: Impression, generation: Generation, trace: Trace) -> Query:
         """The query with what the live sources say of it, which is noted in `asked`."""
@@ -355,8 +479,20 @@ def _without_chance(generation: Generation) -> Generation:
     return replace(generation, settings=settings, pipeline=replace(generation.pipeline, selector=policy))
 
 
+def _check_remembered(asked: Impression, made_ms: int, generation: Generation) -> None:
+    """
+    Raises:
+        InvalidRequest: for an answer that was given to somebody who was forgotten since.
+    """
+    forgotten_ms = generation.profiles.forgotten_ms(asked.user_id)
+    if made_ms <= forgotten_ms:
+        raise codec.InvalidRequest("request_id", asked.request_id, "an id from after the user was forgotten")
+
+
 def warn(error: Exception, what: str) -> None:
-    """What is expected to happen gets a line, a defect its traceback."""
+    """What is expected to happen gets a line, a defect its traceback; what goes on is not said again each time."""
+    if isinstance(error, LeftAlone):
+        return
     expected = isinstance(error, LogUnavailable | StateUnavailable | CorruptLog | UnknownChange)
     _LOGGER.warning("%s: %s", what, error, exc_info=None if expected else error)
 

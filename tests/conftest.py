@@ -14,11 +14,12 @@ from policy.settings import PolicySettings
 from ranking.model import RankerShape
 from serving.client import CascadeClient
 from serving.generation import Generation, Generations
+from serving.local_redis import LocalRedis
 from serving.log import ImpressionLog
 from serving.retrieval import RetrievalSettings
 from serving.server import Server, ServerSettings
 from serving.service import ServiceSettings
-from serving.state import LocalRedis, UserState
+from serving.state import UserState
 from training import cycle
 from training.cycle import CycleSettings
 from training.data import Dataset

@@ -12,6 +12,7 @@ import pytest
 from benchmarks import closed_loop
 from benchmarks.closed_loop import ARMS, CHANCES, LABELS, PAGE, QUICK, REFERENCES, Scale, results, tables
 from benchmarks.in_process import Histories
+from serving.state import UserEvent, Wanted
 from training import plots
 from training.world import DAY_MS
 
@@ -88,14 +89,14 @@ def test_what_is_in_the_documentation_is_what_its_figures_say() -> None:
 
 def test_histories_are_read_as_the_online_store_gives_them() -> None:
     histories = Histories()
-    histories.push("a", [(number, 7, 100 + number) for number in range(60)])
-    histories.push("a", [(number, 8, 100 + number) for number in range(60, 70)])
-    item_L, action_L, time_ms_L = histories.read("a")
+    histories.push([UserEvent(f"e{number}", "a", number, 7, 100 + number) for number in range(60)])
+    histories.push([UserEvent(f"e{number}", "a", number, 8, 100 + number) for number in range(60, 70)])
+    item_L, action_L, time_ms_L = histories.recall(Wanted("a")).history
     assert item_L.tolist() == list(range(69, 5, -1))
     assert action_L.tolist() == [8] * 10 + [7] * 54
     assert time_ms_L.tolist() == (100 + item_L.astype(np.int64)).tolist()
-    assert [column.dtype.name for column in histories.read("a")] == ["uint64", "uint32", "int64"]
-    assert [len(column) for column in histories.read("b")] == [0, 0, 0]
+    assert [column.dtype.name for column in histories.recall(Wanted("a")).history] == ["uint64", "uint32", "int64"]
+    assert [len(column) for column in histories.recall(Wanted("b")).history] == [0, 0, 0]
 
 
 def test_random_earns_less_than_popularity_and_that_less_than_the_oracle() -> None:

@@ -1,16 +1,24 @@
-"""The catalogue log folded into a data set's items, so that training knows what servers were told since."""
+"""The catalogue log folded into a data set, so that training knows what servers were told since."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 
 from index.generations import Manifest
-from protos.catalog_pb2 import CatalogItem, DeleteItemsRequest, PatchItemsRequest, UpsertItemsRequest
-from serving.catalog_log import CatalogLog, Entry
+from protos.catalog_pb2 import (
+    CatalogItem,
+    DeleteItemsRequest,
+    ForgetUserRequest,
+    PatchItemsRequest,
+    UpsertItemsRequest,
+    UpsertUsersRequest,
+)
+from serving.catalog_log import CatalogLog, Entry, forgotten_in
 from serving.changes import values_of
 from serving.log import CorruptLog
-from training.data import DESCRIPTION, Columns
+from training.data import DESCRIPTION, USER_SCHEMA, Columns, Dataset
 
 Row = dict[str, Any]
 
@@ -69,6 +77,53 @@ def folded(items: pl.DataFrame, entries: Sequence[Entry], *, columns: Columns) -
     untouched = items.filter(~pl.col("item_id").is_in(list(now)))
     rows = [row for row in now.values() if row is not None]
     return pl.concat([untouched, pl.DataFrame(rows, schema=items.schema)])
+
+
+def with_users(dataset: Dataset, entries: Sequence[Entry]) -> Dataset:
+    """The data set with the users as these entries say, and without what anybody did before being forgotten.
+
+    A user upserted is whole. Where the data set says when it learned what of its users, the entry's time is when it
+    learned this; elsewhere users are what they always were, and this is it.
+    """
+    forgotten = forgotten_in(entries)
+    told: dict[str, Row] = {}
+    for entry in entries:
+        if isinstance(entry.request, UpsertUsersRequest):
+            for user in entry.request.users:
+                told[user.user_id] = _declared(values_of(user), dataset.user_columns) | {"time_ms": entry.time_ms}
+        elif isinstance(entry.request, ForgetUserRequest):
+            told.pop(entry.request.user_id, None)
+    if not told and not forgotten:
+        return dataset
+    rows = [{"user_id": user_id, "visible_ms": row["time_ms"], **row} for user_id, row in told.items()]
+    columns = [*USER_SCHEMA, *dataset.user_columns]
+    users, states = dataset.users, dataset.user_states
+    kept = users.filter(~pl.col("user_id").is_in([*forgotten, *(told if states is None else ())]))
+    added = _frame(rows, users.select(columns)).filter(~pl.col("user_id").is_in(kept["user_id"].to_list()))
+    if states is not None:
+        states = states.filter(~pl.col("user_id").is_in(list(forgotten)))
+        states = pl.concat([states, _frame(rows, states)]).sort("visible_ms", "time_ms", maintain_order=True)
+    return replace(
+        dataset,
+        users=pl.concat([kept, added], how="diagonal"),
+        user_states=states,
+        impressions=remembered(dataset.impressions, forgotten),
+        events=remembered(dataset.events, forgotten),
+    )
+
+
+def remembered(rows: pl.DataFrame, forgotten: Mapping[str, int]) -> pl.DataFrame:
+    """Rows with `user_id` and `time_ms`, without those of users up to when they were forgotten (`forgotten_in`)."""
+    if not forgotten:
+        return rows
+    until = pl.col("user_id").replace_strict(dict(forgotten), default=None, return_dtype=pl.Int64)
+    return rows.filter(until.is_null() | (pl.col("time_ms") > until))
+
+
+def _frame(rows: Sequence[Row], like: pl.DataFrame) -> pl.DataFrame:
+    return pl.DataFrame(
+        [{name: row.get(name) for name in like.columns} for row in rows], schema=like.schema, strict=False
+    )
 
 
 def _row(item: CatalogItem, columns: Columns, published_ms: int) -> Row:

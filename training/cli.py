@@ -190,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("log", "replay", "ope", "nightly"):
         _add_job(commands, name)
     _add_generations(commands)
+    _add_state(commands)
     _add_evaluate(commands)
     _add_explain(commands)
     _add_report(commands)
@@ -245,13 +246,14 @@ def _add_call(commands: Any) -> None:
         text="Sends one request and prints the answer: position, title, category, score, propensity, sources, reasons. "
         "Finds the server of the last run by itself. Where none runs, recommend, search and rank start one for the "
         "call, which answers as of when the run last saw the user and logs nothing; `cascade serve` keeps one. upsert, "
-        "delete, hide and show change the catalogue of a server that runs, rules what its policy has to follow: its "
-        "next answer knows of it.",
+        "delete, hide and show change the items of a server that runs, users and forget what it stores of people, "
+        "rules what its policy has to follow: its next answer knows of it.",
         examples='cascade call recommend --user 1\ncascade call search "space adventure" --user 1\n'
         "cascade call rank 12 7 99 --user 1\ncascade call event 12 --action click --user 1\ncascade call status\n"
         'cascade call recommend --filter \'category = "Drama" AND published_ms >= "2026-11-01"\'\n'
         'echo \'{"item_id": "n1", "title": "Paper Moons", "category": "Drama"}\' | cascade call upsert -\n'
         "cascade call hide 12 7\ncascade call delete n1\n"
+        "cascade call forget 1 --reference TICKET-7\n"
         "cascade call rules > rules.json; $EDITOR rules.json; cascade call rules rules.json",
     )
     methods = call.add_subparsers(dest="method", required=True, metavar="METHOD")
@@ -278,6 +280,13 @@ def _add_call(commands: Any) -> None:
         help="one JSON object or a list of them: item_id, title, and optionally category, creator, published_ms, "
         "description, price, available, attributes",
     )
+    users = methods.add_parser("users", help="add users, or replace their stored columns")
+    users.add_argument(
+        "file", metavar="FILE.json|-", help="one JSON object or a list of them: user_id, and optionally attributes"
+    )
+    forget = methods.add_parser("forget", help="remove a person from user state, stored columns and later trainings")
+    forget.add_argument("user", metavar="USER")
+    forget.add_argument("--reference", default="", help="of the demand; the record keeps it")
     for name, text in (
         ("delete", "take items out of the catalogue"),
         ("hide", "stop showing items; `show` undoes it"),
@@ -349,6 +358,28 @@ def _add_generations(commands: Any) -> None:
     prune.add_argument("--keep", type=int, default=3, help="how many to keep; default: %(default)s")
     for action in actions.choices.values():
         action.add_argument("--store", type=Path, default=LATEST / "generations", help="default: %(default)s")
+
+
+def _add_state(commands: Any) -> None:
+    state = _add(
+        commands,
+        "state",
+        run="state",
+        summary="put what users did back into a Redis that lost it",
+        text="`rebuild` reads the outcomes of an impression log and puts every user's newest behind what the user "
+        "state holds by now. It can be run beside servers, and again: what is there stays. Several servers have "
+        "several logs, to be named one after the other.",
+        examples="cascade state rebuild --redis redis://host:6379/0\n"
+        "cascade state rebuild --redis redis+cluster://host:7000,host:7001 --log server1/log",
+    )
+    rebuild = state.add_subparsers(dest="action", required=True, metavar="ACTION").add_parser(
+        "rebuild", help="from an impression log"
+    )
+    rebuild.add_argument("--redis", required=True, metavar="URL", help="as of `cascade serve redis=`")
+    rebuild.add_argument("--log", type=Path, default=LATEST / "log", help="default: %(default)s")
+    rebuild.add_argument(
+        "--generations", type=Path, default=LATEST / "generations", help="who was forgotten; default: %(default)s"
+    )
 
 
 def _add_evaluate(commands: Any) -> None:

@@ -6,13 +6,13 @@ import sys
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -23,13 +23,10 @@ from training.findings import flat
 if TYPE_CHECKING:
     from index.generations import GenerationStore
     from serving.channels import Access
-    from serving.client import CascadeClient, CatalogAnswer, ItemEntry, ShownSlate
+    from serving.client import CascadeClient, ShownSlate
     from serving.server import Address
 
 _DEADLINE_S = 10.0
-_PART = 1000
-"""Entries of one change of the catalogue."""
-_Entry = TypeVar("_Entry")
 _OUT = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
@@ -94,9 +91,10 @@ def serve(given: Namespace) -> None:
         print(configuration.as_yaml("serve", given.options), end="")
         return
     from serving.front import serve as serve_until_stopped
+    from serving.local_redis import LocalRedis
     from serving.log_lines import say
     from serving.server import ServerSettings
-    from serving.state import LocalRedis, UserState
+    from serving.state import UserState
 
     settings: ServerSettings = configuration.settings("serve", given.options)
     say(settings.log_format)
@@ -134,6 +132,8 @@ def call(given: Namespace) -> None:
                 _call_rules(given, client)
             case "event":
                 _call_event(given, client)
+            case "forget":
+                _call_forget(given, client)
             case "recommend" | "search" | "rank":
                 _call_slate(given, client, at_ms)
             case _:
@@ -168,12 +168,13 @@ def _call_rules(given: Namespace, client: "CascadeClient") -> None:
     from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
     from protos.admin_pb2 import PutRulesRequest
+    from training.catalog_changes import json_of
 
     if given.file is None:
         print(json.dumps(MessageToDict(client.rules(), preserving_proto_field_name=True), indent=2))
         return
     try:
-        put = ParseDict(_json_of(given.file), PutRulesRequest())
+        put = ParseDict(json_of(given.file), PutRulesRequest())
     except ParseError as error:
         raise ValueError(f"{given.file}: {error}") from None
     answer = client.put_rules(put.rules, etag=put.etag)
@@ -211,12 +212,19 @@ def _call_slate(given: Namespace, client: "CascadeClient", at_ms: int) -> None:
         _print_slate(slate, _titles(slate, client, at_ms))
 
 
+def _call_forget(given: Namespace, client: "CascadeClient") -> None:
+    record = client.forget_user(given.user, reference=given.reference)
+    print(json.dumps({"audit_id": record})) if given.json else _OUT.print(f"forgotten; the record is number {record}")
+
+
 def _call_change(given: Namespace, client: "CascadeClient") -> None:
     """
     Raises:
         ValueError: where entries were not taken, with the reason of the first.
     """
-    answers = _changed(given, client)
+    from training.catalog_changes import changed
+
+    answers = changed(given, client)
     if given.json:
         print(json.dumps([asdict(answer) for answer in answers]))
     else:
@@ -226,57 +234,12 @@ def _call_change(given: Namespace, client: "CascadeClient") -> None:
         raise ValueError(f"{len(refused)} of {len(answers)} were not taken; the first is {refused[0]}")
 
 
-def _changed(given: Namespace, client: "CascadeClient") -> "list[CatalogAnswer]":
-    """What the server says of every entry of a change of its catalogue, which is sent in parts that it takes."""
-    from serving.client import ItemChange
+def state(given: Namespace) -> None:
+    """What users did, back into a Redis that lost it."""
+    from training.materialise import rebuild
 
-    if given.method == "delete":
-        return _in_parts(client.delete_items, given.items)
-    if given.method in ("hide", "show"):
-        return _in_parts(
-            client.patch_items, [ItemChange(item, available=given.method == "show") for item in given.items]
-        )
-    try:
-        return _in_parts(client.upsert_items, _items_of(given.file))
-    except TypeError as error:  # a number where a text belongs
-        raise ValueError(f"{given.file}: {error}") from None
-
-
-def _in_parts(
-    send: "Callable[[Sequence[_Entry]], list[CatalogAnswer]]", entries: Sequence[_Entry]
-) -> "list[CatalogAnswer]":
-    return [answer for first in range(0, len(entries), _PART) for answer in send(entries[first : first + _PART])]
-
-
-def _items_of(file: str) -> "list[ItemEntry]":
-    """
-    Raises:
-        ValueError: naming what is wrong with which item.
-    """
-    from serving.client import ItemEntry
-
-    where, read = "the standard input" if file == "-" else file, _json_of(file)
-    listed = read if isinstance(read, list) else [read]
-    items = []
-    for number, each in enumerate(listed, start=1):
-        try:
-            items.append(ItemEntry(**each))
-        except TypeError as error:
-            raise ValueError(f"{where}, item {number}: {error}".replace("ItemEntry.__init__() ", "")) from None
-    if not items:
-        raise ValueError(f"{where} holds no items")
-    return items
-
-
-def _json_of(file: str) -> Any:
-    """
-    Raises:
-        ValueError: where it is not JSON.
-    """
-    try:
-        return json.loads(sys.stdin.read() if file == "-" else Path(file).read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{'the standard input' if file == '-' else file} is not JSON: {error}") from None
+    users = rebuild(given.redis, log=given.log, generations=given.generations)
+    _OUT.print(f"what {users:,} users did is taken over from {given.log}")
 
 
 def token(given: Namespace) -> None:

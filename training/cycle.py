@@ -30,10 +30,10 @@ from ranking.inference import Precision, checked_precision
 from ranking.model import Ranker
 from ranking.rankers import AnyRanker, bound, load_scorer
 from ranking.scorer import RankerScorer
-from serving.catalog_log import Entry
+from serving.catalog_log import Entry, forgotten_in
 from serving.retrieval import RetrievalSettings
 from training.activity import activity, segment_column
-from training.catalogue import folded
+from training.catalogue import folded, with_users
 from training.counters import item_counters
 from training.data import Dataset, searchable
 from training.estimate import examination
@@ -115,10 +115,12 @@ def prepare(
         served: what a server logged; its feature bytes are taken as they are.
         table: of the incumbent, which logged bytes were written with; a new one is declared where there is none.
         earlier: of the incumbent, for a warm start.
-        changes: the whole catalogue log, which wins over the data set. Servers know all of it, so the items do too,
-            whatever the moment.
+        changes: the whole catalogue log, which wins over the data set. Servers know all of it, so items and users do
+            too, whatever the moment.
         store: of the generations that answered what was served; without it, skew is not looked at.
     """
+    dataset = with_users(dataset, changes)
+    served = served and served.remembering(forgotten_in(changes))
     items = dataset.items.filter(pl.col("published_ms") <= as_of_ms)
     items = folded(items, changes, columns=dataset.item_columns)
     events = dataset.events.filter(pl.col("visible_ms") <= as_of_ms)

@@ -23,7 +23,8 @@ from serving.catalog_log import FILE, CatalogLog
 from serving.client import CascadeClient
 from serving.codec import query_of
 from serving.generation import Generation
-from serving.state import LocalRedis, UserState
+from serving.local_redis import LocalRedis
+from serving.state import UserState
 from training import cycle, report, story
 from training.cycle import CycleSettings
 from training.data import Dataset

@@ -1,17 +1,39 @@
 """History into the online store, so that a server started today knows what users did before."""
 
+from contextlib import closing
+from pathlib import Path
+
 import polars as pl
 
+from index.generations import GenerationStore
 from index.strings import key64
+from serving.catalog_log import FILE, CatalogLog
 from serving.generation import action_key
 from serving.state import UserState
+from training.catalogue import remembered
+from training.served import read_events
+
+_PATIENCE_S = 5.0
+
+
+def rebuild(redis: str, *, log: Path, generations: Path) -> int:
+    """Put what an impression log says that users did into a Redis that lost it; returns how many users that are.
+
+    Args:
+        redis: its address, see `UserState`.
+        generations: the store whose catalogue log says who was forgotten.
+    """
+    with closing(CatalogLog(GenerationStore(generations).root / FILE)) as catalog:
+        events = remembered(read_events(log), catalog.forgotten())
+    with closing(UserState(redis, timeout_s=_PATIENCE_S)) as state:
+        return materialise(events, state)
 
 
 def materialise(events: pl.DataFrame, state: UserState) -> int:
     """Write the newest events of every user into the user state; returns how many users were written.
 
-    Events are pushed in the order in which they became visible, which is the order in which a server would have
-    seen them.
+    They are put there in the order in which they became visible, which is the order in which a server would have
+    seen them, behind those that the state holds already.
     """
     newest = (
         events.filter(pl.col("user_id") != "")
@@ -22,7 +44,7 @@ def materialise(events: pl.DataFrame, state: UserState) -> int:
         .agg("item_id", "action", "time_ms")
     )
     for user_id, item_ids, actions, times_ms in newest.iter_rows():
-        state.push(
+        state.restore(
             user_id,
             [
                 (key64(item_id), action_key(action), time_ms)

@@ -35,6 +35,7 @@ from policy.settings import PolicySettings
 from ranking.rankers import load_scorer
 from serving.catalog_log import FILE, CatalogLog, Entry
 from serving.changes import changed
+from serving.profiles import Profiles
 from serving.retrieval import RetrievalSettings
 from training import rebuild_report
 from training.catalogue import head_of
@@ -165,6 +166,8 @@ def _published(
                 draft.mkdir()
                 items.take(items.current()).save(draft)
         items = Items.load(run.folder / "items")
+    told = Profiles(IdMap.load(old, "user_id"), np.load(old / "profile_U.npy", mmap_mode="r", allow_pickle=False))
+    users, profile_U = told.after(entries, table).folded()
     with run.stage("queries"):
         query_BD = _queries(settings.log, run.folder / "queries", table=table, towers=towers)
     with run.stage("embeddings", len(items)) as advance:
@@ -185,8 +188,8 @@ def _published(
             Parts(
                 table=table,
                 items=items,
-                users=IdMap.load(old, "user_id"),
-                profile_U=np.load(old / "profile_U.npy", mmap_mode="r", allow_pickle=False),
+                users=users,
+                profile_U=profile_U,
                 towers=towers,
                 scorer=load_scorer(old, table, items),
                 policy=PolicySettings.from_json((old / "policy.json").read_text()),

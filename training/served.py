@@ -1,5 +1,6 @@
 """The log of what was served, as training reads it: impressions with their feature bytes, outcomes as a frame."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from protos.impression_pb2 import Impression
+from training.catalogue import remembered
 from training.data import EVENT_SCHEMA, IMPRESSION_SCHEMA
 from training.impression_log import read_impressions, read_outcomes
 
@@ -40,6 +42,13 @@ class ServedLog:
         if not impressions:
             raise ValueError(f"{path}: 0 impressions; at least 1 is needed")
         return cls(impressions, read_events(path, until_ms=until_ms))
+
+    def remembering(self, forgotten: Mapping[str, int]) -> "ServedLog":
+        """The same without what is about users up to when they were forgotten (`forgotten_in`)."""
+        if not forgotten:
+            return self
+        kept = (each for each in self.impressions if each.time_ms > forgotten.get(each.user_id, -1))
+        return ServedLog(tuple(kept), remembered(self.events, forgotten))
 
     @property
     def frame(self) -> pl.DataFrame:

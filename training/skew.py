@@ -381,10 +381,7 @@ def _queries(logged: Sequence[Impression], generation: Generation, events: pl.Da
 def _query_rows(queries: Sequence[Query], generation: Generation) -> np.ndarray:
     table = generation.table
     user_ids = [query.user_id for query in queries]
-    profile_R = np.repeat(table.stranger, len(queries))
-    user_R = generation.users.rows_of(user_ids)
-    known_R = (user_R >= 0) & np.array([bool(user_id) for user_id in user_ids])
-    profile_R[known_R] = generation.profile_U[user_R[known_R]]
+    profile_R = generation.profiles.records(user_ids, stranger=table.stranger)
     names = profile_R.dtype.names or ()
     for r, query in enumerate(queries):
         for name in names:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from retrieval_cases import NOW_MS, catalogue, hydrated, rows, unit_vectors
 
-from candidate_gen.filters import Disallowed, Excluded, Seen, Unpublished
+from candidate_gen.filters import Disallowed, Excluded, Seen, Shown, Unpublished
 from candidate_gen.types import Candidates
 from serving.pipeline import Filter
 
@@ -21,8 +21,8 @@ def candidates(*row: int) -> Candidates:
 
 
 def test_every_filter_is_a_filter() -> None:
-    filters: list[Filter] = [Disallowed(), Unpublished(ITEMS), Seen(), Excluded()]
-    assert [each.name for each in filters] == ["disallowed", "unpublished", "seen", "excluded"]
+    filters: list[Filter] = [Disallowed(), Unpublished(ITEMS), Seen(), Excluded(), Shown()]
+    assert [each.name for each in filters] == ["disallowed", "unpublished", "seen", "excluded", "shown"]
     for each in filters:
         mask = each.keep(hydrated(), candidates())
         assert mask.shape == (0,)
@@ -78,3 +78,23 @@ def test_masks_are_the_set_differences(
     out = Excluded().keep(query, candidates(*proposed))
     assert seen.tolist() == [row not in history for row in proposed]
     assert out.tolist() == [row not in seeds + excluded for row in proposed]
+
+
+def test_what_was_shown_is_removed_and_comes_back_longest_ago_first_where_a_page_would_not_be_full() -> None:
+    base = hydrated()
+
+    def kept(*shown: int, size: int) -> list[bool]:
+        query = replace(base.query, size=size, shown_row_X=rows(*shown))
+        return list(Shown().keep(replace(base, query=query), candidates(0, 1, 2, 3)))
+
+    assert kept(size=4) == [True] * 4
+    assert kept(3, 1, 5, size=2) == [True, False, True, False]
+    assert kept(3, 1, 5, size=3) == [True, True, True, False]
+    assert kept(3, 1, 5, size=9) == [True] * 4
+    assert kept(0, 1, 2, 3, size=1) == [False, False, False, True]
+
+
+def test_a_list_of_the_callers_own_is_not_thinned_by_what_was_shown() -> None:
+    query = hydrated()
+    chosen = replace(query, query=replace(query.query, only_row_N=rows(0, 3), shown_row_X=rows(0, 3), size=1))
+    assert Shown().keep(chosen, candidates(0, 3)).tolist() == [True, True]

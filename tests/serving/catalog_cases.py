@@ -5,7 +5,9 @@ Shape letters: I items.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ from serving.generation import Generation, Generations, write
 from serving.log import ImpressionLog
 from serving.retrieval import RetrievalSettings
 from serving.server import Address, Server, ServerSettings
-from serving.service import ServiceSettings
+from serving.service import ServiceSettings, State
 
 NOW_MS = 1_700_000_000_000
 DAY_MS = 86_400_000
@@ -39,7 +41,7 @@ TABLE: FeatureTable = feature_table(
     actions=ACTIONS,
     categories=CATEGORIES,
     sources=SOURCES,
-    user_columns={},
+    user_columns={"age": None},
     item_columns={"price": None, "format": ("book", "film")},
     history_length=6,
     title_length=6,
@@ -140,15 +142,20 @@ def settings(folder: Path) -> ServerSettings:
 
 
 @contextmanager
-def running(folder: Path, *, log: Path | None = None) -> Iterator[tuple[CascadeClient, Generations, Address]]:
+def running(
+    folder: Path, *, log: Path | None = None, state: State | None = None, **changes: Any
+) -> Iterator[tuple[CascadeClient, Generations, Address]]:
     """A server of the store in a folder.
 
     Args:
         log: file of its impressions; without it nothing is logged.
+        changes: of `ServiceSettings`.
     """
     generations = Generations(GenerationStore(folder / "generations"))
     impressions = ImpressionLog(log, durability="os") if log is not None else None
-    server = Server(generations, state=None, log=impressions, settings=settings(folder))
+    chosen = settings(folder)
+    chosen = replace(chosen, service=replace(chosen.service, **changes))
+    server = Server(generations, state=state, log=impressions, settings=chosen)
     address = server.start()
     try:
         with CascadeClient(address.target, admin_target=address.admin_target, deadline_s=20.0) as client:

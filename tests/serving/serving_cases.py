@@ -33,10 +33,13 @@ from serving.breaker import Watch
 from serving.generation import Generation, GenerationMismatch, Generations
 from serving.log import LogUnavailable, Status
 from serving.pipeline import RANKER, Pipeline
+from serving.profiles import Profiles
+from serving.redis_store import StateUnavailable
+from serving.replies import Answered
 from serving.retrieval import RetrievalSettings
 from serving.server import Address, Server, ServerSettings
 from serving.service import Log, ServiceSettings, State
-from serving.state import StateUnavailable
+from serving.state import Claim, Recalled, UserEvent, Wanted
 
 NOW_MS = 1_700_000_000_000
 ACTIONS = ("click", "like")
@@ -200,8 +203,7 @@ def generation(
         manifest=about or manifest(name),
         table=TABLE,
         items=items,
-        users=IdMap.of([f"u{row}" for row in range(10)]),
-        profile_U=np.zeros(10, TABLE.profile_dtype),
+        profiles=Profiles(IdMap.of([f"u{row}" for row in range(10)]), np.zeros(10, TABLE.profile_dtype)),
         towers=cast(Any, None),
         encode_query=cast(Any, None),
         vectors=cast(Any, None),
@@ -233,17 +235,40 @@ class MemoryState:
     events: dict[str, list[tuple[int, int, int]]] = field(default_factory=dict)
     down: bool = False
 
-    def read(self, user_id: str) -> tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.int64]]:
-        if self.down:
-            raise StateUnavailable("user state: no answer")
-        rows = self.events.get(user_id, [])[::-1]
-        keys, actions, times = zip(*rows, strict=True) if rows else ((), (), ())
-        return np.array(keys, np.uint64), np.array(actions, np.uint32), np.array(times, np.int64)
+    ids: set[str] = field(default_factory=set)
 
-    def push(self, user_id: str, events: Sequence[tuple[int, int, int]]) -> None:
+    def recall(self, wanted: Wanted) -> Recalled:
+        self._answers()
+        rows = self.events.get(wanted.user_id, [])[::-1]
+        keys, actions, times = zip(*rows, strict=True) if rows else ((), (), ())
+        history = np.array(keys, np.uint64), np.array(actions, np.uint32), np.array(times, np.int64)
+        return Recalled(history=history, claimed=wanted.claim is not None)
+
+    def push(self, events: Sequence[UserEvent]) -> list[bool]:
+        self._answers()
+        new = []
+        for event in events:
+            new.append(event.event_id not in self.ids)
+            self.ids.add(event.event_id)
+            if event.user_id and new[-1]:
+                self.events.setdefault(event.user_id, []).append(event[2:])
+        return new
+
+    def forget(self, user_id: str) -> None:
+        self._answers()
+        self.events.pop(user_id, None)
+
+    def renew(self, claim: Claim) -> None: ...
+
+    def release(self, claim: Claim) -> None: ...
+
+    def answer(self, claim: Claim, answered: Answered) -> None: ...
+
+    def show(self, user_id: str, item_key_K: Sequence[int], *, time_ms: int, most: int, ttl_s: int) -> None: ...
+
+    def _answers(self) -> None:
         if self.down:
             raise StateUnavailable("user state: no answer")
-        self.events.setdefault(user_id, []).extend(events)
 
 
 @dataclass(slots=True)

@@ -106,3 +106,20 @@ def test_a_filter_is_passed_on(
         assert main(["call", method, *words, "--filter", "price < 3", "--target", site[1]]) == MISUSE
     assert passed == ["price < 3"] * 3
     assert "INVALID_ARGUMENT: filter" in capsys.readouterr().err
+
+
+def test_users_are_told_of_and_forgotten(
+    site: tuple[CascadeClient, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client, target = site
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps([{"user_id": "new", "attributes": {"age": 33}}])))
+    assert client.recommend("new", size=5, time_ms=NOW_MS).degraded
+    assert main(["call", "users", "-", "--target", target]) == 0
+    assert not client.recommend("new", size=5, time_ms=NOW_MS).degraded
+    capsys.readouterr()
+    assert main(["call", "forget", "new", "--reference", "ticket 7", "--target", target, "--json"]) == 0
+    assert int(json.loads(capsys.readouterr().out)["audit_id"]) > 0
+    assert client.recommend("new", size=5, time_ms=NOW_MS).degraded
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps({"user": "x"})))
+    assert main(["call", "users", "-", "--target", target]) == MISUSE
+    assert "user 1: got an unexpected keyword argument 'user'" in capsys.readouterr().err

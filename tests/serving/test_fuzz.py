@@ -25,7 +25,7 @@ from serving.log import CorruptLog
 from serving.rules import rule_book
 from serving.security import Tokens, new_token
 from serving.spool import checksum
-from serving.state import StateUnavailable, _unpacked
+from serving.state import _EVENT, _unpacked
 from training.archive import StoredRow, parsed
 
 GENERATION = generation()
@@ -45,9 +45,7 @@ WIRES: Mapping[str, bytes] = {
     "Admin/PutRules": admin_pb2.PutRulesRequest(rules=[RULE], etag="1").SerializeToString(),
     "Admin/Activate": admin_pb2.ActivateRequest(generation="000001-00000000", expected="1").SerializeToString(),
 }
-ROW = np.array(
-    [(1, 7, 8, NOW_MS)], np.dtype([("version", "u1"), ("item_key", "<u8"), ("action_key", "<u4"), ("time_ms", "<i8")])
-)
+ROW = np.array([(1, 7, 8, NOW_MS)], _EVENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +122,7 @@ def changed(wire: bytes) -> None:
 
 def remembered(wire: bytes) -> None:
     cut = ROW.itemsize
-    _unpacked([wire[at : at + cut] for at in range(0, len(wire), cut)], "u1")
+    _unpacked([wire[at : at + cut] for at in range(0, len(wire), cut)], _EVENT)
 
 
 def filtered(wire: bytes) -> None:
@@ -159,7 +157,7 @@ def decoders(folder: Path) -> dict[str, Decoder]:
         "activate": Decoder(WIRES["Admin/Activate"], activated),
         "log row": Decoder(impression.SerializeToString(), logged, (CorruptLog,)),
         "catalogue row": Decoder(item, changed, (CorruptLog, UnknownChange)),
-        "state row": Decoder(ROW.tobytes() * 3, remembered, (StateUnavailable,)),
+        "state row": Decoder(ROW.tobytes() * 3, remembered),
         "manifest": Decoder(manifest.read_bytes(), sealed, (CorruptGeneration,), 0.1),
         "tokens": Decoder(tokens.read_bytes(), listed, (ValueError,), 0.1),
         "filter": Decoder(

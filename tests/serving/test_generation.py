@@ -114,7 +114,7 @@ def test_a_query_has_the_vector_of_the_loaded_towers_and_always_the_same_bits(lo
     generation = loop.generations[1]
     assert isinstance(generation.encode_query, CompiledQueryTower)
     for row in range(5):
-        user_id = generation.users.ids[row]
+        user_id = generation.profiles.users.ids[row]
         history = History(np.arange(row), np.ones(row, np.int32), np.full(row, loop.served_end_ms - 1))
         query = Query("r", loop.served_end_ms, "home", 5, user_id=user_id, text="jazz" * (row % 2), history=history)
         hydrated = generation.pipeline.hydrate(query)
@@ -298,7 +298,7 @@ def test_an_unknown_user_gets_the_answer_of_a_stranger(loop: Loop) -> None:
     }
     for feature in generation.table.profile:
         assert vector_of["nobody"].row[feature.name] == vector_of[""].row[feature.name] == feature.default
-        assert vector_of[known].row[feature.name] == generation.profile_U[0][feature.name] > 0
+        assert vector_of[known].row[feature.name] == generation.profiles.profile_U[0][feature.name] > 0
     assert generation.pipeline.run(query_at(loop, user_id="")).trace.degraded == 0
     answer = generation.pipeline.run(query_at(loop, user_id="nobody"))
     assert answer.trace.degraded == Degraded.DEGRADED_DEFAULT_FEATURES, "it has no row of features"
@@ -329,7 +329,7 @@ def test_what_a_caller_says_of_a_user_goes_before_the_stored_profile(loop: Loop)
     for value in table["segment"].vocabulary:
         row = generation.pipeline.hydrate(query_at(loop, user_id=known, features={"segment": value})).row
         assert row["segment"] == table.encode("segment", [value])
-        assert row["age_band"] == generation.profile_U[0]["age_band"]
+        assert row["age_band"] == generation.profiles.profile_U[0]["age_band"]
 
 
 def test_an_item_nobody_has_seen_yet_can_be_shown(loop: Loop) -> None:

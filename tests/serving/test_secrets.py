@@ -14,9 +14,10 @@ from serving.channels import Access
 from serving.client import CallFailed, CascadeClient
 from serving.exchange import EventExchange
 from serving.generation import Generations
+from serving.redis_store import StateUnavailable
 from serving.security import SecuritySettings, Tokens, masked, new_token
 from serving.server import Server
-from serving.state import StateUnavailable, UserState
+from serving.state import UserState, Wanted
 from training import configuration
 
 CANARY = "hunter2canary"
@@ -40,7 +41,7 @@ def test_a_password_is_not_in_a_printed_configuration_nor_in_the_settings_text(t
 def test_state_that_cannot_be_had_says_so_without_the_password(url: str, caplog: pytest.LogCaptureFixture) -> None:
     state = UserState(url, timeout_s=0.05)
     with caplog.at_level(logging.DEBUG), pytest.raises(StateUnavailable) as caught:
-        state.read("u1")
+        state.recall(Wanted("u1"))
     assert CANARY not in f"{caught.value} {caught.value!r} {caught.value.__cause__!r} {state!r} {caplog.text}"
     state.close()
 

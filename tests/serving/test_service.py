@@ -45,7 +45,8 @@ from serving import codec
 from serving.events import LATE_MS
 from serving.generation import Generations, action_key
 from serving.log import ImpressionLog
-from serving.rpc import Replies, handlers
+from serving.replies import Answered, Replies
+from serving.rpc import handlers
 from serving.service import RecommenderService, ServiceSettings
 from serving.telemetry import Histogram, Telemetry
 from training.impression_log import read_impressions
@@ -279,8 +280,6 @@ def test_without_a_generation_a_server_is_unavailable(tmp_path: Path) -> None:
     "method",
     [
         "Recommender/Suggest",
-        "Catalog/UpsertUsers",
-        "Catalog/ForgetUser",
     ],
 )
 def test_a_method_to_come_says_what_to_use_meanwhile(site: Site, method: str) -> None:
@@ -527,17 +526,18 @@ class Waits:
 def test_replies_are_bounded_and_failures_are_not_kept() -> None:
     replies = Replies(most=2)
     until = time.monotonic() + 20
+    first, second, third = (Answered(word, 1) for word in (b"first", b"second", b"third"))
     for name in ("a", "b", "c"):
-        assert replies.answer(name, b"wire", until, lambda: b"first") == (b"first", False)
-    assert replies.answer("c", b"wire", until, lambda: b"second") == (b"first", True)
-    assert replies.answer("a", b"wire", until, lambda: b"second") == (b"second", False)
+        assert replies.answer(name, b"digest", until, lambda: first) == (first, False)
+    assert replies.answer("c", b"digest", until, lambda: second) == (first, True)
+    assert replies.answer("a", b"digest", until, lambda: second) == (second, False)
 
-    def fail() -> bytes:
+    def fail() -> Answered:
         raise OSError("no")
 
     with pytest.raises(OSError, match="no"):
-        replies.answer("d", b"wire", until, fail)
-    assert replies.answer("d", b"wire", until, lambda: b"third") == (b"third", False)
+        replies.answer("d", b"digest", until, fail)
+    assert replies.answer("d", b"digest", until, lambda: third) == (third, False)
 
 
 def test_quantiles_are_exact_to_five_percent() -> None:

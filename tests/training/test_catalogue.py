@@ -5,11 +5,20 @@ from typing import Any
 import polars as pl
 import pytest
 
-from protos.catalog_pb2 import CatalogItem, DeleteItemsRequest, ItemPatch, PatchItemsRequest, UpsertItemsRequest
+from protos.catalog_pb2 import (
+    CatalogItem,
+    CatalogUser,
+    DeleteItemsRequest,
+    ForgetUserRequest,
+    ItemPatch,
+    PatchItemsRequest,
+    UpsertItemsRequest,
+    UpsertUsersRequest,
+)
 from protos.impression_pb2 import FeatureValue
 from serving.catalog_log import Change, Entry
-from training.catalogue import folded
-from training.data import ITEM_SCHEMA, searchable
+from training.catalogue import folded, remembered, with_users
+from training.data import EVENT_SCHEMA, IMPRESSION_SCHEMA, ITEM_SCHEMA, STATE_SCHEMA, Dataset, searchable
 
 COLUMNS = {"price": None, "language": ("de", "en")}
 ITEMS = pl.DataFrame(
@@ -113,3 +122,72 @@ def test_what_search_reads_of_an_item_is_what_a_server_reads() -> None:
 def test_values_of_columns_that_are_not_declared_are_left_out() -> None:
     found = after(upsert("d", attributes={"colour": FeatureValue(text="red")}))
     assert "colour" not in found["d"]
+
+
+def people(*, states: bool = False) -> Dataset:
+    """Users a, b and c, each with an impression and an event at 1500, 2500 and 3500 ms."""
+    ids, times = ["a", "b", "c"], [1500, 2500, 3500]
+    asked = [(f"{user} {time}", user, time) for user in ids for time in times]
+    impressions = pl.DataFrame(
+        [(request, user, time, "home", "", ["a"], [1.0]) for request, user, time in asked],
+        IMPRESSION_SCHEMA,
+        orient="row",
+    )
+    events = pl.DataFrame(
+        [
+            {"event_id": request, "user_id": user, "time_ms": time, "visible_ms": time, "action": "click"}
+            for request, user, time in asked
+        ],
+        EVENT_SCHEMA,
+    )
+    users = pl.DataFrame({"user_id": ids, "age": [10.0, 20.0, 30.0]})
+    known = users.with_columns(time_ms=pl.lit(0, pl.Int64), visible_ms=pl.lit(0, pl.Int64)).select(*STATE_SCHEMA, "age")
+    return Dataset(
+        items=ITEMS,
+        users=users,
+        impressions=impressions,
+        events=events,
+        actions=("click",),
+        weights={"click": 1.0},
+        user_columns={"age": None},
+        item_columns=COLUMNS,
+        user_states=known if states else None,
+    )
+
+
+def told_of(user_id: str, age: float) -> UpsertUsersRequest:
+    return UpsertUsersRequest(users=[CatalogUser(user_id=user_id, attributes={"age": FeatureValue(number=age)})])
+
+
+def entries(*changes: Change) -> list[Entry]:
+    return [Entry(seq, 1000 * seq, change) for seq, change in enumerate(changes, 1)]
+
+
+def test_training_knows_users_as_servers_were_told_and_nothing_of_what_was_forgotten() -> None:
+    changes = entries(
+        told_of("b", 21), ForgetUserRequest(user_id="a"), told_of("new", 1), ForgetUserRequest(user_id="c")
+    )
+    found = with_users(people(), changes)
+    assert dict(found.users.select("user_id", "age").iter_rows()) == {"b": 21, "new": 1}
+    for frame in (found.events, found.impressions):
+        kept = frame.group_by("user_id").agg(pl.col("time_ms").sort())
+        assert dict(kept.iter_rows()) == {"a": [2500, 3500], "b": [1500, 2500, 3500]}
+
+
+def test_where_users_change_what_was_told_is_known_from_then_on() -> None:
+    changes = entries(told_of("b", 21), ForgetUserRequest(user_id="a"), told_of("new", 1))
+    found = with_users(people(states=True), changes)
+    assert found.user_states is not None
+    assert sorted(found.user_states.select("user_id", "visible_ms", "age").iter_rows()) == [
+        ("b", 0, 20),
+        ("b", 1000, 21),
+        ("c", 0, 30),
+        ("new", 3000, 1),
+    ]
+    assert sorted(found.users["user_id"]) == ["b", "c", "new"]
+
+
+def test_a_data_set_of_which_nobody_was_told_is_as_it_was() -> None:
+    dataset = people()
+    assert with_users(dataset, entries(delete("a"))) is dataset
+    assert remembered(dataset.events, {}) is dataset.events

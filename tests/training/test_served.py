@@ -9,13 +9,16 @@ import pytest
 from conftest import Loop
 
 from index.strings import key64
+from protos.catalog_pb2 import ForgetUserRequest
 from protos.impression_pb2 import Impression, Outcome
+from serving.catalog_log import FILE, CatalogLog
 from serving.generation import action_key
+from serving.local_redis import LocalRedis
 from serving.log import ImpressionLog
-from serving.state import LocalRedis, UserState
+from serving.state import UserEvent, UserState, Wanted
 from training.data import EVENT_SCHEMA, IMPRESSION_SCHEMA
 from training.events import point_in_time_history
-from training.materialise import materialise
+from training.materialise import materialise, rebuild
 from training.served import ServedLog
 
 
@@ -46,7 +49,7 @@ def events(*rows: tuple[str, str, str, str, int, int]) -> pl.DataFrame:
 
 def stored(state: UserState, user_id: str) -> list[tuple[int, int, int]]:
     """Newest first."""
-    return list(zip(*(column.tolist() for column in state.read(user_id)), strict=True))
+    return list(zip(*(column.tolist() for column in state.recall(Wanted(user_id)).history), strict=True))
 
 
 def test_a_log_is_read_up_to_a_moment_and_never_beyond(tmp_path: Path) -> None:
@@ -128,7 +131,7 @@ def test_the_online_store_holds_what_the_point_in_time_history_says(loop: Loop, 
     )
     longest = 0
     for b, user_id in enumerate(users):
-        history = generation.history(*state.read(user_id))
+        history = generation.history(*state.recall(Wanted(user_id)).history)
         held_L = row_BL[b] >= 0
         assert history.row_L.tolist() == row_BL[b][held_L].tolist()
         assert history.action_L.tolist() == action_BL[b][held_L].tolist()
@@ -166,3 +169,23 @@ def test_nobodys_events_are_nobodys_history(state: UserState) -> None:
     assert stored(state, "") == []
     assert stored(state, "somebody") == [(key64("b"), action_key("click"), 2)]
     assert materialise(frame.clear(), state) == 0
+
+
+def test_a_redis_that_lost_everything_gets_it_back_from_the_log_behind_what_came_since(
+    tmp_path: Path, state: UserState, redis_url: str
+) -> None:
+    with ImpressionLog(tmp_path / "log.db", durability="os") as log:
+        log.write_outcomes(
+            [
+                Outcome(event_id=f"{user} {n}", user_id=user, item_id=f"i{n}", action="click", time_ms=n, visible_ms=n)
+                for user in ("lost", "gone")
+                for n in (1, 2, 3, 30)
+            ]
+        )
+    (tmp_path / "generations").mkdir()
+    CatalogLog(tmp_path / "generations" / FILE).append(ForgetUserRequest(user_id="gone"), time_ms=20, after=0)
+    state.push([UserEvent("lost 30", "lost", key64("i30"), action_key("click"), 30)])
+    for _ in range(2):
+        assert rebuild(redis_url, log=tmp_path / "log.db", generations=tmp_path / "generations") == 2
+        assert [time_ms for _, _, time_ms in stored(state, "lost")] == [30, 3, 2, 1]
+        assert [time_ms for _, _, time_ms in stored(state, "gone")] == [30]
