@@ -21,10 +21,10 @@ from protos.impression_pb2 import FeatureValue, Impression, Outcome
 from protos.recommender_pb2 import Context
 from serving import admin, catalog, codec
 from serving.catalog_log import CatalogLog, UnknownChange
-from serving.log import CorruptLog
+from serving.log import SPOOLS, CorruptLog, ImpressionLog
 from serving.rules import rule_book
 from serving.security import Tokens, new_token
-from serving.spool import checksum
+from serving.spool import Spool, checksum
 from serving.state import _EVENT, _unpacked
 from training.archive import StoredRow, parsed
 
@@ -139,6 +139,18 @@ def decoders(folder: Path) -> dict[str, Decoder]:
         manifest.write_bytes(content)
         store.manifest(name)
 
+    with ImpressionLog(folder / "log") as log:
+        log.append(Impression(request_id="r", time_ms=NOW_MS, item_id=["i1"], query_row=b"1234"))
+    spool = max((folder / "log" / SPOOLS).iterdir(), key=lambda path: path.stat().st_size)
+
+    def opened(content: bytes) -> None:
+        spool.write_bytes(content)
+        made = Spool(spool)
+        try:
+            made.rows()
+        finally:
+            made.close()
+
     def listed(content: bytes) -> None:
         tokens.write_bytes(content)
         Tokens(tokens).roles("x")
@@ -159,6 +171,7 @@ def decoders(folder: Path) -> dict[str, Decoder]:
         "catalogue row": Decoder(item, changed, (CorruptLog, UnknownChange)),
         "state row": Decoder(ROW.tobytes() * 3, remembered),
         "manifest": Decoder(manifest.read_bytes(), sealed, (CorruptGeneration,), 0.1),
+        "spool": Decoder(spool.read_bytes(), opened, (CorruptLog,), 0.1),
         "tokens": Decoder(tokens.read_bytes(), listed, (ValueError,), 0.1),
         "filter": Decoder(
             b'category IN ("music", "jazz") AND NOT (price < -2.5e3 OR open = true)', filtered, (FilterError,)
@@ -214,7 +227,7 @@ def fuzzed(made: Decoder, times: int, *, seed: int) -> tuple[int, int]:
 
 NAMES = (
     *("recommend", "search", "rank", "explain", "events", "item", "patch", "rules", "activate"),
-    *("log row", "catalogue row", "state row", "manifest", "tokens", "filter"),
+    *("log row", "catalogue row", "state row", "manifest", "spool", "tokens", "filter"),
 )
 
 
@@ -224,7 +237,7 @@ def test_a_decoder_takes_or_refuses_whatever_it_is_given(tmp_path: Path, name: s
     made.decode(made.example)
     taken, refused = fuzzed(made, 1_600, seed=1)
     assert refused
-    assert taken or name in ("manifest",), "damage that goes unnoticed reaches the code behind the parser"
+    assert taken or name in ("manifest", "spool"), "damage that goes unnoticed reaches the code behind the parser"
 
 
 @pytest.mark.slow
