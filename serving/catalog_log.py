@@ -1,5 +1,5 @@
-"""The catalogue log: what changed between two generations, items and rules, durable, in one order for every process of
-a store.
+"""The catalogue log: what changed between two generations, items, rules and traffic, durable, in one order for every
+process of a store.
 
 A file in SQLite with a write-ahead log. A row is one call that changed something, holding what of it was accepted, so
 that the log is also the record of who was deleted when. Every row carries a CRC-32, which readers check.
@@ -16,11 +16,11 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
-from protos.admin_pb2 import PutRulesRequest
+from protos.admin_pb2 import PutRulesRequest, SetTrafficRequest
 from protos.catalog_pb2 import DeleteItemsRequest, PatchItemsRequest, UpsertItemsRequest
 from serving.log import CorruptLog, LogUnavailable
 
-Change = UpsertItemsRequest | DeleteItemsRequest | PatchItemsRequest | PutRulesRequest
+Change = UpsertItemsRequest | DeleteItemsRequest | PatchItemsRequest | PutRulesRequest | SetTrafficRequest
 
 FILE = "catalog.db"
 """Name of the log in the folder of a generation store."""
@@ -31,6 +31,7 @@ _CHANGES: dict[str, type[Change]] = {
     "delete_items": DeleteItemsRequest,
     "patch_items": PatchItemsRequest,
     "put_rules": PutRulesRequest,
+    "set_traffic": SetTrafficRequest,
 }
 _KIND_OF = {change: kind for kind, change in _CHANGES.items()}
 _NOT_THE_FILE = {
@@ -121,15 +122,22 @@ class CatalogLog:
 
     def rules(self, until: int) -> Entry | None:
         """The last entry up to and with `until` that put rules; None where none did."""
+        return self._last("put_rules", until)
+
+    def traffic(self, until: int) -> Entry | None:
+        """The last entry up to and with `until` that set the traffic; None where none did."""
+        return self._last("set_traffic", until)
+
+    def _last(self, kind: str, until: int) -> Entry | None:
         with self._reading:
             try:
                 reader = self._open_to_read()
                 found = (
                     reader
                     and reader.execute(
-                        "SELECT seq, time_ms, kind, crc, payload FROM entries WHERE seq <= ? AND kind = 'put_rules' "
+                        "SELECT seq, time_ms, kind, crc, payload FROM entries WHERE seq <= ? AND kind = ? "
                         "ORDER BY seq DESC LIMIT 1",
-                        (until,),
+                        (until, kind),
                     ).fetchone()
                 )
             except (sqlite3.Error, UnicodeDecodeError) as error:

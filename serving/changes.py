@@ -19,7 +19,7 @@ from candidate_gen.items import Items
 from candidate_gen.towers import Towers
 from index.poison import unusable
 from index.strings import key64
-from protos.admin_pb2 import PutRulesRequest
+from protos.admin_pb2 import PutRulesRequest, SetTrafficRequest
 from protos.catalog_pb2 import CatalogItem, ItemPatch, PatchItemsRequest, UpsertItemsRequest
 from serving.catalog_log import Change, Entry
 
@@ -29,9 +29,9 @@ PRICE = "price"
 
 def changed(items: Items, entry: Entry, *, table: FeatureTable, towers: Towers) -> Items:
     """The items after an entry. Ids that they do not hold are passed over, and so are items that embed badly; rules
-    change no item."""
+    and traffic change no item."""
     request = entry.request
-    if isinstance(request, PutRulesRequest):
+    if isinstance(request, PutRulesRequest | SetTrafficRequest):
         return items
     if isinstance(request, UpsertItemsRequest):
         return _upserted(items, request.items, time_ms=entry.time_ms, table=table, towers=towers)

@@ -272,6 +272,21 @@ class CascadeClient:
         self._manage("PutRules", admin_pb2.PutRulesRequest(rules=rules, etag=etag), response)
         return response
 
+    def traffic(self) -> admin_pb2.GetTrafficResponse:
+        """The experiments in force, their etag, and how canaries fare."""
+        response = admin_pb2.GetTrafficResponse()
+        self._manage("GetTraffic", admin_pb2.GetTrafficRequest(), response)
+        return response
+
+    def set_traffic(
+        self, experiments: Sequence[admin_pb2.Experiment], *, etag: str, reason: str = ""
+    ) -> admin_pb2.SetTrafficResponse:
+        """Replace all experiments, if those in force still have this etag; the next request follows them."""
+        response = admin_pb2.SetTrafficResponse()
+        request = admin_pb2.SetTrafficRequest(experiments=experiments, etag=etag, reason=reason)
+        self._manage("SetTraffic", request, response)
+        return response
+
     def write_events(self, events: Sequence[Event], *, deadline_s: float | None = None) -> list[EventAnswer]:
         """At most 1000 events; one answer each, in order."""
         request = events_pb2.WriteEventsRequest(events=[each.on_the_wire() for each in events])

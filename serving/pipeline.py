@@ -87,7 +87,7 @@ class Trace:
         try:
             yield
         finally:
-            self.stage_ms[name] = 1000 * (time.perf_counter() - started)
+            self.stage_ms[name] = self.stage_ms.get(name, 0.0) + 1000 * (time.perf_counter() - started)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,13 +22,15 @@ from protos import recommender_pb2
 from protos.impression_pb2 import Degraded, Impression, Outcome
 from serving import answers, codec
 from serving.admission import Admission, CallerGone, DeadlinePassed
+from serving.arms import Experiments
 from serving.canaries import FAULTS, check_answers
 from serving.catalog_log import UnknownChange
+from serving.experiments import NOBODY, Plan
 from serving.explain import explain
 from serving.generation import Generation, GenerationMismatch
 from serving.live import Live
 from serving.log import CorruptLog, LogUnavailable, Status
-from serving.pipeline import Trace
+from serving.pipeline import Answer, Trace
 from serving.rpc import Replies, Unavailable, UnknownRequest, handlers
 from serving.state import StateUnavailable
 from serving.telemetry import Telemetry, current_call
@@ -115,6 +117,7 @@ class RecommenderService:
         log: None logs nothing: for tests and previews.
         live: None leaves the sources that learn while they serve with nothing to say.
         answered: who made a logged impression, with the catalogue as it was; None where nobody can explain one.
+        experiments: None where there are none.
     """
 
     def __init__(
@@ -127,12 +130,14 @@ class RecommenderService:
         settings: ServiceSettings,
         live: Live | None = None,
         answered: Callable[[Impression], Generation] | None = None,
+        experiments: Experiments | None = None,
     ) -> None:
         self._generations = generations
         self._state = state
         self._log = log
         self._live = live
         self._answered = answered
+        self._experiments = experiments
         self._telemetry = telemetry
         self._settings = settings
         self.admission = Admission(
@@ -186,6 +191,8 @@ class RecommenderService:
             logged = self._log.find(request.request_id) if self._log is not None else None
             if logged is None or self._answered is None:
                 raise UnknownRequest(request.request_id)
+            if logged.HasField("drafted"):
+                raise codec.Unsupported("slates that two arms drafted are not explained yet; see their slot_team")
             told = explain(logged, self._answered(logged), item_ids=request.item_ids, features=request.features)
         return told.SerializeToString()
 
@@ -245,25 +252,23 @@ class RecommenderService:
                 return response.SerializeToString()
             with before.stage("state"):
                 self._read_state(asked, before)
-                query = self._told(codec.query_of(asked, generation), asked, generation, before)
             log = None if request.no_log else self._log
             if log is not None and not log.available:
-                generation = _without_chance(generation)
                 before.degraded |= Degraded.DEGRADED_LOG_UNAVAILABLE
+            plan = NOBODY if self._experiments is None else self._experiments.router.plan(asked, generation)
+            active = generation
             proceed()
-            answer = generation.pipeline.run(
-                query,
-                budget_s=until - time.monotonic(),
-                without=frozenset(before.skipped_sources),
-                proceed=proceed,
-            )
+            generation, query, answer = self._answer_by(plan, asked, active, before, until, proceed)
             proceed()
+            call.generation = generation.id
+            beside = codec.copied(asked) if plan.shadows and log is not None else None
             trace = answer.trace
             trace.degraded |= before.degraded
             trace.skipped_sources |= before.skipped_sources
             trace.stage_ms = before.stage_ms | trace.stage_ms
             with trace.stage("record"):
-                eligible = key64(asked.request_id) < self._settings.eligible_share * 2.0**64
+                whole = not len(answer.slate.team_K)  # two arms draw from two sets of candidates
+                eligible = whole and key64(asked.request_id) < self._settings.eligible_share * 2.0**64
                 logged = answers.record(asked, query=query, answer=answer, generation=generation, eligible=eligible)
             if log is not None:
                 with trace.stage("log"):
@@ -283,7 +288,73 @@ class RecommenderService:
             trace.degraded = logged.degraded
             call.trace = trace
         self._lately.append(logged)
+        if beside is not None and log is not None and self._experiments is not None:
+            self._experiments.shadow(beside, plan, active, log)
         return reply
+
+    def _answer_by(
+        self,
+        plan: Plan,
+        asked: Impression,
+        active: Generation,
+        before: Trace,
+        until: float,
+        proceed: Callable[[], None],
+    ) -> tuple[Generation, Query, Answer]:
+        """By the arms of a request; where they fail, by the generation in use."""
+        started = time.monotonic()
+        try:
+            generation, query, answer = self._answer(plan, asked, active, before, until, proceed)
+        except CallerGone:
+            raise
+        except Exception as error:
+            if self._experiments is not None:
+                self._experiments.canaries.observe(plan.canaries, failed=True)
+            if not plan.arms or isinstance(error, DeadlinePassed):
+                raise
+            arms = ", ".join(f"{experiment}={arm}" for experiment, arm in plan.arms.items())
+            if not self._telemetry.counts("arm_failed").get(arms):
+                warn(error, f"the arms {arms} cannot answer; this is told once and counted from now on")
+            self._telemetry.add("arm_failed", arms)
+            before.degraded |= Degraded.DEGRADED_ARM_FAILED
+            for name in ("live_hits", "variation", "drafted"):
+                asked.ClearField(name)
+            return self._answer(NOBODY, asked, active, before, until, proceed)
+        if plan.canaries and self._experiments is not None:
+            self._experiments.canaries.observe(
+                plan.canaries, degraded=bool(answer.trace.degraded), ms=1000 * (time.monotonic() - started)
+            )
+        return generation, query, answer
+
+    def _answer(
+        self,
+        plan: Plan,
+        asked: Impression,
+        active: Generation,
+        before: Trace,
+        until: float,
+        proceed: Callable[[], None],
+    ) -> tuple[Generation, Query, Answer]:
+        generation = active
+        if self._experiments is not None and plan.arms:
+            generation = self._experiments.router.generation(plan.side, active)
+            if plan.side.variation:
+                asked.variation.ParseFromString(plan.side.variation)
+        with before.stage("state"):
+            query = self._told(codec.query_of(asked, generation), asked, generation, before)
+        chance = not before.degraded & Degraded.DEGRADED_LOG_UNAVAILABLE
+        if not chance:
+            generation = _without_chance(generation)
+        budget_s, without = until - time.monotonic(), frozenset(before.skipped_sources)
+        if plan.second is not None and chance and self._experiments is not None:
+            second = self._experiments.router.generation(plan.second, active)
+            answer = self._experiments.drafted(
+                plan, asked, (query, generation), second, budget_s=budget_s, without=without
+            )
+        else:
+            answer = generation.pipeline.run(query, budget_s=budget_s, without=without, proceed=proceed)
+        proceed()
+        return generation, query, answer
 
     def _as_now(self, reply: bytes, response: answers.Response) -> bytes:
         """An answer given before, without what the catalogue has stopped showing since."""
