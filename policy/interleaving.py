@@ -101,7 +101,8 @@ def _propensities(one: Draw, other: Draw) -> NDArray[np.float64]:
 
 def _next(team: Team, before_K: NDArray[np.int64]) -> NDArray[np.float64]:
     """What the team draws the next slot from."""
-    return team.draw(np.append(before_K, -1)).distribution_KN[-1]
+    distribution_N: NDArray[np.float64] = team.draw(np.append(before_K, -1)).distribution_KN[-1]
+    return distribution_N
 
 
 def _drawn(distribution_N: NDArray[np.float64], chance: float) -> int:

@@ -137,7 +137,7 @@ class CanaryWatch:
                 if failed:
                     continue
                 tally.count(degraded=degraded)
-                tally.latency.observe(ms)
+                tally.latency.observe([ms])
                 if experiment in self._limits_ms:
                     slow_ms, tail_ms = self._limits_ms[experiment]
                     tally.count(slow=ms > slow_ms, tail=ms > tail_ms)

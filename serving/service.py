@@ -259,7 +259,6 @@ class RecommenderService:
             active = generation
             proceed()
             generation, query, answer = self._answer_by(plan, asked, active, before, until, proceed)
-            proceed()
             call.generation = generation.id
             beside = codec.copied(asked) if plan.shadows and log is not None else None
             trace = answer.trace

@@ -21,8 +21,8 @@ from protos.impression_pb2 import Degraded, Impression
 from serving.again import Snapshots, ask_again
 from serving.catalog_log import FILE, CatalogLog
 from serving.client import CallFailed, CascadeClient, ShownSlate
-from serving.log import read_impressions
 from training.cli import MISUSE, main
+from training.impression_log import read_impressions
 from training.replay import verify
 
 SAME = Arm(name="same", weight=1)
@@ -48,7 +48,7 @@ def generations_of(site: Path) -> list[str]:
 
 
 def experiment(*arms: Arm, name: str = "e", mode: str = "SPLIT", **fields: Any) -> Experiment:
-    return Experiment(name=name, mode=f"TRAFFIC_MODE_{mode}", arms=arms, **{"unit": "user_id", **fields})  # type: ignore[arg-type]
+    return Experiment(name=name, mode=f"TRAFFIC_MODE_{mode}", arms=arms, **{"unit": "user_id", **fields})
 
 
 def ask(client: CascadeClient, times: int = 24, *, prefix: str = "r", size: int = 6) -> list[ShownSlate]:
@@ -73,7 +73,7 @@ def verified(site: Path, log: Path) -> list[Impression]:
 
 
 def test_arms_are_in_force_from_the_next_answer_on_in_the_log_and_replayed(site: Path) -> None:
-    log = site / "log.db"
+    log = site / "log"
     other = generations_of(site)[1]
     with running(site, log=log) as (client, _, _):
         assert client.traffic() == admin_pb2.GetTrafficResponse()
@@ -111,7 +111,7 @@ def test_arms_are_in_force_from_the_next_answer_on_in_the_log_and_replayed(site:
 
 
 def test_two_arms_draft_one_slate_and_it_is_replayed(site: Path) -> None:
-    log = site / "log.db"
+    log = site / "log"
     first, second = generations_of(site)
     with running(site, log=log) as (client, _, _):
         turns = experiment(
@@ -138,7 +138,7 @@ def test_two_arms_draft_one_slate_and_it_is_replayed(site: Path) -> None:
 
 
 def test_shadows_are_computed_logged_replayed_and_not_shown(site: Path) -> None:
-    log = site / "log.db"
+    log = site / "log"
     first, second = generations_of(site)
     with running(site, log=log) as (client, _, _):
         now = Arm(name="now")
@@ -185,7 +185,7 @@ def test_all_servers_of_a_store_share_the_traffic_and_it_survives_them(site: Pat
 
 
 def test_what_an_arm_cannot_answer_the_generation_in_use_does(site: Path) -> None:
-    log = site / "log.db"
+    log = site / "log"
     other = generations_of(site)[1]
     with running(site, log=log) as (client, generations, _):
         broken = generations.prepare(other)
@@ -237,7 +237,7 @@ def test_more_generations_than_a_server_can_hold_are_refused(site: Path) -> None
 
 
 def test_a_drafted_answer_is_not_asked_again_by_half(site: Path) -> None:
-    log = site / "log.db"
+    log = site / "log"
     with running(site, log=log) as (client, _, _):
         client.set_traffic([experiment(SAME, COLD, mode="INTERLEAVE")], etag="")
         ask(client, 1)

@@ -17,7 +17,7 @@ from serving.experiments import DRAFTED, NOBODY, Experiment, Traffic
 USERS = [f"user-{n}" for n in range(2000)]
 
 
-def on_the_wire(name: str = "e", weights: Mapping[str, float] | None = None, **fields: Any) -> admin_pb2.Experiment:
+def on_the_wire(name: str = "e", *, weights: Mapping[str, float] | None = None, **fields: Any) -> admin_pb2.Experiment:
     arms = [Arm(name=arm, weight=weight) for arm, weight in (weights or {"a": 1, "b": 1}).items()]
     given_fields = {"mode": "TRAFFIC_MODE_SPLIT", "unit": "user_id", "arms": arms} | fields
     return admin_pb2.Experiment(name=name, **given_fields)
@@ -33,7 +33,7 @@ def assigned(in_force: Traffic, experiment: str = "e") -> dict[str, str]:
 
 
 def within_chance(count: int, share: float, of: int) -> bool:
-    return abs(count - share * of) < 4.5 * np.sqrt(share * (1 - share) * of)
+    return bool(abs(count - share * of) < 4.5 * np.sqrt(share * (1 - share) * of))
 
 
 @settings(max_examples=6, deadline=None)
@@ -74,7 +74,7 @@ def test_arms_ramped_together_never_exchange_units_and_a_weight_of_0_takes_nobod
 
 
 def test_experiments_of_one_layer_never_meet_and_of_two_do() -> None:
-    same = {"layer": "ranking"}
+    same: dict[str, Any] = {"layer": "ranking"}
     in_force = traffic(
         on_the_wire("one", layer_until=0.5, **same),
         on_the_wire("two", layer_from=0.5, layer_until=0.8, **same),
@@ -135,7 +135,7 @@ def test_shadows_and_drafts_are_of_the_other_arm() -> None:
     assert plan.second == plan.side
 
 
-LAYER = {"layer": "l"}
+LAYER: dict[str, Any] = {"layer": "l"}
 HOT = [Arm(name="a", weight=1), Arm(name="b", weight=1, policy={"temperature": 1.0})]
 
 
