@@ -90,7 +90,9 @@ class SlatePolicy:
         propensity_K, distribution_KN = np.zeros(len(given_K)), np.zeros((len(given_K), len(scored)))
         slate = self._walk(query, scored, given_K, distribution_KN)
         propensity_K[: len(slate)] = slate.propensity_K
-        return Draw(propensity_K, distribution_KN)
+        flag_K = np.zeros(len(given_K), np.uint8)
+        flag_K[: len(slate)] = slate.flag_K
+        return Draw(propensity_K, distribution_KN, flag_K, slate.relaxed)
 
     def terms(self, query: Query, scored: Scored, index_K: NDArray[np.int64]) -> Terms:
         """What the chances of every candidate are made of, slot by slot, given a slate.

@@ -1,6 +1,6 @@
 """What the policy makes. Shape letters: K slots, N candidates."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntFlag
 
 import numpy as np
@@ -40,6 +40,8 @@ class Slate:
     """`SlotFlag` bits."""
     relaxed: tuple[str, ...] = ()
     """Constraints given up because they starved the slate, in the order given up."""
+    team_K: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    """Which of two policies drafted the slot, see `policy.interleaving`; empty where one drew them all."""
 
     def __len__(self) -> int:
         return len(self.index_K)
@@ -67,6 +69,10 @@ class Draw:
     """P(the given item in slot k); 0 where this policy could not have drawn it."""
     distribution_KN: NDArray[np.float64]
     """P(candidate n in slot k). Sums to 1 over the candidates; to 0 for slots that this policy leaves empty."""
+    flag_K: NDArray[np.uint8]
+    """`SlotFlag` bits as of its own draws."""
+    relaxed: tuple[str, ...]
+    """See `Slate`."""
 
     def __len__(self) -> int:
         return len(self.propensity_K)

@@ -1,3 +1,4 @@
+from protos import impression_pb2 as _impression_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -122,7 +123,7 @@ class RollbackResponse(_message.Message):
     def __init__(self, generation: _Optional[_Union[GenerationInfo, _Mapping]] = ...) -> None: ...
 
 class Arm(_message.Message):
-    __slots__ = ("name", "weight", "generation", "action_weights")
+    __slots__ = ("name", "weight", "generation", "action_weights", "policy", "quotas")
     class ActionWeightsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -130,39 +131,67 @@ class Arm(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class PolicyEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class QuotasEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     ACTION_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    QUOTAS_FIELD_NUMBER: _ClassVar[int]
     name: str
     weight: float
     generation: str
     action_weights: _containers.ScalarMap[str, float]
-    def __init__(self, name: _Optional[str] = ..., weight: _Optional[float] = ..., generation: _Optional[str] = ..., action_weights: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    policy: _containers.ScalarMap[str, float]
+    quotas: _containers.ScalarMap[str, int]
+    def __init__(self, name: _Optional[str] = ..., weight: _Optional[float] = ..., generation: _Optional[str] = ..., action_weights: _Optional[_Mapping[str, float]] = ..., policy: _Optional[_Mapping[str, float]] = ..., quotas: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class Experiment(_message.Message):
-    __slots__ = ("name", "mode", "arms", "unit", "salt", "layer")
+    __slots__ = ("name", "mode", "arms", "unit", "salt", "layer", "layer_from", "layer_until", "surfaces", "kinds")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     ARMS_FIELD_NUMBER: _ClassVar[int]
     UNIT_FIELD_NUMBER: _ClassVar[int]
     SALT_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FROM_FIELD_NUMBER: _ClassVar[int]
+    LAYER_UNTIL_FIELD_NUMBER: _ClassVar[int]
+    SURFACES_FIELD_NUMBER: _ClassVar[int]
+    KINDS_FIELD_NUMBER: _ClassVar[int]
     name: str
     mode: TrafficMode
     arms: _containers.RepeatedCompositeFieldContainer[Arm]
     unit: str
     salt: str
     layer: str
-    def __init__(self, name: _Optional[str] = ..., mode: _Optional[_Union[TrafficMode, str]] = ..., arms: _Optional[_Iterable[_Union[Arm, _Mapping]]] = ..., unit: _Optional[str] = ..., salt: _Optional[str] = ..., layer: _Optional[str] = ...) -> None: ...
+    layer_from: float
+    layer_until: float
+    surfaces: _containers.RepeatedScalarFieldContainer[str]
+    kinds: _containers.RepeatedScalarFieldContainer[_impression_pb2.Kind]
+    def __init__(self, name: _Optional[str] = ..., mode: _Optional[_Union[TrafficMode, str]] = ..., arms: _Optional[_Iterable[_Union[Arm, _Mapping]]] = ..., unit: _Optional[str] = ..., salt: _Optional[str] = ..., layer: _Optional[str] = ..., layer_from: _Optional[float] = ..., layer_until: _Optional[float] = ..., surfaces: _Optional[_Iterable[str]] = ..., kinds: _Optional[_Iterable[_Union[_impression_pb2.Kind, str]]] = ...) -> None: ...
 
 class SetTrafficRequest(_message.Message):
-    __slots__ = ("experiments", "etag")
+    __slots__ = ("experiments", "etag", "reason")
     EXPERIMENTS_FIELD_NUMBER: _ClassVar[int]
     ETAG_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     experiments: _containers.RepeatedCompositeFieldContainer[Experiment]
     etag: str
-    def __init__(self, experiments: _Optional[_Iterable[_Union[Experiment, _Mapping]]] = ..., etag: _Optional[str] = ...) -> None: ...
+    reason: str
+    def __init__(self, experiments: _Optional[_Iterable[_Union[Experiment, _Mapping]]] = ..., etag: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class SetTrafficResponse(_message.Message):
     __slots__ = ("experiments", "etag")
@@ -171,6 +200,53 @@ class SetTrafficResponse(_message.Message):
     experiments: _containers.RepeatedCompositeFieldContainer[Experiment]
     etag: str
     def __init__(self, experiments: _Optional[_Iterable[_Union[Experiment, _Mapping]]] = ..., etag: _Optional[str] = ...) -> None: ...
+
+class GetTrafficRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ArmStatus(_message.Message):
+    __slots__ = ("experiment", "arm", "requests", "failed", "degraded", "p50_ms", "p99_ms", "evidence")
+    class EvidenceEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    ARM_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_FIELD_NUMBER: _ClassVar[int]
+    P50_MS_FIELD_NUMBER: _ClassVar[int]
+    P99_MS_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    experiment: str
+    arm: str
+    requests: int
+    failed: int
+    degraded: int
+    p50_ms: float
+    p99_ms: float
+    evidence: _containers.ScalarMap[str, float]
+    def __init__(self, experiment: _Optional[str] = ..., arm: _Optional[str] = ..., requests: _Optional[int] = ..., failed: _Optional[int] = ..., degraded: _Optional[int] = ..., p50_ms: _Optional[float] = ..., p99_ms: _Optional[float] = ..., evidence: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class GetTrafficResponse(_message.Message):
+    __slots__ = ("experiments", "etag", "reason", "set_ms", "arms", "follow_error")
+    EXPERIMENTS_FIELD_NUMBER: _ClassVar[int]
+    ETAG_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SET_MS_FIELD_NUMBER: _ClassVar[int]
+    ARMS_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_ERROR_FIELD_NUMBER: _ClassVar[int]
+    experiments: _containers.RepeatedCompositeFieldContainer[Experiment]
+    etag: str
+    reason: str
+    set_ms: int
+    arms: _containers.RepeatedCompositeFieldContainer[ArmStatus]
+    follow_error: str
+    def __init__(self, experiments: _Optional[_Iterable[_Union[Experiment, _Mapping]]] = ..., etag: _Optional[str] = ..., reason: _Optional[str] = ..., set_ms: _Optional[int] = ..., arms: _Optional[_Iterable[_Union[ArmStatus, _Mapping]]] = ..., follow_error: _Optional[str] = ...) -> None: ...
 
 class Rule(_message.Message):
     __slots__ = ("id", "kind", "surfaces", "queries", "item_ids", "condition", "position", "strength", "at_least", "at_most", "from_ms", "until_ms", "redirect_uri")

@@ -60,6 +60,11 @@ class AdminStub:
                 request_serializer=protos_dot_admin__pb2.SetTrafficRequest.SerializeToString,
                 response_deserializer=protos_dot_admin__pb2.SetTrafficResponse.FromString,
                 _registered_method=True)
+        self.GetTraffic = channel.unary_unary(
+                '/cascade.v1.Admin/GetTraffic',
+                request_serializer=protos_dot_admin__pb2.GetTrafficRequest.SerializeToString,
+                response_deserializer=protos_dot_admin__pb2.GetTrafficResponse.FromString,
+                _registered_method=True)
         self.PutRules = channel.unary_unary(
                 '/cascade.v1.Admin/PutRules',
                 request_serializer=protos_dot_admin__pb2.PutRulesRequest.SerializeToString,
@@ -110,7 +115,15 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetTraffic(self, request, context):
-        """How traffic is split between arms.
+        """How traffic is split between arms. Every generation that an arm names is loaded and warm here when this returns; in
+        force from the next answer on, on other servers of the store as soon as they too have loaded what it names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTraffic(self, request, context):
+        """The traffic in force, and how its arms fare on this server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,6 +178,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.SetTraffic,
                     request_deserializer=protos_dot_admin__pb2.SetTrafficRequest.FromString,
                     response_serializer=protos_dot_admin__pb2.SetTrafficResponse.SerializeToString,
+            ),
+            'GetTraffic': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTraffic,
+                    request_deserializer=protos_dot_admin__pb2.GetTrafficRequest.FromString,
+                    response_serializer=protos_dot_admin__pb2.GetTrafficResponse.SerializeToString,
             ),
             'PutRules': grpc.unary_unary_rpc_method_handler(
                     servicer.PutRules,
@@ -318,6 +336,33 @@ class Admin:
             '/cascade.v1.Admin/SetTraffic',
             protos_dot_admin__pb2.SetTrafficRequest.SerializeToString,
             protos_dot_admin__pb2.SetTrafficResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTraffic(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cascade.v1.Admin/GetTraffic',
+            protos_dot_admin__pb2.GetTrafficRequest.SerializeToString,
+            protos_dot_admin__pb2.GetTrafficResponse.FromString,
             options,
             channel_credentials,
             insecure,

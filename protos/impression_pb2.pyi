@@ -26,6 +26,7 @@ class Degraded(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DEGRADED_LOG_UNAVAILABLE: _ClassVar[Degraded]
     DEGRADED_EMPTY: _ClassVar[Degraded]
     DEGRADED_PARTIAL_INDEX: _ClassVar[Degraded]
+    DEGRADED_ARM_FAILED: _ClassVar[Degraded]
 KIND_UNSPECIFIED: Kind
 KIND_RECOMMEND: Kind
 KIND_SEARCH: Kind
@@ -40,6 +41,7 @@ DEGRADED_POLICY_RELAXED: Degraded
 DEGRADED_LOG_UNAVAILABLE: Degraded
 DEGRADED_EMPTY: Degraded
 DEGRADED_PARTIAL_INDEX: Degraded
+DEGRADED_ARM_FAILED: Degraded
 
 class FeatureValue(_message.Message):
     __slots__ = ("text", "number")
@@ -89,8 +91,49 @@ class SourceHits(_message.Message):
     score: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, source: _Optional[str] = ..., item_key: _Optional[_Iterable[int]] = ..., score: _Optional[_Iterable[float]] = ...) -> None: ...
 
+class Variation(_message.Message):
+    __slots__ = ("action_weights", "policy", "quotas")
+    class ActionWeightsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class PolicyEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class QuotasEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    ACTION_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    QUOTAS_FIELD_NUMBER: _ClassVar[int]
+    action_weights: _containers.ScalarMap[str, float]
+    policy: _containers.ScalarMap[str, float]
+    quotas: _containers.ScalarMap[str, int]
+    def __init__(self, action_weights: _Optional[_Mapping[str, float]] = ..., policy: _Optional[_Mapping[str, float]] = ..., quotas: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
+class Drafted(_message.Message):
+    __slots__ = ("arms", "generation", "variation")
+    ARMS_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    VARIATION_FIELD_NUMBER: _ClassVar[int]
+    arms: _containers.RepeatedScalarFieldContainer[str]
+    generation: str
+    variation: Variation
+    def __init__(self, arms: _Optional[_Iterable[str]] = ..., generation: _Optional[str] = ..., variation: _Optional[_Union[Variation, _Mapping]] = ...) -> None: ...
+
 class Impression(_message.Message):
-    __slots__ = ("request_id", "time_ms", "kind", "tenant", "surface", "user_id", "visitor_id", "session_id", "text", "size", "seed_item_ids", "exclude_item_ids", "rank_item_ids", "features", "history_item_key", "history_action_key", "history_time_ms", "filter", "live_hits", "shown_item_key", "generation", "schema", "policy", "degraded", "stages", "skipped_sources", "experiment_arms", "labels", "catalog_seq", "item_id", "propensity", "utility", "slot_flags", "action_names", "probability", "source_names", "source_bits", "source_rank", "query_row", "item_rows", "pair_rows", "eligible_item_key", "eligible_utility")
+    __slots__ = ("request_id", "time_ms", "kind", "tenant", "surface", "user_id", "visitor_id", "session_id", "text", "size", "seed_item_ids", "exclude_item_ids", "rank_item_ids", "features", "history_item_key", "history_action_key", "history_time_ms", "filter", "live_hits", "shown_item_key", "generation", "schema", "policy", "degraded", "stages", "skipped_sources", "experiment_arms", "labels", "catalog_seq", "item_id", "propensity", "utility", "slot_flags", "action_names", "probability", "source_names", "source_bits", "source_rank", "slot_team", "query_row", "item_rows", "pair_rows", "eligible_item_key", "eligible_utility", "traffic", "shadow_of", "drafted", "variation")
     class FeaturesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -150,11 +193,16 @@ class Impression(_message.Message):
     SOURCE_NAMES_FIELD_NUMBER: _ClassVar[int]
     SOURCE_BITS_FIELD_NUMBER: _ClassVar[int]
     SOURCE_RANK_FIELD_NUMBER: _ClassVar[int]
+    SLOT_TEAM_FIELD_NUMBER: _ClassVar[int]
     QUERY_ROW_FIELD_NUMBER: _ClassVar[int]
     ITEM_ROWS_FIELD_NUMBER: _ClassVar[int]
     PAIR_ROWS_FIELD_NUMBER: _ClassVar[int]
     ELIGIBLE_ITEM_KEY_FIELD_NUMBER: _ClassVar[int]
     ELIGIBLE_UTILITY_FIELD_NUMBER: _ClassVar[int]
+    TRAFFIC_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_OF_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_FIELD_NUMBER: _ClassVar[int]
+    VARIATION_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     time_ms: int
     kind: Kind
@@ -193,12 +241,17 @@ class Impression(_message.Message):
     source_names: _containers.RepeatedScalarFieldContainer[str]
     source_bits: _containers.RepeatedScalarFieldContainer[int]
     source_rank: _containers.RepeatedScalarFieldContainer[int]
+    slot_team: _containers.RepeatedScalarFieldContainer[int]
     query_row: bytes
     item_rows: bytes
     pair_rows: bytes
     eligible_item_key: _containers.RepeatedScalarFieldContainer[int]
     eligible_utility: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, request_id: _Optional[str] = ..., time_ms: _Optional[int] = ..., kind: _Optional[_Union[Kind, str]] = ..., tenant: _Optional[str] = ..., surface: _Optional[str] = ..., user_id: _Optional[str] = ..., visitor_id: _Optional[str] = ..., session_id: _Optional[str] = ..., text: _Optional[str] = ..., size: _Optional[int] = ..., seed_item_ids: _Optional[_Iterable[str]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., rank_item_ids: _Optional[_Iterable[str]] = ..., features: _Optional[_Mapping[str, FeatureValue]] = ..., history_item_key: _Optional[_Iterable[int]] = ..., history_action_key: _Optional[_Iterable[int]] = ..., history_time_ms: _Optional[_Iterable[int]] = ..., filter: _Optional[str] = ..., live_hits: _Optional[_Iterable[_Union[SourceHits, _Mapping]]] = ..., shown_item_key: _Optional[_Iterable[int]] = ..., generation: _Optional[str] = ..., schema: _Optional[str] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., degraded: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., skipped_sources: _Optional[_Iterable[str]] = ..., experiment_arms: _Optional[_Mapping[str, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., catalog_seq: _Optional[int] = ..., item_id: _Optional[_Iterable[str]] = ..., propensity: _Optional[_Iterable[float]] = ..., utility: _Optional[_Iterable[float]] = ..., slot_flags: _Optional[_Iterable[int]] = ..., action_names: _Optional[_Iterable[str]] = ..., probability: _Optional[_Iterable[float]] = ..., source_names: _Optional[_Iterable[str]] = ..., source_bits: _Optional[_Iterable[int]] = ..., source_rank: _Optional[_Iterable[int]] = ..., query_row: _Optional[bytes] = ..., item_rows: _Optional[bytes] = ..., pair_rows: _Optional[bytes] = ..., eligible_item_key: _Optional[_Iterable[int]] = ..., eligible_utility: _Optional[_Iterable[float]] = ...) -> None: ...
+    traffic: str
+    shadow_of: str
+    drafted: Drafted
+    variation: Variation
+    def __init__(self, request_id: _Optional[str] = ..., time_ms: _Optional[int] = ..., kind: _Optional[_Union[Kind, str]] = ..., tenant: _Optional[str] = ..., surface: _Optional[str] = ..., user_id: _Optional[str] = ..., visitor_id: _Optional[str] = ..., session_id: _Optional[str] = ..., text: _Optional[str] = ..., size: _Optional[int] = ..., seed_item_ids: _Optional[_Iterable[str]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., rank_item_ids: _Optional[_Iterable[str]] = ..., features: _Optional[_Mapping[str, FeatureValue]] = ..., history_item_key: _Optional[_Iterable[int]] = ..., history_action_key: _Optional[_Iterable[int]] = ..., history_time_ms: _Optional[_Iterable[int]] = ..., filter: _Optional[str] = ..., live_hits: _Optional[_Iterable[_Union[SourceHits, _Mapping]]] = ..., shown_item_key: _Optional[_Iterable[int]] = ..., generation: _Optional[str] = ..., schema: _Optional[str] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., degraded: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., skipped_sources: _Optional[_Iterable[str]] = ..., experiment_arms: _Optional[_Mapping[str, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., catalog_seq: _Optional[int] = ..., item_id: _Optional[_Iterable[str]] = ..., propensity: _Optional[_Iterable[float]] = ..., utility: _Optional[_Iterable[float]] = ..., slot_flags: _Optional[_Iterable[int]] = ..., action_names: _Optional[_Iterable[str]] = ..., probability: _Optional[_Iterable[float]] = ..., source_names: _Optional[_Iterable[str]] = ..., source_bits: _Optional[_Iterable[int]] = ..., source_rank: _Optional[_Iterable[int]] = ..., slot_team: _Optional[_Iterable[int]] = ..., query_row: _Optional[bytes] = ..., item_rows: _Optional[bytes] = ..., pair_rows: _Optional[bytes] = ..., eligible_item_key: _Optional[_Iterable[int]] = ..., eligible_utility: _Optional[_Iterable[float]] = ..., traffic: _Optional[str] = ..., shadow_of: _Optional[str] = ..., drafted: _Optional[_Union[Drafted, _Mapping]] = ..., variation: _Optional[_Union[Variation, _Mapping]] = ...) -> None: ...
 
 class Outcome(_message.Message):
     __slots__ = ("event_id", "request_id", "item_id", "user_id", "session_id", "action", "value", "time_ms", "visible_ms", "position", "attribution_token", "tenant", "visitor_id")

@@ -7,19 +7,16 @@ from importlib.metadata import PackageNotFoundError, version
 
 import grpc
 
-from index.generations import CorruptGeneration, Manifest
+from index.generations import CorruptGeneration, Manifest, UnknownGeneration
 from policy.rules import RulesInForce
 from protos import admin_pb2
 from serving import codec
-from serving.generation import Generation, Generations
+from serving.arms import Experiments
+from serving.generation import Generation, GenerationMismatch, Generations
+from serving.log import CorruptLog
 from serving.rpc import StaleRules, Unavailable, handlers
 from serving.rules import rule_book
 from serving.telemetry import Reading, Telemetry
-
-_LATER = {
-    "SetTraffic": "SetTraffic is not built yet; it will split traffic between arms. Meanwhile Activate serves one "
-    "generation to all",
-}
 
 
 class InvalidRules(codec.InvalidRequest):
@@ -29,11 +26,19 @@ class InvalidRules(codec.InvalidRequest):
         ValueError.__init__(self, f"rules: {why}")
 
 
+class InvalidTraffic(codec.InvalidRequest):
+    """Experiments that cannot be run, or not together; what is wrong with them is the reason."""
+
+    def __init__(self, why: ValueError) -> None:
+        ValueError.__init__(self, f"experiments: {why}")
+
+
 class AdminService:
     """
     Args:
         in_flight: calls running or waiting now.
         changed: told after every change of the active generation.
+        experiments: of this server.
     """
 
     def __init__(
@@ -43,11 +48,13 @@ class AdminService:
         telemetry: Telemetry,
         in_flight: Callable[[], int],
         changed: Callable[[], None],
+        experiments: Experiments,
     ) -> None:
         self._generations = generations
         self._telemetry = telemetry
         self._in_flight = in_flight
         self._changed = changed
+        self._experiments = experiments
         self._started_ms = _now_ms()
         self.follow_error = ""
         """Why the store's current generation could not be taken up; empty where it was."""
@@ -69,9 +76,10 @@ class AdminService:
                 "Rollback": self.rollback,
                 "PutRules": self.put_rules,
                 "GetRules": self.get_rules,
+                "SetTraffic": self.set_traffic,
+                "GetTraffic": self.get_traffic,
                 "GetStatus": self.get_status,
             },
-            later=_LATER,
         )
 
     def list_generations(self, wire: bytes, _context: grpc.ServicerContext) -> bytes:
@@ -140,6 +148,36 @@ class AdminService:
         if put is not None and isinstance(put.request, admin_pb2.PutRulesRequest):
             response.rules.extend(put.request.rules)
             response.etag = str(put.seq)
+        return response.SerializeToString()
+
+    def set_traffic(self, wire: bytes, _context: grpc.ServicerContext) -> bytes:
+        """Loaded, on disk and in force when it returns."""
+        request = admin_pb2.SetTrafficRequest()
+        codec.parse(request, wire)
+        for arm in (arm for experiment in request.experiments for arm in experiment.arms):
+            if arm.generation:
+                _check_id("generation", arm.generation)
+        codec.check_string("reason", request.reason, codec.MAX_TEXT_CHARS)
+        if self._generations.active is None:
+            raise Unavailable("no generation is active, so there is nothing that arms could be checked against")
+        try:
+            traffic = self._experiments.router.set(request, time_ms=_now_ms())
+        except (UnknownGeneration, CorruptGeneration, GenerationMismatch, CorruptLog):
+            raise
+        except ValueError as error:
+            raise InvalidTraffic(error) from None
+        return admin_pb2.SetTrafficResponse(experiments=request.experiments, etag=traffic.etag).SerializeToString()
+
+    def get_traffic(self, wire: bytes, _context: grpc.ServicerContext) -> bytes:
+        codec.parse(admin_pb2.GetTrafficRequest(), wire)
+        router = self._experiments.router
+        response = admin_pb2.GetTrafficResponse(
+            arms=self._experiments.canaries.status(), follow_error=router.follow_error
+        )
+        entry = router.entry()
+        if entry is not None and isinstance(entry.request, admin_pb2.SetTrafficRequest):
+            response.experiments.extend(entry.request.experiments)
+            response.etag, response.set_ms, response.reason = str(entry.seq), entry.time_ms, entry.request.reason
         return response.SerializeToString()
 
     def get_status(self, wire: bytes, _context: grpc.ServicerContext) -> bytes:

@@ -3,6 +3,7 @@
 Shape letters: N candidates, E eligible candidates of the log.
 """
 
+import math
 import threading
 from collections import deque
 from collections.abc import Mapping
@@ -14,8 +15,10 @@ from protos.impression_pb2 import Impression
 from serving.answers import columns_of, policy_of, record
 from serving.catalog_log import CatalogLog
 from serving.codec import query_of
+from serving.drafting import drafted
 from serving.generation import Generation, Generations
 from serving.pipeline import Answer
+from serving.variants import varied
 
 _ASKED = (
     "request_id",
@@ -40,11 +43,25 @@ _ASKED = (
     "history_time_ms",
     "experiment_arms",
     "labels",
+    "variation",
+    "traffic",
+    "shadow_of",
+    "drafted",
 )
 _STAGES = {
     "features": ("schema", "query_row", "item_rows", "pair_rows"),
     "score": ("action_names", "eligible_utility"),
-    "select": ("policy", "item_id", "propensity", "slot_flags", "utility", "probability", "source_bits", "source_rank"),
+    "select": (
+        "policy",
+        "item_id",
+        "propensity",
+        "slot_flags",
+        "slot_team",
+        "utility",
+        "probability",
+        "source_bits",
+        "source_rank",
+    ),
 }
 """Fields that must be equal, by the stage that makes them, after those of `_retrieved`."""
 _KEPT = 16
@@ -64,17 +81,30 @@ class Snapshots:
         self._made = {each: deque[Generation](maxlen=_KEPT) for each in generations}
 
     def answered(self, logged: Impression) -> Generation:
-        """Who answered it.
+        """Who answered it, as the arms of experiments had changed it.
 
         Raises:
             ValueError: where its generation is not among those given, or the log does not reach as far.
         """
-        if logged.generation not in self._loaded:
+        return varied(self._of(logged.generation, logged), logged.variation)
+
+    def second(self, logged: Impression) -> Generation | None:
+        """Who drafted the slate with them; None where nobody did.
+
+        Raises:
+            ValueError: as `answered`.
+        """
+        if not logged.HasField("drafted"):
+            return None
+        return varied(self._of(logged.drafted.generation, logged), logged.drafted.variation)
+
+    def _of(self, generation: str, logged: Impression) -> Generation:
+        if generation not in self._loaded:
             raise ValueError(
-                f"impression {logged.request_id} was answered by generation {logged.generation}, "
+                f"impression {logged.request_id} was answered by generation {generation}, "
                 f"which is not among {', '.join(sorted(self._loaded))}"
             )
-        return self.at(logged.generation, logged)
+        return self.at(generation, logged)
 
     def at(self, generation: str, logged: Impression) -> Generation:
         """A generation with the catalogue as the impression's answer knew it, or as it was built where that is later.
@@ -115,7 +145,7 @@ class Past:
         """
         active = self._generations.active
         if active is not None and (active.id, active.catalog_seq) == (logged.generation, logged.catalog_seq):
-            return active
+            return varied(active, logged.variation)
         with self._loading:
             if self._snapshots is None or self._snapshots[0] != logged.generation:
                 loaded = Generation.load(self._generations.store, logged.generation)
@@ -123,15 +153,32 @@ class Past:
             return self._snapshots[1].answered(logged)
 
 
-def ask_again(logged: Impression, generation: Generation) -> tuple[Query, Answer]:
-    """What was asked, and the answer that it gets now."""
-    query = query_of(logged, generation)
-    return query, generation.pipeline.run(query, without=frozenset(logged.skipped_sources))
+def answering(logged: Impression) -> set[str]:
+    """Ids of the generations that made an answer."""
+    return {logged.generation, *([logged.drafted.generation] if logged.HasField("drafted") else [])}
 
 
-def recorded_again(logged: Impression, generation: Generation) -> Impression:
+def ask_again(logged: Impression, generation: Generation, second: Generation | None = None) -> tuple[Query, Answer]:
+    """What was asked, and the answer that it gets now.
+
+    Args:
+        second: who drafts the slate with the generation, where that was so.
+
+    Raises:
+        ValueError: where it is missing.
+    """
+    query, without = query_of(logged, generation), frozenset(logged.skipped_sources)
+    if not logged.HasField("drafted"):
+        return query, generation.pipeline.run(query, without=without)
+    if second is None:
+        raise ValueError(f"impression {logged.request_id} was drafted by two arms; only the first was given")
+    sides = (query, generation), (query_of(logged, second), second)
+    return query, drafted(*sides, budget_s=math.inf, without=without)
+
+
+def recorded_again(logged: Impression, generation: Generation, second: Generation | None = None) -> Impression:
     """The impression that the request makes now."""
-    query, answer = ask_again(logged, generation)
+    query, answer = ask_again(logged, generation, second)
     asked = Impression()
     asked.CopyFrom(logged)
     for field, _ in logged.ListFields():

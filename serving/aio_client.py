@@ -73,6 +73,8 @@ class AsyncCascadeClient:
     status = _awaited(calls.status)
     rules = _awaited(calls.rules)
     put_rules = _awaited(calls.put_rules)
+    traffic = _awaited(calls.traffic)
+    set_traffic = _awaited(calls.set_traffic)
     generations = _awaited(calls.generations)
     prepare = _awaited(calls.prepare)
     activate = _awaited(calls.activate)

@@ -133,6 +133,7 @@ def columns_of(answer: Answer, generation: Generation) -> dict[str, NDArray[Any]
         "source_names": scored.candidates.source_names,
         "source_bits": _source_bits(rank_KS),
         "source_rank": rank_KS.ravel(),
+        "slot_team": slate.team_K,
     }
 
 

@@ -200,6 +200,21 @@ def put_rules(rules: Sequence[admin_pb2.Rule], *, etag: str) -> Steps[admin_pb2.
     return admin_pb2.PutRulesResponse.FromString(reply)
 
 
+def traffic() -> Steps[admin_pb2.GetTrafficResponse]:
+    """The experiments in force, their etag, and how canaries fare."""
+    reply = yield _manage("GetTraffic", admin_pb2.GetTrafficRequest())
+    return admin_pb2.GetTrafficResponse.FromString(reply)
+
+
+def set_traffic(
+    experiments: Sequence[admin_pb2.Experiment], *, etag: str, reason: str = ""
+) -> Steps[admin_pb2.SetTrafficResponse]:
+    """Replace all experiments, if those in force still have this etag; the next request follows them."""
+    request = admin_pb2.SetTrafficRequest(experiments=experiments, etag=etag, reason=reason)
+    reply = yield _manage("SetTraffic", request)
+    return admin_pb2.SetTrafficResponse.FromString(reply)
+
+
 def write_events(events: Sequence[Event], *, deadline_s: float | None = None) -> Steps[list[EventAnswer]]:
     """At most 1000 events; one answer each, in order."""
     request = events_pb2.WriteEventsRequest(events=[each.on_the_wire() for each in events])

@@ -1,5 +1,5 @@
-"""The catalogue log: what changed between two generations, items, users and rules, durable, in one order for every
-process of a store.
+"""The catalogue log: what changed between two generations, items, users, rules and traffic, durable, in one order for
+every process of a store.
 
 A file in SQLite with a write-ahead log. A row is one call that changed something, holding what of it was accepted, so
 that the log is also the record of what was deleted and who was forgotten when. Readers check the CRC-32 that every row
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
-from protos.admin_pb2 import PutRulesRequest
+from protos.admin_pb2 import PutRulesRequest, SetTrafficRequest
 from protos.catalog_pb2 import (
     DeleteItemsRequest,
     ForgetUserRequest,
@@ -32,6 +32,7 @@ Change = (
     | DeleteItemsRequest
     | PatchItemsRequest
     | PutRulesRequest
+    | SetTrafficRequest
     | UpsertUsersRequest
     | ForgetUserRequest
 )
@@ -47,6 +48,7 @@ _CHANGES: dict[str, type[Change]] = {
     "put_rules": PutRulesRequest,
     "upsert_users": UpsertUsersRequest,
     "forget_user": ForgetUserRequest,
+    "set_traffic": SetTrafficRequest,
 }
 _KIND_OF = {change: kind for kind, change in _CHANGES.items()}
 _NOT_THE_FILE = {
@@ -126,7 +128,14 @@ class CatalogLog:
 
     def rules(self, until: int) -> Entry | None:
         """The last entry up to and with `until` that put rules; None where none did."""
-        found = self._found("seq <= ? AND kind = 'put_rules' ORDER BY seq DESC LIMIT 1", until)
+        return self._last("put_rules", until)
+
+    def traffic(self, until: int) -> Entry | None:
+        """The last entry up to and with `until` that set the traffic; None where none did."""
+        return self._last("set_traffic", until)
+
+    def _last(self, kind: str, until: int) -> Entry | None:
+        found = self._found("seq <= ? AND kind = ? ORDER BY seq DESC LIMIT 1", until, kind)
         return found[0] if found else None
 
     def forgotten(self, until: int | None = None) -> dict[str, int]:
@@ -200,7 +209,7 @@ class CatalogLog:
             raise CorruptLog(f"{self.path} is not a catalogue log of version {_VERSION} (it says {version})")
         return False
 
-    def _found(self, where: str, *bounds: int) -> list[Entry]:
+    def _found(self, where: str, *bounds: int | str) -> list[Entry]:
         with self._reading:
             try:
                 reader = self._open_to_read()

@@ -34,8 +34,8 @@ PRICE = "price"
 
 
 def changed(items: Items, entry: Entry, *, table: FeatureTable, towers: Towers) -> Items:
-    """The items after an entry. Ids that they do not hold are passed over, and so are items that embed badly; rules
-    and users change no item."""
+    """The items after an entry. Ids that they do not hold are passed over, and so are items that embed badly; rules,
+    users and traffic change no item."""
     request = entry.request
     if isinstance(request, UpsertItemsRequest):
         return _upserted(items, request.items, time_ms=entry.time_ms, table=table, towers=towers)

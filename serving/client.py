@@ -102,6 +102,8 @@ class CascadeClient:
     status = _blocking(calls.status)
     rules = _blocking(calls.rules)
     put_rules = _blocking(calls.put_rules)
+    traffic = _blocking(calls.traffic)
+    set_traffic = _blocking(calls.set_traffic)
     generations = _blocking(calls.generations)
     prepare = _blocking(calls.prepare)
     activate = _blocking(calls.activate)

@@ -167,6 +167,13 @@ def remember(
     asked.history_time_ms.extend(time_ms_L.tolist())
 
 
+def copied(asked: Impression) -> Impression:
+    """What was asked, for another answer to be filled in."""
+    copy = Impression()
+    copy.CopyFrom(asked)
+    return copy
+
+
 def check_against(asked: Impression, generation: Generation) -> None:
     """What only the generation can tell of a request: the features that the caller sent, and the filter.
 
@@ -202,7 +209,7 @@ def query_of(asked: Impression, generation: Generation) -> Query:
     """
     items = generation.items
     return Query(
-        request_id=asked.request_id,
+        request_id=asked.shadow_of or asked.request_id,  # a shadow draws as what it stands beside
         time_ms=asked.time_ms,
         surface=asked.surface,
         size=asked.size,

@@ -510,31 +510,35 @@ class Generations:
     def _prepare(self, generation: str) -> Generation:
         if self._active is not None and self._active.id == generation:
             return self._active
-        loaded = self._ready.get(generation)
-        if loaded is None:
-            loaded = Generation.load(self.store, generation, placement=self._placement)
-        self.on_ready(loaded)
-        self._ready = {generation: self._current(loaded)}
+        self._ready = {generation: self.current(self.loaded(generation))}
         return self._ready[generation]
+
+    def loaded(self, generation: str) -> Generation:
+        """One beside the one that serves, at hand or from the store; maybe without the last changes."""
+        known = {each.id: each for each in (self._active, *self._ready.values()) if each is not None}
+        loaded = known.get(generation) or Generation.load(self.store, generation, placement=self._placement)
+        self.on_ready(loaded)
+        return loaded
 
     def _swap(self, prepared: Generation) -> Generation:
         with self._advancing:
             before = self._active
             if before is None or before.id != prepared.id:
-                self._active = self._current(prepared)
+                self._active = self.current(prepared)
                 self._ready = {before.id: before} if before is not None else {}
             else:
-                self._active = self._current(before)
+                self._active = self.current(before)
             return self._active
 
     def _advance(self, active: Generation | None) -> Generation | None:
         """What is active, brought up to the log. For whoever holds `_advancing`."""
         if active is not None:
-            self._active = active = self._current(active)
+            self._active = active = self.current(active)
         return active
 
-    def _current(self, generation: Generation) -> Generation:
-        """
+    def current(self, generation: Generation) -> Generation:
+        """A generation with every change that was acknowledged before this call.
+
         Raises:
             CorruptLog: also where the log has lost changes that the generation holds.
         """

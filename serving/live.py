@@ -23,8 +23,8 @@ from index.types import Hits
 from protos.impression_pb2 import Outcome
 from serving.generation import Generation, action_key
 
-_GENERATIONS = 2
-"""Whose counts are kept: of the one that serves, and of the one before or the one to come."""
+_GENERATIONS = 5
+"""Whose counts are kept: of the one that serves, of the one before or to come, and of those that arms name."""
 
 
 @dataclass(frozen=True, slots=True)

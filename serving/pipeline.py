@@ -81,13 +81,19 @@ class Trace:
     defaulted: tuple[str, ...] = ()
     """See `HydratedQuery`."""
 
+    def follow(self, before: "Trace") -> None:
+        """Take over what happened before."""
+        self.degraded |= before.degraded
+        self.skipped_sources |= before.skipped_sources
+        self.stage_ms = before.stage_ms | self.stage_ms
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
         try:
             yield
         finally:
-            self.stage_ms[name] = 1000 * (time.perf_counter() - started)
+            self.stage_ms[name] = self.stage_ms.get(name, 0.0) + 1000 * (time.perf_counter() - started)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,8 @@ class ShownSlate:
     """Empty for a complete answer; otherwise such as RANKER_SKIPPED."""
     missing_ids: tuple[str, ...]
     stage_ms: Mapping[str, float]
+    experiment_arms: Mapping[str, str] = field(default_factory=dict)
+    """Experiment to arm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +175,7 @@ def slate_of(
         ),
         missing_ids=tuple(response.missing_ids),
         stage_ms={stage.stage: stage.milliseconds for stage in response.degradation.stages},
+        experiment_arms=dict(response.experiment_arms),
     )
 
 

@@ -20,6 +20,7 @@ from serving.codec import InvalidRequest, Unsupported
 from serving.generation import GenerationMismatch
 from serving.log import CorruptLog, LogUnavailable
 from serving.telemetry import Call, Telemetry
+from serving.traffic import StaleTraffic
 
 Method = Callable[[bytes, grpc.ServicerContext], bytes]
 StreamMethod = Callable[[Iterator[bytes], grpc.ServicerContext], bytes]
@@ -63,6 +64,7 @@ _STATUS_OF: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (UnknownRequest, grpc.StatusCode.NOT_FOUND),
     (StaleExpected, grpc.StatusCode.FAILED_PRECONDITION),
     (StaleRules, grpc.StatusCode.FAILED_PRECONDITION),
+    (StaleTraffic, grpc.StatusCode.FAILED_PRECONDITION),
     (CorruptGeneration, grpc.StatusCode.FAILED_PRECONDITION),
     (GenerationMismatch, grpc.StatusCode.FAILED_PRECONDITION),
     (CatalogFull, grpc.StatusCode.RESOURCE_EXHAUSTED),

@@ -42,6 +42,7 @@ _SERVICES: Mapping[str, Mapping[str, Role | None]] = {
         "Activate": "admin",
         "Rollback": "admin",
         "SetTraffic": "admin",
+        "GetTraffic": "admin",
         "PutRules": "admin",
         "GetRules": "admin",
         "GetStatus": "admin",

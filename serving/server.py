@@ -26,6 +26,8 @@ from protos import admin_pb2, catalog_pb2, events_pb2, recommender_pb2
 from serving import standing
 from serving.admin import AdminService
 from serving.again import Past
+from serving.arms import Experiments
+from serving.canary import CanaryWatch
 from serving.catalog import CatalogService
 from serving.events import EventsService
 from serving.exchange import EventExchange
@@ -36,9 +38,11 @@ from serving.log import Durability, ImpressionLog
 from serving.log_lines import LogFormat, SlowCalls
 from serving.metrics import MetricsEndpoint
 from serving.security import Doorkeeper, SecuritySettings, Tokens, masked, server_credentials
-from serving.service import Log, RecommenderService, ServiceSettings, State
+from serving.service import Log, RecommenderService, ServiceSettings, State, now_ms, warn
+from serving.shadow import ShadowRunner
 from serving.state import UserState
 from serving.telemetry import Telemetry
+from serving.traffic import TrafficRouter
 
 LIVE = "live"
 """Health name of liveness: SERVING until the server is told to stop, as that of Admin. All others tell whether a slate
@@ -179,6 +183,10 @@ class Server:
         self.telemetry = telemetry = Telemetry()
         telemetry.listeners.append(SlowCalls(settings.slow_ms))
         self.live = Live(lambda: generations.active)
+        self._router = TrafficRouter(generations)
+        self._canaries = CanaryWatch(self._router)
+        shadows = ShadowRunner(telemetry, budget_s=settings.service.deadline_s)
+        experiments = Experiments(self._router, self._canaries, shadows)
         recommender = RecommenderService(
             generations,
             state=state,
@@ -187,6 +195,7 @@ class Server:
             settings=settings.service,
             live=self.live,
             answered=Past(generations).answered,
+            experiments=experiments,
         )
 
         def on_ready(generation: Generation) -> None:
@@ -202,6 +211,7 @@ class Server:
             telemetry=telemetry,
             in_flight=lambda: sum(each.admission.inside for each in services),
             changed=self._announce,
+            experiments=experiments,
         )
         rooms = {"recommender": recommender.admission, "events": events.admission, "catalog": catalog.admission}
         telemetry.readers += (
@@ -305,6 +315,7 @@ class Server:
         failed_id: str | None = None
         again_at = 0.0
         while not self._stopping.wait(self._settings.watch_s):
+            self._watch_traffic()
             current = self._pointer()
             if current == failed_id and time.monotonic() < again_at:
                 continue
@@ -314,6 +325,14 @@ class Server:
                 failures = failures + 1 if current == failed_id else 1
                 failed_id = current
                 again_at = time.monotonic() + min(self._settings.watch_s * 2.0**failures, _MAX_BACKOFF_S)
+
+    def _watch_traffic(self) -> None:
+        """Take up what other servers set, and take back canaries that harm."""
+        self._router.follow()
+        try:
+            self._canaries.look(time_ms=now_ms())
+        except Exception as error:
+            warn(error, "canaries cannot be judged or taken back")
 
     def _pointer(self) -> str | None:
         try:
@@ -336,6 +355,7 @@ class Server:
                 _LOGGER.error("the current generation cannot be taken up: %s", message, exc_info=unexpected)
             self.admin.follow_error = message
             self.telemetry.add("generations", "refused")
+        self._router.follow()
         self._announce()
         return not self.admin.follow_error
 

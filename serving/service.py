@@ -21,13 +21,15 @@ from protos import recommender_pb2
 from protos.impression_pb2 import Degraded, Impression, Outcome
 from serving import answers, codec
 from serving.admission import Admission, CallerGone, DeadlinePassed
+from serving.arms import Experiments
 from serving.canaries import FAULTS, check_answers
 from serving.catalog_log import UnknownChange
+from serving.experiments import NOBODY, Plan
 from serving.explain import explain
 from serving.generation import Generation, GenerationMismatch
 from serving.live import Live
 from serving.log import CorruptLog, LogUnavailable, Status
-from serving.pipeline import Trace
+from serving.pipeline import Answer, Trace
 from serving.redis_store import LeftAlone, StateUnavailable
 from serving.replies import Answered, Replies, other_question
 from serving.rpc import Unavailable, UnknownRequest, handlers
@@ -121,6 +123,29 @@ class ServiceSettings:
             raise ValueError(f"shown_most must be between 1 and 10000, got {self.shown_most}")
 
 
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """One call's time."""
+
+    context: grpc.ServicerContext
+    until: float
+    """`time.monotonic` at which the caller stops waiting."""
+
+    @property
+    def left_s(self) -> float:
+        return self.until - time.monotonic()
+
+    def proceed(self) -> None:
+        """
+        Raises:
+            DeadlinePassed, CallerGone: nobody waits for the answer any more.
+        """
+        if self.left_s < 0:
+            raise DeadlinePassed("the deadline passed while the slate was made")
+        if not self.context.is_active():
+            raise CallerGone("the caller hung up while the slate was made")
+
+
 class RecommenderService:
     """Recommend, Search and Rank.
 
@@ -129,6 +154,7 @@ class RecommenderService:
         log: None logs nothing: for tests and previews.
         live: None leaves the sources that learn while they serve with nothing to say.
         answered: who made a logged impression, with the catalogue as it was; None where nobody can explain one.
+        experiments: None where there are none.
     """
 
     def __init__(
@@ -141,12 +167,14 @@ class RecommenderService:
         settings: ServiceSettings,
         live: Live | None = None,
         answered: Callable[[Impression], Generation] | None = None,
+        experiments: Experiments | None = None,
     ) -> None:
         self._generations = generations
         self._state = state
         self._log = log
         self._live = live
         self._answered = answered
+        self._experiments = experiments
         self._telemetry = telemetry
         self._settings = settings
         self.admission = Admission(
@@ -200,16 +228,17 @@ class RecommenderService:
             logged = self._log.find(request.request_id) if self._log is not None else None
             if logged is None or self._answered is None:
                 raise UnknownRequest(request.request_id)
+            if logged.HasField("drafted"):
+                raise codec.Unsupported("slates that two arms drafted are not explained yet; see their slot_team")
             told = explain(logged, self._answered(logged), item_ids=request.item_ids, features=request.features)
         return told.SerializeToString()
 
     def _call(
         self, request: codec.Request, response: answers.Response, wire: bytes, context: grpc.ServicerContext
     ) -> bytes:
-        until = deadline(context, self._settings)
+        turn = _Turn(context, deadline(context, self._settings))
         codec.parse(request, wire)
-        self.admission.check(until, tenant=request.context.tenant, priority=request.context.priority)
-        proceed = partial(_proceed, context, until)
+        self.admission.check(turn.until, tenant=request.context.tenant, priority=request.context.priority)
         asked = codec.asked(
             request,
             server_time_ms=None if self._settings.clock == "request" else now_ms(),
@@ -224,23 +253,21 @@ class RecommenderService:
             return response.SerializeToString()
         if request.request_id and not request.no_log:
             digest = blake2b(wire, digest_size=16).digest()
-            once = partial(self._once, request, response, asked, digest=digest, until=until, proceed=proceed)
-            answered, repeated = self._replies.answer(asked.request_id, digest, until, once)
+            once = partial(self._once, request, response, asked, digest, turn)
+            answered, repeated = self._replies.answer(asked.request_id, digest, turn.until, once)
             if not repeated:
                 return answered.reply
             self._telemetry.add("repeated", "memory")
             return self._as_now(answered, response, asked)
-        return self._slate(request, response, asked, until=until, proceed=proceed)
+        return self._slate(request, response, asked, turn)
 
     def _once(
         self,
         request: codec.Request,
         response: answers.Response,
         asked: Impression,
-        *,
         digest: bytes,
-        until: float,
-        proceed: Callable[[], None],
+        turn: _Turn,
     ) -> Answered:
         """The slate of a request that has an id, made by one process alone, whichever it is sent to.
 
@@ -253,16 +280,14 @@ class RecommenderService:
             attempt = Impression()
             attempt.CopyFrom(asked)
             try:
-                return Answered(
-                    self._slate(request, response, attempt, until=until, proceed=proceed, claim=claim), asked.time_ms
-                )
+                return Answered(self._slate(request, response, attempt, turn, claim), asked.time_ms)
             except ClaimedElsewhere:
                 response.Clear()
             except BaseException:
                 if self._state is not None and claim is not None:
                     self._state.release(claim)
                 raise
-            if time.monotonic() + pause_s > until:
+            if turn.left_s < pause_s:
                 raise DeadlinePassed("the deadline passed while another server was at work on this request id")
             self._telemetry.add("state", "waited")
             time.sleep(pause_s)
@@ -273,9 +298,7 @@ class RecommenderService:
         request: codec.Request,
         response: answers.Response,
         asked: Impression,
-        *,
-        until: float,
-        proceed: Callable[[], None],
+        turn: _Turn,
         claim: Claim | None = None,
     ) -> bytes:
         """
@@ -286,8 +309,8 @@ class RecommenderService:
             ClaimedElsewhere: it cannot be had now.
         """
         call, came_at = current_call(), time.perf_counter()
-        with self.admission.enter(until, tenant=asked.tenant, priority=request.context.priority):
-            proceed()
+        with self.admission.enter(turn.until, tenant=asked.tenant, priority=request.context.priority):
+            turn.proceed()
             before = Trace()
             before.stage_ms["wait"] = 1000 * (time.perf_counter() - came_at)
             generation = self._active()
@@ -305,25 +328,20 @@ class RecommenderService:
                 if recalled.answered is not None:
                     self._telemetry.add("repeated", "state")
                     return self._as_now(recalled.answered, response, asked)
-                query = self._told(codec.query_of(asked, generation), asked, generation, before)
             log = None if request.no_log else self._log
             if log is not None and not log.available:
-                generation = _without_chance(generation)
                 before.degraded |= Degraded.DEGRADED_LOG_UNAVAILABLE
-            proceed()
-            answer = generation.pipeline.run(
-                query,
-                budget_s=until - time.monotonic(),
-                without=frozenset(before.skipped_sources),
-                proceed=proceed,
-            )
-            proceed()
+            plan = NOBODY if self._experiments is None else self._experiments.router.plan(asked, generation)
+            active = generation
+            turn.proceed()
+            generation, query, answer = self._answer_by(plan, asked, active, before, turn)
+            call.generation = generation.id
+            beside = codec.copied(asked) if plan.shadows and log is not None else None
             trace = answer.trace
-            trace.degraded |= before.degraded
-            trace.skipped_sources |= before.skipped_sources
-            trace.stage_ms = before.stage_ms | trace.stage_ms
+            trace.follow(before)
             with trace.stage("record"):
-                eligible = key64(asked.request_id) < self._settings.eligible_share * 2.0**64
+                whole = not len(answer.slate.team_K)  # two arms draw from two sets of candidates
+                eligible = whole and key64(asked.request_id) < self._settings.eligible_share * 2.0**64
                 logged = answers.record(asked, query=query, answer=answer, generation=generation, eligible=eligible)
             if claim is not None and recalled.claimed and time.monotonic() > claimed_until:
                 self._renew(claim)
@@ -347,7 +365,71 @@ class RecommenderService:
             self._lately.append(logged)
             if self._state is not None and not request.no_log:
                 self._note(self._state, logged, claim if recalled.claimed else None, reply)
+        if beside is not None and log is not None and self._experiments is not None:
+            self._experiments.shadow(beside, plan, active, log)
         return reply
+
+    def _answer_by(
+        self,
+        plan: Plan,
+        asked: Impression,
+        active: Generation,
+        before: Trace,
+        turn: _Turn,
+    ) -> tuple[Generation, Query, Answer]:
+        """By the arms of a request; where they fail, by the generation in use."""
+        started = time.monotonic()
+        try:
+            generation, query, answer = self._answer(plan, asked, active, before, turn)
+        except CallerGone:
+            raise
+        except Exception as error:
+            if self._experiments is not None:
+                self._experiments.canaries.observe(plan.canaries, failed=True)
+            if not plan.arms or isinstance(error, DeadlinePassed):
+                raise
+            arms = ", ".join(f"{experiment}={arm}" for experiment, arm in plan.arms.items())
+            if not self._telemetry.counts("arm_failed").get(arms):
+                warn(error, f"the arms {arms} cannot answer; this is told once and counted from now on")
+            self._telemetry.add("arm_failed", arms)
+            before.degraded |= Degraded.DEGRADED_ARM_FAILED
+            for name in ("live_hits", "variation", "drafted"):
+                asked.ClearField(name)
+            return self._answer(NOBODY, asked, active, before, turn)
+        if plan.canaries and self._experiments is not None:
+            self._experiments.canaries.observe(
+                plan.canaries, degraded=bool(answer.trace.degraded), ms=1000 * (time.monotonic() - started)
+            )
+        return generation, query, answer
+
+    def _answer(
+        self,
+        plan: Plan,
+        asked: Impression,
+        active: Generation,
+        before: Trace,
+        turn: _Turn,
+    ) -> tuple[Generation, Query, Answer]:
+        generation = active
+        if self._experiments is not None and plan.arms:
+            generation = self._experiments.router.generation(plan.side, active)
+            if plan.side.variation:
+                asked.variation.ParseFromString(plan.side.variation)
+        with before.stage("state"):
+            query = self._told(codec.query_of(asked, generation), asked, generation, before)
+        chance = not before.degraded & Degraded.DEGRADED_LOG_UNAVAILABLE
+        if not chance:
+            generation = _without_chance(generation)
+        budget_s, without = turn.left_s, frozenset(before.skipped_sources)
+        if plan.second is not None and chance and self._experiments is not None:
+            second = self._experiments.router.generation(plan.second, active)
+            answer = self._experiments.drafted(
+                plan, asked, (query, generation), second, budget_s=budget_s, without=without
+            )
+        else:
+            answer = generation.pipeline.run(query, budget_s=budget_s, without=without, proceed=turn.proceed)
+        turn.proceed()
+        return generation, query, answer
 
     def _told_again(
         self, request: codec.Request, response: answers.Response, known: Impression, generation: Generation
@@ -502,17 +584,6 @@ def deadline(context: grpc.ServicerContext, settings: ServiceSettings) -> float:
     remaining_s = context.time_remaining()
     unset = remaining_s is None or remaining_s > _FOR_EVER_S
     return time.monotonic() + (settings.deadline_s if unset else remaining_s)
-
-
-def _proceed(context: grpc.ServicerContext, until: float) -> None:
-    """
-    Raises:
-        DeadlinePassed, CallerGone: nobody waits for the answer any more.
-    """
-    if time.monotonic() > until:
-        raise DeadlinePassed("the deadline passed while the slate was made")
-    if not context.is_active():
-        raise CallerGone("the caller hung up while the slate was made")
 
 
 def now_ms() -> int:

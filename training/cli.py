@@ -103,6 +103,14 @@ _JOBS = {
         "cascade report skew\n"
         "cascade report skew log=outputs/latest/log generation=<id> gates.skew_of.tower_score=1",
     ),
+    "experiment": (
+        "what an experiment shows by now",
+        "Compares the arms of an experiment per unit, with an interval that may be looked at any time; sounds an alarm "
+        "where units are not where the weights send them; credits drafted slates; holds shadows against what was "
+        "shown; tells of canaries that were taken back. Writes experiment.html and experiment.json.",
+        "cascade report experiment new-ranker\n"
+        "cascade report experiment new-ranker log=outputs/latest/log alpha=0.01",
+    ),
     "nightly": (
         "one cycle from the log: examples, train, embed, index, gates, publish",
         "Trains on everything logged so far and publishes the next generation. A red gate stops it, and the current "
@@ -247,14 +255,15 @@ def _add_call(commands: Any) -> None:
         "Finds the server of the last run by itself. Where none runs, recommend, search and rank start one for the "
         "call, which answers as of when the run last saw the user and logs nothing; `cascade serve` keeps one. upsert, "
         "delete, hide and show change the items of a server that runs, users and forget what it stores of people, "
-        "rules what its policy has to follow: its next answer knows of it.",
+        "rules what its policy has to follow, traffic, ramp and stop its experiments: its next answer knows of it.",
         examples='cascade call recommend --user 1\ncascade call search "space adventure" --user 1\n'
         "cascade call rank 12 7 99 --user 1\ncascade call event 12 --action click --user 1\ncascade call status\n"
         'cascade call recommend --filter \'category = "Drama" AND published_ms >= "2026-11-01"\'\n'
         'echo \'{"item_id": "n1", "title": "Paper Moons", "category": "Drama"}\' | cascade call upsert -\n'
         "cascade call hide 12 7\ncascade call delete n1\n"
         "cascade call forget 1 --reference TICKET-7\n"
-        "cascade call rules > rules.json; $EDITOR rules.json; cascade call rules rules.json",
+        "cascade call rules > rules.json; $EDITOR rules.json; cascade call rules rules.json\n"
+        "cascade call traffic traffic.json; cascade call ramp new-ranker candidate 5; cascade call stop new-ranker",
     )
     methods = call.add_subparsers(dest="method", required=True, metavar="METHOD")
     recommend = methods.add_parser("recommend", help="a slate for a user, or near items, or both")
@@ -305,6 +314,18 @@ def _add_call(commands: Any) -> None:
         metavar="FILE.json|-",
         help="rules as this command prints them, with the etag of those before",
     )
+    traffic = methods.add_parser("traffic", help="print the experiments in force, or put others in their place")
+    traffic.add_argument(
+        "file",
+        nargs="?",
+        metavar="FILE.json|-",
+        help="experiments as this command prints them, with the etag of those before",
+    )
+    ramp = methods.add_parser("ramp", help="give an arm of an experiment another weight")
+    ramp.add_argument("experiment")
+    ramp.add_argument("arm")
+    ramp.add_argument("weight", type=float, help="its share is its weight over the sum of the weights")
+    methods.add_parser("stop", help="end an experiment").add_argument("experiment")
     for method in methods.choices.values():
         method.add_argument("--target", metavar="HOST:PORT", help=f"the server; default: as {LATEST}/server.json says")
         method.add_argument("--admin", metavar="HOST:PORT", default="", help="its admin port, for status")
@@ -425,20 +446,23 @@ def _add_explain(commands: Any) -> None:
 
 
 def _add_report(commands: Any) -> None:
-    """`skew` in the place of a run's folder is a job."""
-    _, text, examples = _JOBS["skew"]
+    """`skew` and `experiment` in the place of a run's folder are jobs."""
+    jobs = {name: _JOBS[name] for name in ("skew", "experiment")}
+    told = " ".join(f"`report {name}`: {text[0].lower()}{text[1:]}" for name, (_, text, _) in jobs.items())
+    examples = "\n".join(lines for _, _, lines in jobs.values())
     report = _add(
         commands,
         "report",
         run="report",
         summary="print a run's numbers and draw its page again; or hold a log's features to what they should be",
-        text="Reads summary.json and figures.json of a run, prints the table, writes report.html. "
-        f"`report skew`: {text[0].lower()}{text[1:]}",
+        text="Reads summary.json and figures.json of a run, prints the table, writes report.html. " + told,
         examples=f"cascade report\ncascade report outputs/demo-world-1\n{examples}",
     )
-    report.add_argument("folder", nargs="?", type=Path, default=LATEST, help="or skew; default: %(default)s")
-    report.add_argument("options", nargs="*", metavar="key=value", help="for skew: overrides of conf/skew.yaml")
-    report.add_argument("--show", action="store_true", help="for skew: print every setting, do nothing")
+    report.add_argument(
+        "folder", nargs="?", type=Path, default=LATEST, help="or skew, experiment; default: %(default)s"
+    )
+    report.add_argument("options", nargs="*", metavar="key=value", help="for those: name, overrides of their conf")
+    report.add_argument("--show", action="store_true", help="for those: print every setting, do nothing")
 
 
 if __name__ == "__main__":

@@ -62,6 +62,13 @@ def job(given: Namespace) -> None:
         for finding in result["findings"]:
             _OUT.print(finding["text"])
         _OUT.print(f"\n{result['page']}")
+    elif given.command == "experiment":
+        from training import experiment_report
+
+        _OUT.print(tabulated(experiment_report.told(result)), "")
+        for finding in result["findings"]:
+            _OUT.print(finding["text"])
+        _OUT.print(f"\n{result['page']}")
     else:
         _OUT.print(tabulated(result))
 
@@ -128,8 +135,8 @@ def call(given: Namespace) -> None:
         match given.method:
             case "status":
                 _call_status(given, client)
-            case "rules":
-                _call_rules(given, client)
+            case "rules" | "traffic" | "ramp" | "stop":
+                _call_admin(given, client)
             case "event":
                 _call_event(given, client)
             case "forget":
@@ -163,22 +170,12 @@ def _call_ready(given: Namespace) -> None:
     _OUT.print(json.dumps({"ready": True}) if given.json else "ready")
 
 
-def _call_rules(given: Namespace, client: "CascadeClient") -> None:
-    """JSON either way: what is printed is what can be put."""
-    from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
-
-    from protos.admin_pb2 import PutRulesRequest
+def _call_admin(given: Namespace, client: "CascadeClient") -> None:
+    from training import admin_commands
     from training.catalog_changes import json_of
 
-    if given.file is None:
-        print(json.dumps(MessageToDict(client.rules(), preserving_proto_field_name=True), indent=2))
-        return
-    try:
-        put = ParseDict(json_of(given.file), PutRulesRequest())
-    except ParseError as error:
-        raise ValueError(f"{given.file}: {error}") from None
-    answer = client.put_rules(put.rules, etag=put.etag)
-    _OUT.print(f"{len(answer.rules)} rules are in force, etag {answer.etag}")
+    read = (json_of(given.file), given.file) if getattr(given, "file", None) else None
+    print(admin_commands.answered(given, client, read))
 
 
 def _call_event(given: Namespace, client: "CascadeClient") -> None:
@@ -305,9 +302,11 @@ def explain(given: Namespace) -> None:
 
 
 def report(given: Namespace) -> None:
-    """A run's numbers, and its page drawn again; or the job `skew`."""
-    if given.folder == Path("skew"):
-        given.command = "skew"
+    """A run's numbers, and its page drawn again; or the jobs `skew` and `experiment`."""
+    if given.folder in (Path("skew"), Path("experiment")):
+        given.command = given.folder.name
+        named = given.options[:1] if given.command == "experiment" and "=" not in "".join(given.options[:1]) else []
+        given.options = [*(f"name={each}" for each in named), *given.options[len(named) :]]
         job(given)
         return
     if given.options:

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
@@ -22,11 +22,14 @@ from index.generations import GenerationStore
 from index.leases import Lease
 from policy.ope import require_overlap
 from policy.settings import PolicySettings
+from protos.admin_pb2 import SetTrafficRequest
+from protos.impression_pb2 import Impression
 from ranking.rankers import bound, load_scorer
 from serving.catalog_log import FILE, CatalogLog, Entry
 from serving.generation import Generation
 from serving.log import CorruptLog
-from training import compaction, cycle, estimate_report, passes, rebuild_report, skew_report
+from training import compaction, cycle, estimate_report, experiment_report, passes, rebuild_report, skew_report
+from training import experiment as experiments
 from training import rebuild as rebuilds
 from training import skew as skews
 from training.catalogue import head_of
@@ -39,11 +42,12 @@ from training.gates import GateFailed, require, skew_gates
 from training.impression_log import read_impressions
 from training.progress import progress
 from training.publish import Published
-from training.served import ServedLog, read_events
+from training.served import ServedLog, read_events, shown
 from training.settings import (
     Data,
     DataSettings,
     EstimateSettings,
+    ExperimentSettings,
     LogSettings,
     PublishSettings,
     RebuildSettings,
@@ -259,7 +263,7 @@ def skew(settings: SkewSettings) -> dict[str, Any]:
     torch.set_num_threads(1)  # as in a server, for equal sums
     with progress() as bar:
         reading = bar.add_task("read", total=None)
-        answered = Counter(each.generation for each in bar.track(read_impressions(settings.log), task_id=reading))
+        answered = Counter(each.generation for each in bar.track(_one_sided(settings.log), task_id=reading))
         if not answered:
             raise ValueError(f"{settings.log}: 0 impressions; at least 1 is needed")
         names = [settings.generation] if settings.generation else list(answered)
@@ -276,7 +280,7 @@ def skew(settings: SkewSettings) -> dict[str, Any]:
         found = skews.measure(
             (
                 each
-                for each in read_impressions(settings.log)
+                for each in _one_sided(settings.log)
                 if not settings.generation or each.generation == settings.generation
             ),
             {name: Generation.load(store, name) for name in sorted(held)},
@@ -291,6 +295,27 @@ def skew(settings: SkewSettings) -> dict[str, Any]:
     except GateFailed as error:
         raise SkewOverBudget(f"{error}; see {page}") from error
     return skew_report.told(report) | {"page": str(page)}
+
+
+def experiment(settings: ExperimentSettings) -> dict[str, Any]:
+    """What an experiment shows by now; and a page.
+
+    Raises:
+        ValueError: where none is named, and where there was never such an experiment.
+    """
+    if not settings.name:
+        raise ValueError("name is ''; name an experiment: `cascade report experiment NAME`")
+    store = GenerationStore(settings.generations)
+    weights = _weights(store, _named(store, ""))
+    with closing(CatalogLog(store.root / FILE)) as log:
+        entries = [each for each in log.since(0) if isinstance(each.request, SetTrafficRequest)]
+    of = experiments.versions(entries, settings.name)
+    with progress() as bar:
+        logged = bar.track(read_impressions(settings.log), task_id=bar.add_task("read", total=None))
+        rewards = rewarded(read_events(settings.log), weights)
+        found = experiments.measure(logged, rewards, of, alpha=settings.alpha, planned=settings.planned_units)
+    report = experiment_report.report(found)
+    return report | {"page": experiment_report.write(report, settings.output)}
 
 
 def ope(settings: EstimateSettings) -> dict[str, Any]:
@@ -383,12 +408,17 @@ def _refuse_strangers(store: GenerationStore, settings: SkewSettings, answered: 
     """
     tables = {name: skews.table_of(store, name) for name in store.ids()}
     if settings.generation:
-        first = next(read_impressions(settings.log))
+        first = next(_one_sided(settings.log))
         skews.require_schema(first, tables[settings.generation], tables.values())
     raise ValueError(
         f"{settings.log} holds no impression that {settings.generation or 'a generation of the store'} answered; it "
         f"holds those of {', '.join(sorted(answered))}"
     )
+
+
+def _one_sided(log: Path) -> Iterator[Impression]:
+    """What was shown, but for slates of two arms, whose features two generations know."""
+    return (each for each in shown(read_impressions(log)) if not each.HasField("drafted"))
 
 
 def _catalogue(prepared: Prepared) -> Items:

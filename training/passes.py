@@ -22,13 +22,14 @@ import ranking
 import serving
 import training
 from index.generations import GenerationStore, Manifest
-from serving.again import Snapshots
+from serving.again import Snapshots, answering
 from serving.catalog_log import FILE, CatalogLog
 from serving.generation import Generation
 from training.durable import appearing
 from training.impression_log import Segment, read_segment, segments
 from training.replay import Divergence, Verified, compared, nothing_unseen, verified
 from training.resumable import Journal, Result, Work, cores, over
+from training.served import as_published
 
 _ANSWERING = (index, candidate_gen, ranking, policy, serving, training)
 _COMPUTING = ("numpy", "torch", "faiss-cpu", "numba", "tantivy")
@@ -153,7 +154,7 @@ def _verifying(log: Path, generations: Path) -> Work:
     def work(segment: Segment) -> Result:
         nonlocal loaded, snapshots
         impressions = read_segment(log, segment)
-        wanted = {each.generation for each in impressions}
+        wanted = set[str]().union(*map(answering, impressions))
         if not wanted <= loaded.keys():
             kept = loaded if len(loaded | dict.fromkeys(wanted)) <= _MOST_LOADED else {}
             loaded = {**kept, **{each: loaded.get(each) or Generation.load(store, each) for each in wanted}}
@@ -176,7 +177,7 @@ def _comparing(log: Path, generations: Path, target: str, folder: Path) -> Work:
     snapshots = Snapshots({target: loaded}, CatalogLog(store.root / FILE))
 
     def work(segment: Segment) -> Result:
-        impressions = [each for each in read_segment(log, segment) if each.generation != target]
+        impressions = [each for each in as_published(read_segment(log, segment)) if each.generation != target]
         later = [each for each in impressions if each.time_ms >= loaded.manifest.data_window[1]]
         rows = compared(later, loaded, snapshots)
         with appearing(_part(folder, segment)) as draft:

@@ -137,23 +137,28 @@ def examination(curves: Sequence[Curve]) -> str:
 
 @_styled
 def estimates(
-    estimated: Sequence[Estimated], truth: float | None, logged: float | None, *, earned: str = "cycle 1"
+    estimated: Sequence[Estimated],
+    truth: float | None,
+    logged: float | None,
+    *,
+    earned: str = "cycle 1",
+    label: str = "reward per request",
 ) -> str:
     """Every estimator with its interval, beside what the world knows and what the logging policy, `earned`, did."""
     figure, (axes,) = _figure(height=1.35 + 0.42 * len(estimated))
     for row, each in enumerate(estimated):
         axes.plot([each.low, each.high], [row, row], color=SERIES[0], linewidth=2.5, solid_capstyle="round")
         axes.plot([each.value], [row], "o", color=SERIES[0], markersize=8)
-    for value, label, colour, dashes in (
+    for value, named, colour, dashes in (
         (truth, "truth", SERIES[1], "solid"),
         (logged, earned, _REFERENCE, (0, (4, 3))),
     ):
         if value is not None:
-            axes.axvline(value, color=colour, linestyle=dashes, linewidth=2, label=f"{label} {_short(value)}", zorder=0)
+            axes.axvline(value, color=colour, linestyle=dashes, linewidth=2, label=f"{named} {_short(value)}", zorder=0)
     axes.set_yticks(
         range(len(estimated)), [ESTIMATORS.get(each.estimator, each.estimator) for each in estimated], color=INK
     )
-    axes.set(xlabel="reward per request", ylim=(len(estimated) - 0.4, -0.6))
+    axes.set(xlabel=label, ylim=(len(estimated) - 0.4, -0.6))
     axes.grid(visible=False, axis="y")
     if truth is not None or logged is not None:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, borderaxespad=0)
@@ -173,6 +178,22 @@ def differences(estimated: Sequence[Estimated], label: str) -> str:
     axes.set(xlabel=label, ylim=(len(estimated) - 0.4, -0.6))
     axes.grid(visible=False, axis="y")
     return _svg(figure, "differences")
+
+
+@_styled
+def band(curve: Curve, low: Sequence[float], high: Sequence[float], *, x: str, y: str) -> str:
+    """A line inside its interval, beside 0."""
+    figure, (axes,) = _figure()
+    axes.axhline(0, color=_REFERENCE, linestyle=(0, (4, 3)), linewidth=2)
+    axes.fill_between(curve.x, low, high, color=SERIES[0], alpha=0.18, linewidth=0)
+    axes.plot(curve.x, curve.y, color=SERIES[0])
+    for edge in (low, high):
+        axes.plot(curve.x, edge, color=SERIES[0], linewidth=1)
+    last = [low[-1], high[-1]]
+    around = max(abs(each) for each in (*last, curve.y[-1]))
+    axes.set(xlabel=x, ylabel=y, ylim=(max(min(low), -6 * around), min(max(high), 6 * around)))
+    axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+    return _svg(figure, f"band {curve.label}")
 
 
 @_styled

@@ -45,6 +45,7 @@ from training.impression_log import read_impressions
 from training.progress import progress
 from training.publish import Built, Parts, build_index, publish
 from training.report import plain
+from training.served import shown
 from training.settings import RebuildSettings
 
 JOB = "rebuild"
@@ -236,7 +237,7 @@ def _queries(log: Path | None, folder: Path, *, table: FeatureTable, towers: Tow
     if not path.exists():
         row_B: deque[bytes] = deque(maxlen=_QUERIES)
         if log is not None and log.exists():
-            row_B.extend(each.query_row for each in read_impressions(log) if each.schema == table.fingerprint)
+            row_B.extend(each.query_row for each in shown(read_impressions(log)) if each.schema == table.fingerprint)
         query_BD = towers.encode_queries(np.frombuffer(b"".join(row_B), table.dtype("query")))
         with appearing(path) as draft, draft.open("wb") as file:
             np.save(file, query_BD, allow_pickle=False)

@@ -84,7 +84,7 @@ def verified(impressions: Iterable[Impression], snapshots: Snapshots) -> Verifie
     """`verify`, by snapshots that go on with the next impressions."""
     whole = list(impressions)
     ranked = [each for each in whole if not each.degraded & Degraded.DEGRADED_RANKER_SKIPPED]
-    found = [divergence(each, snapshots.answered(each)) for each in in_order(ranked)]
+    found = [divergence(each, snapshots.answered(each), snapshots.second(each)) for each in in_order(ranked)]
     divergences = tuple(each for each in found if each is not None)
     return Verified(
         requests=len(ranked),
@@ -101,12 +101,15 @@ def in_order(impressions: Iterable[Impression]) -> list[Impression]:
     return sorted(impressions, key=lambda each: each.catalog_seq)
 
 
-def divergence(logged: Impression, generation: Generation) -> Divergence | None:
+def divergence(logged: Impression, generation: Generation, second: Generation | None = None) -> Divergence | None:
     """Where the answer that the request gets now differs from the logged one; None where they are equal bit by bit.
 
     It is what comparing with the impression that the request makes now would say, without making it.
+
+    Args:
+        second: who drafted the slate with the generation, if anybody did.
     """
-    differing = first_difference(logged, *ask_again(logged, generation), generation)
+    differing = first_difference(logged, *ask_again(logged, generation, second), generation)
     return Divergence(logged.request_id, *differing) if differing else None
 
 

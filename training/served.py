@@ -1,6 +1,6 @@
 """The log of what was served, as training reads it: impressions with their feature bytes, outcomes as a frame."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,17 @@ from training.data import EVENT_SCHEMA, IMPRESSION_SCHEMA
 from training.impression_log import read_impressions, read_outcomes
 
 _PART = 50_000
+
+
+def shown(impressions: Iterable[Impression]) -> Iterator[Impression]:
+    """Without the shadows that experiments computed beside them: what somebody saw."""
+    return (each for each in impressions if not each.shadow_of)
+
+
+def as_published(impressions: Iterable[Impression]) -> Iterator[Impression]:
+    """What generations showed as they were published: by no arm of an experiment that changes them, nor by two that
+    drafted it. All answers of one generation are then of one policy."""
+    return (each for each in shown(impressions) if not each.HasField("variation") and not each.HasField("drafted"))
 
 
 def read_events(path: Path, *, until_ms: int | None = None) -> pl.DataFrame:
@@ -38,7 +49,7 @@ class ServedLog:
         Raises:
             ValueError: where the log holds no impression.
         """
-        impressions = tuple(read_impressions(path, until_ms=until_ms))
+        impressions = tuple(shown(read_impressions(path, until_ms=until_ms)))
         if not impressions:
             raise ValueError(f"{path}: 0 impressions; at least 1 is needed")
         return cls(impressions, read_events(path, until_ms=until_ms))

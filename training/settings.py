@@ -144,6 +144,23 @@ class SkewSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExperimentSettings:
+    """What `cascade report experiment` is told."""
+
+    name: str
+    log: Path
+    generations: Path
+    alpha: float = 0.05
+    planned_units: int = 10_000
+    output: Path
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"alpha is {self.alpha}; it must be between 0 and 1")
+        _at_least_one(planned_units=self.planned_units)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EstimateSettings:
     """What `cascade ope` is told."""
 

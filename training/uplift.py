@@ -16,7 +16,7 @@ from training.estimate import Estimates, estimate, examination, own_draws, rewar
 from training.gates import Gate, GateFailed, UpliftSettings, uplift_gate
 from training.impression_log import read_segment, read_these, segments
 from training.replay import compared, counterfactual_of
-from training.served import read_events
+from training.served import as_published, read_events
 
 
 def estimated(
@@ -56,7 +56,8 @@ def judged(
         snapshots = Snapshots({target.id: target}, catalog)
         parts = []
         for segment in segments(log):
-            later = (each for each in read_segment(log, segment) if each.time_ms >= since_ms)
+            answered = as_published(read_segment(log, segment))
+            later = (each for each in answered if each.time_ms >= since_ms)
             parts.append(compared((each for each in later if each.generation == incumbent), target, snapshots))
     rows = pl.concat(parts)
     try:

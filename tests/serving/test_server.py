@@ -208,9 +208,6 @@ def test_generations_are_listed_prepared_activated_and_rolled_back(
         assert recommend(data).generation == first
         assert store.current() == first
         assert refusal(admin, "Admin/Rollback", b"")[0] == "NOT_FOUND"
-        code, message = refusal(admin, "Admin/SetTraffic", b"")
-        assert code == "UNIMPLEMENTED"
-        assert "Meanwhile" in message
         assert refusal(admin, "Admin/Activate", b"\xff")[0] == "INVALID_ARGUMENT"
 
 
