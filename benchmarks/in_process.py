@@ -18,7 +18,8 @@ from serving.live import Live
 from serving.log import ImpressionLog
 from serving.records import Event, ItemEntry
 from serving.replies import Answered
-from serving.service import RecommenderService, ServiceSettings
+from serving.service import RecommenderService
+from serving.settings import ServiceSettings
 from serving.state import Claim, Recalled, UserEvent, Wanted
 from serving.telemetry import Telemetry
 from training.served import ServedLog

@@ -36,9 +36,10 @@ from serving.catalog_log import Change
 from serving.changes import PRICE, defaulted, embedded_badly, held, values_of
 from serving.codec import InvalidRequest
 from serving.generation import Generation
+from serving.parts import deadline
 from serving.redis_store import StateUnavailable
 from serving.rpc import CatalogFull, Unavailable, handlers
-from serving.service import ServiceSettings, deadline
+from serving.settings import ServiceSettings
 from serving.telemetry import Telemetry
 
 MAX_ENTRIES = 1000

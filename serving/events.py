@@ -14,8 +14,9 @@ from serving.admission import Admission
 from serving.generation import action_key
 from serving.live import Live
 from serving.log import LogUnavailable, Status
+from serving.parts import Log, State, deadline, now_ms, warn
 from serving.rpc import Unavailable, handlers
-from serving.service import Log, ServiceSettings, State, deadline, now_ms, warn
+from serving.settings import ServiceSettings
 from serving.state import UserEvent
 from serving.telemetry import Telemetry
 

@@ -22,8 +22,9 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 
-from serving.server import Address, ServerSettings, told_in
+from serving.server import Address, told_in
 from serving.server import serve as serve_alone
+from serving.settings import ServerSettings
 
 _FORK = multiprocessing.get_context("fork")
 _FIRST_BACKOFF_S = 0.25

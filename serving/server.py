@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
-from urllib.parse import urlsplit
+from typing import Literal
 
 import grpc
 import torch
@@ -21,7 +20,6 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from index.generations import GenerationStore
-from index.placement import Placement
 from protos import admin_pb2, catalog_pb2, events_pb2, recommender_pb2
 from serving import standing
 from serving.admin import AdminService
@@ -34,11 +32,13 @@ from serving.exchange import EventExchange
 from serving.generation import Generation, Generations
 from serving.health import HealthService
 from serving.live import Live
-from serving.log import Durability, ImpressionLog
-from serving.log_lines import LogFormat, SlowCalls
+from serving.log import ImpressionLog
+from serving.log_lines import SlowCalls
 from serving.metrics import MetricsEndpoint
-from serving.security import Doorkeeper, SecuritySettings, Tokens, masked, server_credentials
-from serving.service import Log, RecommenderService, ServiceSettings, State, now_ms, warn
+from serving.parts import Log, State, now_ms, warn
+from serving.security import Doorkeeper, Tokens, server_credentials
+from serving.service import RecommenderService
+from serving.settings import ServerSettings
 from serving.shadow import ShadowRunner
 from serving.state import UserState
 from serving.telemetry import Telemetry
@@ -59,94 +59,6 @@ _MAX_BACKOFF_S = 60.0
 _LAST_WORDS_S = 0.05
 """For answers on their way."""
 _LOGGER = logging.getLogger("cascade.serving")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerSettings:
-    """Everything a server process is told.
-
-    Raises:
-        ValueError: naming the setting, its value and what is allowed.
-    """
-
-    generations: Path
-    """Folder of the generation store."""
-    log: Path
-    """Folder of the impression log; any number of servers may share one."""
-    redis: str = field(default="", repr=False)
-    """User state, answers and events of other servers: `redis://host:port/db`, `unix:///path`, or some nodes of a
-    cluster, `redis+cluster://host:port,host:port`; empty for none. Not shown, because it may hold a password."""
-    host: str = "127.0.0.1"
-    """Beyond this machine only with TLS and tokens."""
-    port: int = 50051
-    """0 chooses a free one."""
-    admin_port: int = 50052
-    """0 chooses a free one."""
-    processes: int = 1
-    """Server processes that share the port, see `serving.front`; process i has `admin_port` + i, `metrics_port` + i."""
-    metrics_port: int | None = None
-    """Where Prometheus may ask; 0 chooses a free one, None is off."""
-    log_format: LogFormat = "text"
-    """Of what the server says on stderr: `text`, or `json` with one object a line."""
-    slow_ms: float = 500.0
-    """A call that takes longer gets a line that says where the time went; at most one such line a second."""
-    traces: str = ""
-    """An OTLP endpoint, `http://host:4317`, that is told of calls as OpenTelemetry spans (the extra `otel`); empty for
-    none."""
-    traces_share: float = 0.01
-    """Of the calls whose caller has not decided it."""
-    ready_file: Path | None = None
-    """Holds the `Address` as JSON from when the server listens, by all of its processes, until it stops."""
-    durability: Durability = "group"
-    """sync: an impression is on the disk before the answer leaves; group: soon after; os: when the system likes."""
-    rotate_bytes: int = 64 << 20
-    """A spool of the log of this size is sealed, so that it can be compacted."""
-    rotate_s: float = 3600.0
-    """As is one of this age."""
-    watch_s: float = 1.0
-    """How often the store is asked which generation is current."""
-    lame_duck_s: float = 0.5
-    """How long a stopping server still answers, so that callers learn of it first."""
-    grace_s: float = 10.0
-    """How long calls at work may take after that."""
-    max_request_bytes: int = 1 << 20
-    security: SecuritySettings = field(default_factory=SecuritySettings)
-    index: Placement = field(default_factory=Placement)
-    service: ServiceSettings = field(default_factory=ServiceSettings)
-
-    def __post_init__(self) -> None:
-        if not self.security.may_listen(self.host):
-            raise ValueError(
-                f"host: {self.host!r} given, allowed: a loopback address (127.0.0.1, ::1, localhost), or with "
-                "security.certificate, security.key and security.tokens any address of this machine"
-            )
-        if not _is_url(self.redis):
-            raise ValueError(
-                f"redis: {masked(self.redis)!r} given, allowed: redis://host:port/db, unix:///path or "
-                "redis+cluster://host:port,host:port"
-            )
-        if self.log_format not in get_args(LogFormat):
-            raise ValueError(f"log_format: {self.log_format!r} given, allowed: {', '.join(get_args(LogFormat))}")
-        if not self.slow_ms > 0:
-            raise ValueError(f"slow_ms: {self.slow_ms} given, allowed: above 0")
-        if self.traces and not self.traces.startswith(("http://", "https://")):
-            raise ValueError(f"traces: {self.traces!r} given, allowed: http://host:port, https://host:port, or empty")
-        last_port = 65_536 - self.processes
-        for name, number, lowest, highest in (
-            ("processes", self.processes, 1, 256),
-            ("port", self.port, 0, 65_535),
-            ("admin_port", self.admin_port, 0, last_port),
-            ("metrics_port", self.metrics_port or 0, 0, last_port),
-            ("lame_duck_s", self.lame_duck_s, 0, 3600),
-            ("grace_s", self.grace_s, 0, 3600),
-            ("watch_s", self.watch_s, 0.01, 3600),
-            ("traces_share", self.traces_share, 0, 1),
-            ("rotate_bytes", self.rotate_bytes, 1024, 1 << 30),
-            ("rotate_s", self.rotate_s, 1, 86_400),
-            ("max_request_bytes", self.max_request_bytes, 1024, 64 << 20),
-        ):
-            if not lowest <= number <= highest:
-                raise ValueError(f"{name}: {number} given, allowed: {lowest} to {highest}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -432,15 +344,6 @@ def told_in(ready_file: Path | None, address: Address) -> Iterator[None]:
         yield
     finally:
         ready_file.unlink(missing_ok=True)
-
-
-def _is_url(text: str) -> bool:
-    """Whether its parts can be told apart: of one whose port is no number, the password may be taken for it."""
-    first, *further = text.split(",")
-    try:
-        return all(urlsplit(each).port != 0 for each in (first, *(f"redis://{node}" for node in further)))
-    except ValueError:
-        return False
 
 
 def _write_whole(path: Path, text: str) -> None:

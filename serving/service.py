@@ -1,15 +1,12 @@
 """The Recommender service: each call is one straight line from bytes to bytes."""
 
-import logging
-import math
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
-from typing import Literal, Protocol
 
 import grpc
 
@@ -18,7 +15,7 @@ from candidate_gen.types import Query
 from index.strings import key64, keys64
 from policy.selector import SlatePolicy
 from protos import recommender_pb2
-from protos.impression_pb2 import Degraded, Impression, Outcome
+from protos.impression_pb2 import Degraded, Impression
 from serving import answers, codec
 from serving.admission import Admission, CallerGone, DeadlinePassed
 from serving.arms import Experiments
@@ -28,99 +25,21 @@ from serving.experiments import NOBODY, Plan
 from serving.explain import explain
 from serving.generation import Generation, GenerationMismatch
 from serving.live import Live
-from serving.log import CorruptLog, LogUnavailable, Status
+from serving.log import CorruptLog, LogUnavailable
+from serving.parts import ActiveGeneration, Log, State, deadline, now_ms, warn
 from serving.pipeline import Answer, Trace
-from serving.redis_store import LeftAlone, StateUnavailable
+from serving.redis_store import StateUnavailable
 from serving.replies import Answered, Replies, other_question
 from serving.rpc import Unavailable, UnknownRequest, handlers
-from serving.state import LEASE_S, Claim, ClaimedElsewhere, Recalled, UserEvent, Wanted
+from serving.settings import ServiceSettings
+from serving.state import LEASE_S, Claim, ClaimedElsewhere, Recalled, Wanted
 from serving.telemetry import Telemetry, current_call
 
-Clock = Literal["system", "request"]
-"""Whose time a request is answered as of: the server's, or the caller's own (simulations, tests)."""
-
-_LOGGER = logging.getLogger("cascade.serving")
-_FOR_EVER_S = 86_400.0
-"""A caller that sets no deadline has one in gRPC's far future, which no lock can wait for."""
+_REHEARSAL_S = 10.0
 
 _RECOMMENDER_LATER = {
     "Suggest": "Suggest is not built yet; it will complete and correct queries. Meanwhile Search as the user types",
 }
-
-
-class ActiveGeneration(Protocol):
-    """Who knows which generation serves; None before there is one. `Generations` is one."""
-
-    @property
-    def active(self) -> Generation | None: ...
-    def catch_up(self) -> Generation | None: ...
-
-
-class Log(Protocol):
-    """Where impressions and outcomes go; `ImpressionLog` is one."""
-
-    @property
-    def available(self) -> bool: ...
-    def append(self, impression: Impression) -> None: ...
-    def write_outcomes(self, outcomes: Sequence[Outcome]) -> list[Status]: ...
-    def find(self, request_id: str) -> Impression | None: ...
-
-
-class State(Protocol):
-    """What users did and were shown lately, and which request ids are answered; `UserState` is one."""
-
-    def recall(self, wanted: Wanted) -> Recalled: ...
-    def renew(self, claim: Claim) -> None: ...
-    def release(self, claim: Claim) -> None: ...
-    def answer(self, claim: Claim, answered: Answered) -> None: ...
-    def show(self, user_id: str, item_key_K: Sequence[int], *, time_ms: int, most: int, ttl_s: int) -> None: ...
-    def push(self, events: Sequence[UserEvent]) -> list[bool]: ...
-    def forget(self, user_id: str) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceSettings:
-    """How requests are answered."""
-
-    clock: Clock = "system"
-    deadline_s: float = 1.0
-    """For callers that set none."""
-    running: int = 2
-    """Slates made at once; about the number of cores."""
-    waiting: int = 64
-    """Calls that may wait for their turn; the next is refused."""
-    tenant_per_s: float | None = None
-    """Calls for slates that each tenant may make in a second; None for any number."""
-    event_calls: int = 16
-    """Writes of outcomes at once: they wait for the disk, and one commit serves many."""
-    eligible_share: float = 0.01
-    """Share of requests whose every eligible candidate is logged."""
-    replies: int = 1024
-    """Answers kept for retries of the same request id."""
-    rehearsed: int = 32
-    """Latest requests that a generation answers again before it may serve; 0 for none, only its canaries."""
-    shown_hours: float = 0.0
-    """For so long nobody is shown again what they were shown, where enough else is left; 0 for no such rule."""
-    shown_most: int = 500
-    """Items shown that are remembered of each user for that."""
-
-    def __post_init__(self) -> None:
-        if self.clock not in ("system", "request"):
-            raise ValueError(f"clock must be system or request, got {self.clock!r}")
-        if not 0 < self.deadline_s < math.inf:
-            raise ValueError(f"deadline_s must be positive, got {self.deadline_s}")
-        if not 0 <= self.eligible_share <= 1:
-            raise ValueError(f"eligible_share must be between 0 and 1, got {self.eligible_share}")
-        if self.tenant_per_s is not None and not 0 < self.tenant_per_s < math.inf:
-            raise ValueError(f"tenant_per_s must be positive, or null for any number, got {self.tenant_per_s}")
-        if self.replies < 1:
-            raise ValueError(f"replies must be at least 1, got {self.replies}")
-        if self.rehearsed < 0:
-            raise ValueError(f"rehearsed must not be negative, got {self.rehearsed}")
-        if not 0 <= self.shown_hours <= 24 * 365:
-            raise ValueError(f"shown_hours must be between 0 and {24 * 365}, got {self.shown_hours}")
-        if not 1 <= self.shown_most <= 10_000:
-            raise ValueError(f"shown_most must be between 1 and 10000, got {self.shown_most}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,12 +112,16 @@ class RecommenderService:
 
     def rehearse(self, generation: Generation) -> None:
         """Have a generation answer the latest requests, which nobody is shown and nothing learns from: its pages are
-        read and its caches full when it begins to serve. Requests that it would refuse are passed over.
+        read and its caches full when it begins to serve. Requests that it would refuse are passed over, and so is what
+        is left after `_REHEARSAL_S`.
 
         Raises:
             GenerationMismatch: where it fails one of them, or answers it without a part of itself.
         """
+        until = time.monotonic() + _REHEARSAL_S
         for asked in list(self._lately):
+            if time.monotonic() > until:
+                return
             try:
                 codec.check_against(asked, generation)
             except codec.InvalidRequest:
@@ -569,25 +492,6 @@ def _check_remembered(asked: Impression, made_ms: int, generation: Generation) -
     forgotten_ms = generation.profiles.forgotten_ms(asked.user_id)
     if made_ms <= forgotten_ms:
         raise codec.InvalidRequest("request_id", asked.request_id, "an id from after the user was forgotten")
-
-
-def warn(error: Exception, what: str) -> None:
-    """What is expected to happen gets a line, a defect its traceback; what goes on is not said again each time."""
-    if isinstance(error, LeftAlone):
-        return
-    expected = isinstance(error, LogUnavailable | StateUnavailable | CorruptLog | UnknownChange)
-    _LOGGER.warning("%s: %s", what, error, exc_info=None if expected else error)
-
-
-def deadline(context: grpc.ServicerContext, settings: ServiceSettings) -> float:
-    """`time.monotonic` at which the caller stops waiting."""
-    remaining_s = context.time_remaining()
-    unset = remaining_s is None or remaining_s > _FOR_EVER_S
-    return time.monotonic() + (settings.deadline_s if unset else remaining_s)
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _new_request_id(time_ms: int) -> str:

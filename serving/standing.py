@@ -7,7 +7,7 @@ from serving.admission import Admission
 from serving.generation import Generations
 from serving.live import Live
 from serving.log import ImpressionLog
-from serving.service import Log
+from serving.parts import Log
 from serving.state import UserState
 from serving.telemetry import Reading
 

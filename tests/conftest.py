@@ -17,8 +17,8 @@ from serving.generation import Generation, Generations
 from serving.local_redis import LocalRedis
 from serving.log import ImpressionLog
 from serving.retrieval import RetrievalSettings
-from serving.server import Server, ServerSettings
-from serving.service import ServiceSettings
+from serving.server import Server
+from serving.settings import ServerSettings, ServiceSettings
 from serving.state import UserState
 from training import cycle
 from training.cycle import CycleSettings

@@ -18,7 +18,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.server import LIVE, ServerSettings
+from serving.server import LIVE
+from serving.settings import ServerSettings
 from training import cli, configuration
 
 ROOT = Path(__file__).parents[1]

@@ -100,7 +100,7 @@ def serve(given: Namespace) -> None:
     from serving.front import serve as serve_until_stopped
     from serving.local_redis import LocalRedis
     from serving.log_lines import say
-    from serving.server import ServerSettings
+    from serving.settings import ServerSettings
     from serving.state import UserState
 
     settings: ServerSettings = configuration.settings("serve", given.options)

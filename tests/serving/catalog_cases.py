@@ -26,9 +26,10 @@ from ranking.scorer import RankerScorer
 from serving.client import CascadeClient
 from serving.generation import Generation, Generations, write
 from serving.log import ImpressionLog
+from serving.parts import State
 from serving.retrieval import RetrievalSettings
-from serving.server import Address, Server, ServerSettings
-from serving.service import ServiceSettings, State
+from serving.server import Address, Server
+from serving.settings import ServerSettings, ServiceSettings
 
 NOW_MS = 1_700_000_000_000
 DAY_MS = 86_400_000

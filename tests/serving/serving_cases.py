@@ -32,13 +32,14 @@ from ranking.types import Scored
 from serving.breaker import Watch
 from serving.generation import Generation, GenerationMismatch, Generations
 from serving.log import LogUnavailable, Status
+from serving.parts import Log, State
 from serving.pipeline import RANKER, Pipeline
 from serving.profiles import Profiles
 from serving.redis_store import StateUnavailable
 from serving.replies import Answered
 from serving.retrieval import RetrievalSettings
-from serving.server import Address, Server, ServerSettings
-from serving.service import Log, ServiceSettings, State
+from serving.server import Address, Server
+from serving.settings import ServerSettings, ServiceSettings
 from serving.state import Claim, Recalled, UserEvent, Wanted
 
 NOW_MS = 1_700_000_000_000

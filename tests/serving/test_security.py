@@ -23,7 +23,8 @@ from serving.channels import Access
 from serving.client import CallFailed, CascadeClient, Event
 from serving.generation import Generations
 from serving.security import ROLE_OF, ROLES, Role, SecuritySettings, Tokens, new_token
-from serving.server import Address, ServerSettings
+from serving.server import Address
+from serving.settings import ServerSettings
 
 WIRE = RecommendRequest(context=Context(client_time_ms=NOW_MS), page_size=2).SerializeToString()
 

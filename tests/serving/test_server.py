@@ -25,7 +25,8 @@ from protos import admin_pb2
 from protos.admin_pb2 import ActivateRequest, GetStatusResponse, ListGenerationsResponse
 from protos.recommender_pb2 import Context, RecommendRequest, RecommendResponse
 from serving.generation import Generations
-from serving.server import LIVE, Address, Server, ServerSettings
+from serving.server import LIVE, Address, Server
+from serving.settings import ServerSettings
 from training import cli
 from training.impression_log import read_impressions
 

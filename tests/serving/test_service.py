@@ -47,7 +47,8 @@ from serving.generation import Generations, action_key
 from serving.log import ImpressionLog
 from serving.replies import Answered, Replies
 from serving.rpc import handlers
-from serving.service import RecommenderService, ServiceSettings
+from serving.service import RecommenderService
+from serving.settings import ServiceSettings
 from serving.telemetry import Histogram, Telemetry
 from training.impression_log import read_impressions
 

@@ -11,7 +11,7 @@ from index.generations import GenerationStore
 from serving.again import recorded_again
 from serving.client import CascadeClient
 from serving.local_redis import LocalRedis
-from serving.service import ServiceSettings
+from serving.settings import ServiceSettings
 from serving.state import UserState
 from training.impression_log import read_impressions
 

@@ -27,8 +27,8 @@ from serving.codec import query_of
 from serving.generation import Generation, Generations
 from serving.live import Live
 from serving.log import ImpressionLog
-from serving.server import Server, ServerSettings
-from serving.service import ServiceSettings
+from serving.server import Server
+from serving.settings import ServerSettings, ServiceSettings
 from training.estimate import estimate, examination, outcome_rewards
 from training.impression_log import read_impressions
 from training.replay import Counterfactual, Divergence, counterfactual, verify
