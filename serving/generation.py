@@ -484,7 +484,7 @@ class Generations:
             held = generation in self._ready
             prepared = self._prepare(generation)
             verified = None if held else prepared.manifest  # a moment ago; once is enough
-            self.store.activate(generation, time_ms=_now_ms(), expected=expected, verified=verified)
+            self.store.activate(generation, time_ms=time.time_ns() // 1_000_000, expected=expected, verified=verified)
             return self._swap(prepared)
 
     def roll_back(self) -> Generation:
@@ -497,7 +497,7 @@ class Generations:
             before = self.store.before()
             if before is not None:
                 self._prepare(before)
-            return self._swap(self._prepare(self.store.rollback(time_ms=_now_ms())))
+            return self._swap(self._prepare(self.store.rollback(time_ms=time.time_ns() // 1_000_000)))
 
     def follow(self) -> Generation | None:
         """Take up what the store calls current, if that changed. The last good one stays where it fails to load."""
@@ -515,8 +515,7 @@ class Generations:
 
     def loaded(self, generation: str) -> Generation:
         """One beside the one that serves, at hand or from the store; maybe without the last changes."""
-        known = {each.id: each for each in (self._active, *self._ready.values()) if each is not None}
-        loaded = known.get(generation) or Generation.load(self.store, generation, placement=self._placement)
+        loaded = self._ready.get(generation) or Generation.load(self.store, generation, placement=self._placement)
         self.on_ready(loaded)
         return loaded
 
@@ -549,7 +548,3 @@ class Generations:
                 f"generation {generation.id} holds all up to {generation.catalog_seq}"
             )
         return generation.changed(self.catalog.since(generation.catalog_seq, until=head))
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

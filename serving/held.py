@@ -23,7 +23,9 @@ class HeldGenerations:
         Raises:
             UnknownGeneration, CorruptGeneration, GenerationMismatch: see `Generation.load`; then all is as it was.
         """
-        held = {each: self._held.get(each) or self._generations.loaded(each) for each in ids}
+        active = self._generations.active
+        known = self._held | ({active.id: active} if active is not None else {})
+        held = {each: known.get(each) or self._generations.loaded(each) for each in ids}
         with self._changing:
             self._held = held
 
