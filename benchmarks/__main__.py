@@ -1,4 +1,7 @@
-"""Runs every benchmark of times, each in a process of its own. `closed_loop` is run by itself: it takes a while."""
+"""Runs every benchmark of times, each in a process of its own.
+
+`closed_loop` and `faults` are run by themselves: they take a while.
+"""
 
 import argparse
 import json

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+import grpc
+
 from protos.recommender_pb2 import PRIORITY_CRITICAL, PRIORITY_DEFAULT, PRIORITY_SHEDDABLE, PRIORITY_UNSPECIFIED
 
 Why = Literal["full", "deadline", "displaced", "rate"]
@@ -103,6 +105,29 @@ class _Bucket:
 
     tokens: float
     at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One call's time."""
+
+    context: grpc.ServicerContext
+    until: float
+    """`time.monotonic` at which the caller stops waiting."""
+
+    @property
+    def left_s(self) -> float:
+        return self.until - time.monotonic()
+
+    def proceed(self) -> None:
+        """
+        Raises:
+            DeadlinePassed, CallerGone: nobody waits for the answer any more.
+        """
+        if self.left_s < 0:
+            raise DeadlinePassed("the deadline passed while the slate was made")
+        if not self.context.is_active():
+            raise CallerGone("the caller hung up while the slate was made")
 
 
 class Admission:

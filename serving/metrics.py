@@ -53,7 +53,11 @@ _COUNTERS = {
     "defaulted": _Counter(
         "cascade_features_defaulted", ("feature",), "Answers and changed items with a feature's default", ("history",)
     ),
-    "state": _Counter("cascade_state", ("what",), "Rows of another version passed over, waits for another server"),
+    "state": _Counter(
+        "cascade_user_state", ("what",), "Rows of another version passed over, waits for another server's answer"
+    ),
+    "shadow": _Counter("cascade_shadows", ("result",), "Answers computed beside others, by what became of them"),
+    "arm_failed": _Counter("cascade_arm_failures", ("arms",), "Slates that the arms of a request could not make"),
     "repeated": _Counter("cascade_replies_repeated", ("kept",), "Answers given before, by where they were kept"),
     "log": _Counter(
         "cascade_log_writes", ("result",), "Rows that the log took, and writes that failed", ("stored", "failed")

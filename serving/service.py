@@ -4,7 +4,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 
@@ -17,7 +17,7 @@ from policy.selector import SlatePolicy
 from protos import recommender_pb2
 from protos.impression_pb2 import Degraded, Impression
 from serving import answers, codec
-from serving.admission import Admission, CallerGone, DeadlinePassed
+from serving.admission import Admission, CallerGone, DeadlinePassed, Turn
 from serving.arms import Experiments
 from serving.canaries import FAULTS, check_answers
 from serving.catalog_log import UnknownChange
@@ -40,29 +40,6 @@ _REHEARSAL_S = 10.0
 _RECOMMENDER_LATER = {
     "Suggest": "Suggest is not built yet; it will complete and correct queries. Meanwhile Search as the user types",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """One call's time."""
-
-    context: grpc.ServicerContext
-    until: float
-    """`time.monotonic` at which the caller stops waiting."""
-
-    @property
-    def left_s(self) -> float:
-        return self.until - time.monotonic()
-
-    def proceed(self) -> None:
-        """
-        Raises:
-            DeadlinePassed, CallerGone: nobody waits for the answer any more.
-        """
-        if self.left_s < 0:
-            raise DeadlinePassed("the deadline passed while the slate was made")
-        if not self.context.is_active():
-            raise CallerGone("the caller hung up while the slate was made")
 
 
 class RecommenderService:
@@ -159,7 +136,7 @@ class RecommenderService:
     def _call(
         self, request: codec.Request, response: answers.Response, wire: bytes, context: grpc.ServicerContext
     ) -> bytes:
-        turn = _Turn(context, deadline(context, self._settings))
+        turn = Turn(context, deadline(context, self._settings))
         codec.parse(request, wire)
         self.admission.check(turn.until, tenant=request.context.tenant, priority=request.context.priority)
         asked = codec.asked(
@@ -190,7 +167,7 @@ class RecommenderService:
         response: answers.Response,
         asked: Impression,
         digest: bytes,
-        turn: _Turn,
+        turn: Turn,
     ) -> Answered:
         """The slate of a request that has an id, made by one process alone, whichever it is sent to.
 
@@ -221,7 +198,7 @@ class RecommenderService:
         request: codec.Request,
         response: answers.Response,
         asked: Impression,
-        turn: _Turn,
+        turn: Turn,
         claim: Claim | None = None,
     ) -> bytes:
         """
@@ -298,7 +275,7 @@ class RecommenderService:
         asked: Impression,
         active: Generation,
         before: Trace,
-        turn: _Turn,
+        turn: Turn,
     ) -> tuple[Generation, Query, Answer]:
         """By the arms of a request; where they fail, by the generation in use."""
         started = time.monotonic()
@@ -331,7 +308,7 @@ class RecommenderService:
         asked: Impression,
         active: Generation,
         before: Trace,
-        turn: _Turn,
+        turn: Turn,
     ) -> tuple[Generation, Query, Answer]:
         generation = active
         if self._experiments is not None and plan.arms:

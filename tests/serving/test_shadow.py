@@ -54,24 +54,17 @@ def test_answers_are_as_fast_and_as_good_beside_a_shadow_that(
         CascadeClient(address.target, admin_target=address.admin_target, deadline_s=20) as client,
     ):
         medians_ms(client, 30)
-        alone = [medians_ms(client)]
-        client.set_traffic([shadow], etag="")
-        if how == "hangs":
-            switch.sleep_s = 30.0
-        else:
-            switch.fail = frozenset({"hydrate"})
-        beside = [medians_ms(client)]
-        client.set_traffic([], etag="1")
-        alone.append(medians_ms(client))
-        hung_s, failing = switch.sleep_s, switch.fail
-        switch.sleep_s, switch.fail = 0.0, frozenset()  # else it would not be taken as an arm
-        client.set_traffic([shadow], etag="2")
-        switch.sleep_s, switch.fail = hung_s, failing
-        beside.append(medians_ms(client))
+        alone, beside = [], []
+        for n in (0, 2):  # in turns, because the machine may get busier
+            alone.append(medians_ms(client))
+            client.set_traffic([shadow], etag=str(n or ""))
+            switch.sleep_s = 30.0 if how == "hangs" else 0.0  # from now on, for it had to answer to be loaded
+            switch.fail = frozenset({"hydrate"} if how == "fails" else ())
+            beside.append(medians_ms(client))
+            switch.sleep_s, switch.fail = 0.0, frozenset()
+            client.set_traffic([], etag=str(n + 1))
         assert min(beside) < 5 * min(alone) + 20, "a hung shadow would add 30 seconds"
-        assert not any(each.shadow_of for each in log.impressions.values())
-        assert not any(each.degraded for each in log.impressions.values())
-    switch.sleep_s = 0.0
+        assert not any(each.degraded for each in log.impressions.values() if not each.shadow_of)
 
 
 def test_shadows_that_come_faster_than_they_are_computed_are_dropped(
