@@ -48,7 +48,7 @@ demo: setup ## run the whole loop and write a report to outputs/latest/report.ht
 	@$(BIN)/cascade demo $(if $(DATA),data=$(DATA)) $(if $(ROOT),"data.root='$(ROOT)'") $(if $(SEED),seed=$(SEED)) $(ARGS)
 
 test: check ## set up, check and run the tests that take no minutes and need no GPU
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gpu"
 
 check: setup ## style, types, the direction of imports, known vulnerabilities
 	$(BIN)/ruff check .

@@ -221,7 +221,7 @@ def fuzzed(made: Decoder, times: int, *, seed: int) -> tuple[int, int]:
             said.append(str(error))
         except Exception as error:
             raise AssertionError(f"{wire!r} is answered with {error!r}") from error
-    assert max(map(len, said)) < 2000
+    assert max(map(len, said), default=0) < 2000
     return times - len(said), len(said)
 
 
@@ -236,7 +236,7 @@ def test_a_decoder_takes_or_refuses_whatever_it_is_given(tmp_path: Path, name: s
     made = decoders(tmp_path)[name]
     made.decode(made.example)
     taken, refused = fuzzed(made, 1_600, seed=1)
-    assert refused
+    assert refused or name == "state row", "what another version wrote is passed over"
     assert taken or name in ("manifest", "spool"), "damage that goes unnoticed reaches the code behind the parser"
 
 
