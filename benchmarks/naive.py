@@ -57,7 +57,7 @@ def redis_of_items(folder: Path, catalogue: Callable[[], tuple[Items, FeatureTab
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     url = f"unix://{socket}"
     try:
-        with redis.Redis.from_url(url) as client:
+        with redis.Redis.from_url(url, socket_timeout=None) as client:  # saving a million items takes a while
             _wait_for(client)
             if not kept.exists():
                 fill(client, *catalogue())

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from grpc_health.v1 import health
 
 
-class HealthService(health.HealthServicer):
+class HealthService(health.HealthServicer):  # type: ignore[misc]
     """The library's, but for what it does when a watcher goes: there the thread that serves all calls would wait for a
     lock whose holder may wait for that thread."""
 
