@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import gettempdir
 
+import numpy as np
 import polars as pl
 
 from index.generations import CorruptGeneration, GenerationStore
@@ -122,10 +123,11 @@ def _make(size: Size, store: GenerationStore) -> pl.DataFrame:
         step("embeddings, index, files")
         items = items.filter(pl.col("published_ms") <= as_of_ms)
         counters = item_counters(dataset.impressions, dataset.events, items, as_of_ms=as_of_ms, table=table)
+        learned = int((dataset.items["published_ms"] <= as_of_ms).sum())
         enlarged = replace(
             prepared,
             items=items,
-            item_row_I=item_rows(table, items, counters),
+            item_row_I=_akin(item_rows(table, items, counters), learned=learned),
             popularity_I=counters.popularity_I,
         )
         published = cycle.export(
@@ -141,6 +143,20 @@ def _make(size: Size, store: GenerationStore) -> pl.DataFrame:
         store.activate(published.id, time_ms=as_of_ms)
         shutil.rmtree(work)
     return dataset.events.filter(pl.col("visible_ms") <= as_of_ms)
+
+
+def _akin(row_I: np.ndarray, *, learned: int) -> np.ndarray:
+    """Every item after the learned ones with the id of one of them that has its category.
+
+    Vectors of ids that nothing was learned of would lie elsewhere than those that queries look for, all together.
+    """
+    chance = np.random.default_rng(0)
+    for category in np.unique(row_I["category"]):
+        at = np.flatnonzero(row_I["category"] == category)
+        known, others = at[at < learned], at[at >= learned]
+        if len(known):
+            row_I["item_id"][others] = row_I["item_id"][chance.choice(known, len(others))]
+    return row_I
 
 
 def _enlarged(items: pl.DataFrame, size: Size) -> pl.DataFrame:
