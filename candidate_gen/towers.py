@@ -317,12 +317,7 @@ class Towers(nn.Module):
         Raises:
             ValueError: where they are of other towers.
         """
-        try:
-            self.load_state_dict(load_file(folder / _WEIGHTS), assign=True)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{folder / _WEIGHTS} does not fit its description: {' '.join(str(error).split())}"
-            ) from None
+        map_weights(self, folder / _WEIGHTS)
 
 
 def _hide(columns: Mapping[str, Tensor], name: str, share: float) -> Mapping[str, Tensor]:
@@ -332,3 +327,15 @@ def _hide(columns: Mapping[str, Tensor], name: str, share: float) -> Mapping[str
     ids = columns[name]
     kept = (torch.rand(len(ids), device=ids.device) >= share).reshape(-1, *[1] * (ids.ndim - 1))
     return {**columns, name: ids * kept}
+
+
+def map_weights(module: nn.Module, path: Path) -> None:
+    """Read the weights of a module in place, so that processes share them.
+
+    Raises:
+        ValueError: where they are of another one.
+    """
+    try:
+        module.load_state_dict(load_file(path), assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit its description: {' '.join(str(error).split())}") from None

@@ -1,7 +1,8 @@
 """What retrieval takes and makes. Shape letters: L history, S sources, N candidates, X shown items."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from index.masks import Mask
 from index.types import Hits
 
 NO_ROWS = np.empty(0, np.int64)
+_Value = TypeVar("_Value", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +108,18 @@ class HydratedQuery:
     defaulted: tuple[str, ...] = ()
     """Features whose default stands for something that was wanted: a value sent that is unknown or not finite, the
     row of a user that the generation does not hold."""
+
+
+def by_source(
+    value_NS: NDArray[_Value], names: Sequence[str], wanted: Sequence[str], *, missing: int
+) -> NDArray[_Value]:
+    """Columns of sources, in the order of `names`, as columns of those that are wanted.
+
+    Args:
+        missing: stands in a column of a source that is none of `names`.
+    """
+    wanted_NS = np.full((len(value_NS), len(wanted)), missing, value_NS.dtype)
+    for s, name in enumerate(wanted):
+        if name in names:
+            wanted_NS[:, s] = value_NS[:, list(names).index(name)]
+    return wanted_NS

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from index.on_disk import sync
+from index.on_disk import is_locked, sync
 
 _RENEWALS = 4
 """In the time after which a lease that was not renewed is lost: some may come late."""
@@ -110,7 +110,7 @@ def _taken(path: Path, *, holder: str, ttl_s: float, clock: Callable[[], float])
     if path.exists():
         before, by, since_s = _read(path)
         token = before + 1
-        if _is_locked(path):
+        if is_locked(path):
             age_s = clock() - path.stat().st_mtime
             # A clock set back leaves times in the future; those say no more than old ones.
             if abs(age_s) <= ttl_s:
@@ -132,18 +132,6 @@ def _taken(path: Path, *, holder: str, ttl_s: float, clock: Callable[[], float])
         os.close(descriptor)
         raise
     return Lease(path, token, holder, descriptor)
-
-
-def _is_locked(path: Path) -> bool:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
-        return False
-    finally:
-        os.close(descriptor)
 
 
 def _read(path: Path) -> tuple[int, str, float]:

@@ -1,5 +1,6 @@
-"""What a crash must not take back."""
+"""What a crash must not take back, and what it leaves behind."""
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -9,5 +10,18 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody who lives holds an exclusive lock on a file (flock)."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
     finally:
         os.close(descriptor)

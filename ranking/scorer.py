@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from candidate_gen.embedding import tensors
 from candidate_gen.features import FeatureTable, pair_rows
 from candidate_gen.items import Items
-from candidate_gen.types import Candidates, HydratedQuery
+from candidate_gen.towers import map_weights
+from candidate_gen.types import Candidates, HydratedQuery, by_source
 from index.columns import Column, taken
 from ranking.calibration import Calibration
 from ranking.inference import CompiledRanker, Precision
@@ -150,7 +151,7 @@ class RankerScorer:
         require_table(folder / _DESCRIPTION, described, table)
         shape = described["shape"]
         ranker = Ranker(table, RankerShape(**{**shape, "hidden": tuple(shape["hidden"])}))
-        _map_weights(ranker, folder)
+        map_weights(ranker, folder / _WEIGHTS)
         precision = Precision(**described["precision"])
         scorer = cls(
             ranker,
@@ -164,20 +165,8 @@ class RankerScorer:
             raise ValueError(
                 f"{folder / _WEIGHTS} has fingerprint {scorer.fingerprint}, its description {described['fingerprint']}"
             )
-        _map_weights(ranker, folder)  # anew: what the fingerprint has read need not stay in memory
+        map_weights(ranker, folder / _WEIGHTS)  # anew: what the fingerprint has read need not stay in memory
         return scorer
-
-
-def _map_weights(ranker: Ranker, folder: Path) -> None:
-    """Read in place what `save` wrote: processes share it.
-
-    Raises:
-        ValueError: where it is of another ranker.
-    """
-    try:
-        ranker.load_state_dict(load_file(folder / _WEIGHTS), assign=True)
-    except RuntimeError as error:
-        raise ValueError(f"{folder / _WEIGHTS} does not fit its description: {' '.join(str(error).split())}") from None
 
 
 def _halves(folder: Path) -> np.ndarray:
@@ -223,13 +212,7 @@ def feature_rows(
 
 def ranks_by_source(table: FeatureTable, names: Sequence[str], rank_NS: NDArray[np.int16]) -> NDArray[np.int16]:
     """Ranks, a column for each of `names`, as columns of the table's sources; -1 for a source that was not asked."""
-    if tuple(names) == table.sources:
-        return rank_NS
-    ordered_NS = np.full((len(rank_NS), len(table.sources)), -1, np.int16)
-    for s, name in enumerate(table.sources):
-        if name in names:
-            ordered_NS[:, s] = rank_NS[:, list(names).index(name)]
-    return ordered_NS
+    return rank_NS if tuple(names) == table.sources else by_source(rank_NS, names, table.sources, missing=-1)
 
 
 def require_table(path: Path, described: Mapping[str, Any], table: FeatureTable) -> None:

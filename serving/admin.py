@@ -1,7 +1,6 @@
 """The control plane, on its own port: which generation serves, and how the server is."""
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
@@ -12,6 +11,7 @@ from policy.rules import RulesInForce
 from protos import admin_pb2
 from serving import codec
 from serving.arms import Experiments
+from serving.clock import now_ms
 from serving.generation import Generation, GenerationMismatch, Generations
 from serving.log import CorruptLog
 from serving.rpc import StaleRules, Unavailable, handlers
@@ -55,7 +55,7 @@ class AdminService:
         self._in_flight = in_flight
         self._changed = changed
         self._experiments = experiments
-        self._started_ms = _now_ms()
+        self._started_ms = now_ms()
         self.follow_error = ""
         """Why the store's current generation could not be taken up; empty where it was."""
         self.stopping = False
@@ -137,7 +137,7 @@ class AdminService:
 
         if self._generations.active is None:
             raise Unavailable("no generation is active, so there is nothing that rules could be checked against")
-        self._generations.change(plan, time_ms=_now_ms())
+        self._generations.change(plan, time_ms=now_ms())
         return response.SerializeToString()
 
     def get_rules(self, wire: bytes, _context: grpc.ServicerContext) -> bytes:
@@ -161,7 +161,7 @@ class AdminService:
         if self._generations.active is None:
             raise Unavailable("no generation is active, so there is nothing that arms could be checked against")
         try:
-            traffic = self._experiments.router.set(request, time_ms=_now_ms())
+            traffic = self._experiments.router.set(request, time_ms=now_ms())
         except (UnknownGeneration, CorruptGeneration, GenerationMismatch, CorruptLog):
             raise
         except ValueError as error:
@@ -190,7 +190,7 @@ class AdminService:
             generation=active,
             current=self._current(),
             started_ms=self._started_ms,
-            now_ms=_now_ms(),
+            now_ms=now_ms(),
             pid=os.getpid(),
             version=_version(),
             ready=self.ready,
@@ -256,10 +256,6 @@ def _key(reading: Reading) -> str:
 def _check_id(field: str, value: str) -> None:
     if not 1 <= len(value) <= codec.MAX_ID_CHARS or "/" in value or value.startswith("."):
         raise codec.InvalidRequest(field, value, "the id of a generation, as ListGenerations shows it")
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _version() -> str:

@@ -9,8 +9,9 @@ from serving.codec import query_of
 from serving.drafting import drafted
 from serving.experiments import DRAFTED, Plan
 from serving.generation import Generation
+from serving.parts import Log
 from serving.pipeline import Answer
-from serving.shadow import Log, ShadowRunner
+from serving.shadow import ShadowRunner
 from serving.traffic import TrafficRouter
 
 

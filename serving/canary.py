@@ -64,11 +64,14 @@ class Evidence:
 class _Tally:
     """What one arm did."""
 
-    requests: int = 0
     tried: Counter[str] = field(default_factory=Counter)
     """How often each kind of thing could have happened."""
     happened: Counter[str] = field(default_factory=Counter)
     latency: Histogram = field(default_factory=Histogram)
+
+    @property
+    def requests(self) -> int:
+        return self.tried["failed"]
 
     def count(self, **happened: bool) -> None:
         self.tried.update(happened.keys())
@@ -132,7 +135,6 @@ class CanaryWatch:
             self._renew()
             for experiment, arm in canaries.items():
                 tally = self._tallies.setdefault((experiment, arm), _Tally())
-                tally.requests += 1
                 tally.count(failed=failed)
                 if failed:
                     continue

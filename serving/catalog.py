@@ -7,7 +7,6 @@ An id that a call gives twice counts once: of an upsert the last valid item is t
 given twice the last value counts.
 """
 
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Protocol, TypeVar
@@ -34,6 +33,7 @@ from serving import codec
 from serving.admission import Admission
 from serving.catalog_log import Change
 from serving.changes import PRICE, defaulted, embedded_badly, held, values_of
+from serving.clock import now_ms
 from serving.codec import InvalidRequest
 from serving.generation import Generation
 from serving.parts import deadline
@@ -148,7 +148,7 @@ class CatalogService:
     def _logged(self, plan: Callable[[Generation], Change | None]) -> int:
         if self._generations.active is None:
             raise Unavailable("no generation is active yet, so there is nothing to change")
-        return self._generations.change(plan, time_ms=time.time_ns() // 1_000_000)
+        return self._generations.change(plan, time_ms=now_ms())
 
     def _change(
         self, request: _Batch, accept: Callable[[_Batch, Generation], Accepted], context: grpc.ServicerContext

@@ -3,11 +3,9 @@
 Shape letters: K slots, N candidates, S sources.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from candidate_gen.types import Candidates, Query
+from candidate_gen.types import Candidates, Query, by_source
 from policy.interleaving import Team, draft
 from policy.types import Slate
 from protos.impression_pb2 import Degraded
@@ -63,12 +61,13 @@ def drafted(
     def slots(*column_T: np.ndarray) -> np.ndarray:
         return np.concatenate([column[index_K] for column, index_K in zip(column_T, index_T, strict=True)])[slot_K]
 
-    names = tuple(dict.fromkeys(name for each in scored_T for name in each.candidates.source_names))
+    candidates_T = [each.candidates for each in scored_T]
+    names = tuple(dict.fromkeys(name for each in candidates_T for name in each.source_names))
     candidates = Candidates(
         slots(*row_T),
         names,
-        slots(*(_by_name(each.candidates, each.candidates.rank_NS, names, -1) for each in scored_T)),
-        slots(*(_by_name(each.candidates, each.candidates.score_NS, names, 0) for each in scored_T)),
+        slots(*(by_source(each.rank_NS, each.source_names, names, missing=-1) for each in candidates_T)),
+        slots(*(by_source(each.score_NS, each.source_names, names, missing=0) for each in candidates_T)),
     )
     scored = Scored(
         candidates,
@@ -89,10 +88,3 @@ def _lacks(answer: Answer, without: frozenset[str]) -> bool:
     """Whether it had to do without something that a replay would have."""
     trace = answer.trace
     return bool(trace.degraded & Degraded.DEGRADED_RANKER_SKIPPED or set(trace.skipped_sources) - without)
-
-
-def _by_name(candidates: Candidates, value_NS: np.ndarray, names: Sequence[str], missing: int) -> np.ndarray:
-    """Columns for these sources; one that named nobody has none of its own."""
-    column_NS = np.full((len(candidates), len(names)), missing, value_NS.dtype)
-    column_NS[:, [names.index(name) for name in candidates.source_names]] = value_NS
-    return column_NS

@@ -11,10 +11,11 @@ from protos.events_pb2 import EventResult, EventStatus
 from protos.impression_pb2 import Degraded, Outcome
 from serving import codec
 from serving.admission import Admission
+from serving.clock import now_ms
 from serving.generation import action_key
 from serving.live import Live
 from serving.log import LogUnavailable, Status
-from serving.parts import Log, State, deadline, now_ms, warn
+from serving.parts import Log, State, deadline, warn
 from serving.rpc import Unavailable, handlers
 from serving.settings import ServiceSettings
 from serving.state import UserEvent

@@ -9,7 +9,6 @@ Shape letters: L history, U users, I items.
 
 import json
 import threading
-import time
 import zlib
 from collections.abc import Callable, Iterable
 from contextlib import closing
@@ -47,6 +46,7 @@ from serving.breaker import Watch
 from serving.canaries import NOT_OF_A_CANARY, Unfit, canaries, check_answers, check_recall
 from serving.catalog_log import FILE, CatalogLog, Change, Entry, StaleHead
 from serving.changes import changed
+from serving.clock import now_ms
 from serving.log import CorruptLog
 from serving.pipeline import RANKER, Filter, Pipeline, nothing_pinned
 from serving.profiles import Profiles
@@ -484,7 +484,7 @@ class Generations:
             held = generation in self._ready
             prepared = self._prepare(generation)
             verified = None if held else prepared.manifest  # a moment ago; once is enough
-            self.store.activate(generation, time_ms=time.time_ns() // 1_000_000, expected=expected, verified=verified)
+            self.store.activate(generation, time_ms=now_ms(), expected=expected, verified=verified)
             return self._swap(prepared)
 
     def roll_back(self) -> Generation:
@@ -497,7 +497,7 @@ class Generations:
             before = self.store.before()
             if before is not None:
                 self._prepare(before)
-            return self._swap(self._prepare(self.store.rollback(time_ms=time.time_ns() // 1_000_000)))
+            return self._swap(self._prepare(self.store.rollback(time_ms=now_ms())))
 
     def follow(self) -> Generation | None:
         """Take up what the store calls current, if that changed. The last good one stays where it fails to load."""

@@ -17,6 +17,7 @@ from typing import Literal
 from google.protobuf.message import DecodeError
 
 from protos.impression_pb2 import Impression, Outcome
+from serving.clock import now_ms
 from serving.recent_rows import RecentRows
 from serving.spool import CorruptLog, Frame, LogUnavailable, SpoolWriter
 
@@ -219,7 +220,7 @@ class ImpressionLog:
 
     def _begin(self) -> SpoolWriter:
         self._rotate_at_s = time.monotonic() + self._rotate_s
-        made = SpoolWriter(self._folder, time_ms=time.time_ns() // 1_000_000, synced=self._durability != "os")
+        made = SpoolWriter(self._folder, time_ms=now_ms(), synced=self._durability != "os")
         self._recent.begin(made)
         return made
 

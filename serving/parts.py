@@ -64,7 +64,3 @@ def deadline(context: grpc.ServicerContext, settings: ServiceSettings) -> float:
     remaining_s = context.time_remaining()
     unset = remaining_s is None or remaining_s > _FOR_EVER_S
     return time.monotonic() + (settings.deadline_s if unset else remaining_s)
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000

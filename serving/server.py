@@ -27,6 +27,7 @@ from serving.again import Past
 from serving.arms import Experiments
 from serving.canary import CanaryWatch
 from serving.catalog import CatalogService
+from serving.clock import now_ms
 from serving.events import EventsService
 from serving.exchange import EventExchange
 from serving.generation import Generation, Generations
@@ -35,7 +36,7 @@ from serving.live import Live
 from serving.log import ImpressionLog
 from serving.log_lines import SlowCalls
 from serving.metrics import MetricsEndpoint
-from serving.parts import Log, State, now_ms, warn
+from serving.parts import Log, State, warn
 from serving.security import Doorkeeper, Tokens, server_credentials
 from serving.service import RecommenderService
 from serving.settings import ServerSettings

@@ -21,12 +21,13 @@ from serving.admission import Admission, CallerGone, DeadlinePassed, Turn
 from serving.arms import Experiments
 from serving.canaries import FAULTS, check_answers
 from serving.catalog_log import UnknownChange
+from serving.clock import now_ms
 from serving.experiments import NOBODY, Plan
 from serving.explain import explain
 from serving.generation import Generation, GenerationMismatch
 from serving.live import Live
 from serving.log import CorruptLog, LogUnavailable
-from serving.parts import ActiveGeneration, Log, State, deadline, now_ms, warn
+from serving.parts import ActiveGeneration, Log, State, deadline, warn
 from serving.pipeline import Answer, Trace
 from serving.redis_store import StateUnavailable
 from serving.replies import Answered, Replies, other_question

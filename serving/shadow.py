@@ -10,25 +10,17 @@ import queue
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 from protos.impression_pb2 import Impression
 from serving.answers import record
 from serving.codec import query_of
 from serving.experiments import Shadow
 from serving.generation import Generation
+from serving.parts import Log
 from serving.telemetry import Telemetry
 
 _LOGGER = logging.getLogger("cascade.serving")
 _NICEST = 19
-
-
-class Log(Protocol):
-    """Where impressions go."""
-
-    @property
-    def available(self) -> bool: ...
-    def append(self, impression: Impression) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

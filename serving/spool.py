@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from index.on_disk import sync
+from index.on_disk import is_locked, sync
 
 Table = Literal["impressions", "outcomes"]
 TABLES: tuple[Table, ...] = get_args(Table)
@@ -294,15 +294,7 @@ def paths(folder: Path) -> list[Path]:
 
 def is_written(path: Path) -> bool:
     """Whether its writer lives."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
-        return False
-    finally:
-        os.close(descriptor)
+    return is_locked(path)
 
 
 def checksum(table: Table, key: str, time_ms: int, payload: bytes) -> int:

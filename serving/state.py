@@ -32,6 +32,8 @@ from serving.breaker import Breaker
 from serving.redis_store import Batch, Command, RedisStore, StateUnavailable
 from serving.replies import Answered, other_question
 
+KEPT_EVENTS = 64
+"""Of each user, the latest known."""
 LEASE_S = 0.2
 """How long whoever claimed a request id may take before it has to ask whether the claim still stands."""
 
@@ -186,7 +188,7 @@ class UserState:
         url: str,
         *,
         timeout_s: float = 0.04,
-        limit: int = 64,
+        limit: int = KEPT_EVENTS,
         ttl_s: int = 30 * 86_400,
         breaker: Callable[[], Breaker] = Breaker,
     ) -> None:

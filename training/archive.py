@@ -24,7 +24,7 @@ from google.protobuf.message import DecodeError, Message
 from index.on_disk import sync
 from protos.impression_pb2 import Impression, Kind, Outcome
 from serving.log import CorruptLog
-from serving.spool import Table, checksum
+from serving.spool import Row, Table, checksum
 from training.durable import appearing
 
 MANIFEST = "manifest.json"
@@ -69,6 +69,11 @@ class StoredRow(NamedTuple):
     key: str
     crc: int
     payload: bytes
+
+    @classmethod
+    def of(cls, row: Row, payload: bytes) -> "StoredRow":
+        """What a spool holds."""
+        return cls(row.time_ms, row.key, row.crc, payload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +162,7 @@ def checked(folder: Path, part: Part) -> None:
     """
     path = folder / part.name
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = _sha256(path)
     except FileNotFoundError:
         raise CorruptLog(f"{path} is missing") from None
     if found != part.sha256:
@@ -247,8 +251,7 @@ def _write_part(folder: Path, table: Table, day: str, rows: Sequence[StoredRow])
     inside.mkdir(parents=True, exist_ok=True)
     draft = inside / ".draft"
     _frame(table, rows).write_parquet(draft, compression="zstd", row_group_size=_ROWS, statistics=True)
-    with draft.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = _sha256(draft)
     size = draft.stat().st_size
     sync(draft)
     named = draft.rename(inside / f"part-{sha256[:16]}.parquet")
@@ -278,6 +281,11 @@ _PLAIN: dict[Table, Callable[[bytes], tuple[Any, ...]]] = {
     "impressions": _plain_impression,
     "outcomes": _plain_outcome,
 }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _rendered(body: object) -> str:

@@ -52,20 +52,13 @@ def add(call: argparse.ArgumentParser, *, latest: Path) -> None:
     ready.add_argument(
         "--service", default="", help="a name of grpc.health.v1, such as live; default: whether a slate can be had"
     )
-    rules = methods.add_parser("rules", help="print the business rules in force, or put others in their place")
-    rules.add_argument(
-        "file",
-        nargs="?",
-        metavar="FILE.json|-",
-        help="rules as this command prints them, with the etag of those before",
-    )
-    traffic = methods.add_parser("traffic", help="print the experiments in force, or put others in their place")
-    traffic.add_argument(
-        "file",
-        nargs="?",
-        metavar="FILE.json|-",
-        help="experiments as this command prints them, with the etag of those before",
-    )
+    for name, what in (("rules", "business rules"), ("traffic", "experiments")):
+        methods.add_parser(name, help=f"print the {what} in force, or put others in their place").add_argument(
+            "file",
+            nargs="?",
+            metavar="FILE.json|-",
+            help=f"{what.split()[-1]} as this command prints them, with the etag of those before",
+        )
     ramp = methods.add_parser("ramp", help="give an arm of an experiment another weight")
     ramp.add_argument("experiment")
     ramp.add_argument("arm")

@@ -41,7 +41,7 @@ def _entries_of(file: str, entry: type[_Entry]) -> list[_Entry]:
     Raises:
         ValueError: naming what is wrong with which of them.
     """
-    where, read = "the standard input" if file == "-" else file, json_of(file)
+    where, read = _place(file), json_of(file)
     listed = read if isinstance(read, list) else [read]
     made = []
     kind = entry.__name__.removesuffix("Entry").lower()
@@ -65,4 +65,8 @@ def json_of(file: str) -> Any:
     try:
         return json.loads(sys.stdin.read() if file == "-" else Path(file).read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{'the standard input' if file == '-' else file} is not JSON: {error}") from None
+        raise ValueError(f"{_place(file)} is not JSON: {error}") from None
+
+
+def _place(file: str) -> str:
+    return "the standard input" if file == "-" else file

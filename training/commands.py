@@ -3,13 +3,11 @@
 import json
 import os
 import sys
-import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -18,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from training.cli import LATEST
-from training.findings import flat
+from training.findings import flat, utc
 
 if TYPE_CHECKING:
     from index.generations import GenerationStore
@@ -180,9 +178,9 @@ def _call_admin(given: Namespace, client: "CascadeClient") -> None:
 
 def _call_event(given: Namespace, client: "CascadeClient") -> None:
     from serving.client import Event
+    from serving.clock import now_ms
 
-    now_ms = time.time_ns() // 1_000_000
-    event = Event(given.item, given.action, now_ms, user_id=given.user, request_id=given.request)
+    event = Event(given.item, given.action, now_ms(), user_id=given.user, request_id=given.request)
     (answer,) = client.write_events([event])
     if given.json:
         print(json.dumps(asdict(answer)))
@@ -249,11 +247,11 @@ def token(given: Namespace) -> None:
 def generations(given: Namespace) -> None:
     """Look after a store."""
     from index.generations import GenerationStore
+    from serving.clock import now_ms
 
     if not given.store.is_dir():
         raise ValueError(f"{given.store} is no store of generations; name one with --store")
     store = GenerationStore(given.store)
-    now_ms = time.time_ns() // 1_000_000
     match given.action:
         case "list":
             _OUT.print(_listed(store))
@@ -267,10 +265,10 @@ def generations(given: Namespace) -> None:
         case "diff":
             _OUT.print(_differences(asdict(store.diff(given.old, given.new)), given.old, given.new))
         case "activate":
-            before = store.activate(given.id, time_ms=now_ms, reason="cascade generations activate")
+            before = store.activate(given.id, time_ms=now_ms(), reason="cascade generations activate")
             _OUT.print(f"{given.id} is current; before: {before or 'none'}")
         case "rollback":
-            _OUT.print(f"{store.rollback(time_ms=now_ms)} is current again")
+            _OUT.print(f"{store.rollback(time_ms=now_ms())} is current again")
         case "prune":
             removed = store.prune(given.keep)
             _OUT.print(f"removed {', '.join(removed) or 'nothing'}; {len(store.ids())} left")
@@ -395,7 +393,7 @@ def _server(given: Namespace) -> Iterator[tuple[str, str, int]]:
 
     at_ms, seen = last_seen(history, given.user)
     print(
-        f"cascade: no server is running; one is started for this call and answers as of {_date(at_ms)}, "
+        f"cascade: no server is running; one is started for this call and answers as of {utc(at_ms)}, "
         f"just after {seen} was last seen "
         "(to keep one, which answers as of now: `cascade serve`)",
         file=sys.stderr,
@@ -457,8 +455,8 @@ def _listed(store: "GenerationStore") -> Table:
         table.add_row(
             generation,
             {current: "current", before: "before"}.get(generation, ""),
-            _date(manifest.created_ms),
-            _date(manifest.data_window[1]),
+            utc(manifest.created_ms),
+            utc(manifest.data_window[1]),
             manifest.parent or "",
             f"{manifest.bytes / 1e6:.1f}",
         )
@@ -489,7 +487,3 @@ def _shown(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_shown(each) for each in value)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and value < 10**9 else str(value)
-
-
-def _date(time_ms: int) -> str:
-    return f"{datetime.fromtimestamp(time_ms / 1000, UTC):%Y-%m-%d %H:%M}"

@@ -129,7 +129,7 @@ def verify(folder: Path, *, quarantine: bool) -> Verified:
             try:
                 with closing(Spool(path)) as spool:
                     for row in spool.rows()[0]:
-                        _require_message(_stored(spool, row.at), row.table, path)
+                        _require_message(StoredRow.of(*spool.read(row.at)), row.table, path)
                         found.rows += 1
                 found.spools += 1
             except FileNotFoundError:
@@ -175,7 +175,7 @@ def _compact(folder: Path, batch: list[Path], done: Compacted) -> None:
         with closing(Spool(path)) as spool:
             try:
                 committed, unfinished = spool.rows()
-                stored = [(row.table, _stored(spool, row.at)) for row in committed]
+                stored = [(row.table, StoredRow.of(*spool.read(row.at))) for row in committed]
             except CorruptLog as error:
                 done.damaged[path.name] = str(error)
                 continue
@@ -212,11 +212,6 @@ def _verified_part(folder: Path, part: Part) -> int:
 
 def _require_message(row: StoredRow, table: Table, where: Path) -> None:
     parsed(row, _RECORD[table], where=where)
-
-
-def _stored(spool: Spool, at: int) -> StoredRow:
-    row, payload = spool.read(at)
-    return StoredRow(row.time_ms, row.key, row.crc, payload)
 
 
 def _set_aside(folder: Path, manifest: Manifest, damaged: set[str]) -> None:

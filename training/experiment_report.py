@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from training import plots
 from training.durable import write_texts
 from training.experiment import SRM, Findings
 from training.figures import Curve, Estimated
-from training.findings import Finding
+from training.findings import Finding, utc
 from training.report import environment, figure, plain
 
 
@@ -32,11 +31,11 @@ def report(found: Findings) -> dict[str, Any]:
         "unit": now.unit,
         "names": [arm.name for arm in now.arms],
         "alpha": found.alpha,
-        "from": _utc(min(times)) if times else "",
-        "until": _utc(max(times)) if times else "",
+        "from": utc(min(times)) if times else "",
+        "until": utc(max(times)) if times else "",
         "history": [
             {
-                "set": _utc(each.time_ms),
+                "set": utc(each.time_ms),
                 "etag": each.etag,
                 "weights": ", ".join(f"{arm.name} {arm.weight:g}" for arm in each.experiment.arms),
                 "reason": each.reason,
@@ -301,7 +300,3 @@ def _histogram(shares: list[float]) -> dict[str, float]:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
-
-
-def _utc(time_ms: int) -> str:
-    return f"{datetime.fromtimestamp(time_ms / 1000, UTC):%Y-%m-%d %H:%M}"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 CALLS = ("recommend", "search", "rank", "write", "activate", "total", "client")
@@ -160,3 +161,8 @@ def _all(*values: object) -> bool:
 def _more(value: float, than: float) -> str:
     """ "12% more", or the difference where a percentage means nothing."""
     return f"{100 * (value / than - 1):.0f}% more" if than > 0 else f"{value - than:.3g} more per request"
+
+
+def utc(time_ms: int) -> str:
+    """A time for people, to the minute."""
+    return f"{datetime.fromtimestamp(time_ms / 1000, UTC):%Y-%m-%d %H:%M}"

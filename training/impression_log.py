@@ -131,7 +131,7 @@ def read_segment(folder: Path, segment: Segment) -> list[Impression]:
         spool = _spool_named(folder, segment.source)
         try:
             found = [
-                _stored(row, payload)
+                StoredRow.of(row, payload)
                 for row, payload in spool.read_between(segment.first, segment.last)
                 if row.table == "impressions"
             ]
@@ -149,7 +149,7 @@ class SpooledRow(NamedTuple):
     row: Row
 
     def stored(self) -> StoredRow:
-        return _stored(*self.spool.read(self.row.at))
+        return StoredRow.of(*self.spool.read(self.row.at))
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,10 +242,6 @@ def _spool_named(folder: Path, name: str) -> Spool:
         except FileNotFoundError:
             continue
     raise ValueError(f"{folder}: {name} was compacted or removed while it was being read; run it again")
-
-
-def _stored(row: Row, payload: bytes) -> StoredRow:
-    return StoredRow(row.time_ms, row.key, row.crc, payload)
 
 
 def _first_of_each(rows: Iterable[SpooledRow], archived: set[str]) -> list[SpooledRow]:

@@ -26,6 +26,7 @@ from protos.admin_pb2 import SetTrafficRequest
 from protos.impression_pb2 import Impression
 from ranking.rankers import bound, load_scorer
 from serving.catalog_log import FILE, CatalogLog, Entry
+from serving.clock import now_ms
 from serving.generation import Generation
 from serving.log import CorruptLog
 from training import compaction, cycle, estimate_report, experiment_report, passes, rebuild_report, skew_report
@@ -134,7 +135,7 @@ def export(settings: PublishSettings) -> dict[str, Any]:
             settings=settings.cycle,
             metrics=metrics,
             store=store,
-            now_ms=_now_ms(),
+            now_ms=now_ms(),
             job=job,
         )
         return _activated(store, published, settings.activate, job) | published.metrics
@@ -163,7 +164,7 @@ def nightly(settings: PublishSettings) -> dict[str, Any]:
             folder=settings.output,
             as_of_ms=as_of_ms,
             seed=settings.seed,
-            now_ms=_now_ms(),
+            now_ms=now_ms(),
             served=served,
             changes=_changes(store),
             judge=judge,
@@ -178,7 +179,7 @@ def rebuild(settings: RebuildSettings) -> dict[str, Any]:
     Raises:
         GateFailed, LeaseHeld, LeaseLost, StaleExpected: see `training.rebuild`.
     """
-    report = rebuilds.rebuild(settings, holder=_holder(), now_ms=_now_ms())
+    report = rebuilds.rebuild(settings, holder=_holder(), now_ms=now_ms())
     return rebuild_report.told(report) | {"current": GenerationStore(settings.generations).current()}
 
 
@@ -198,7 +199,7 @@ def log(settings: LogSettings) -> dict[str, Any]:
         done = compaction.compact(settings.log)
     told = {name.replace("_", " "): value for name, value in asdict(done).items() if name != "damaged"}
     if settings.days is not None and settings.mode == "retain":
-        gone = compaction.retain(settings.log, days=settings.days, now_ms=_now_ms())
+        gone = compaction.retain(settings.log, days=settings.days, now_ms=now_ms())
         told |= {"days dropped": len(gone), "rows dropped": sum(gone.values())} | gone
     if done.damaged:
         aside = ", set aside" if settings.quarantine else ""
@@ -277,17 +278,18 @@ def skew(settings: SkewSettings) -> dict[str, Any]:
                 raise ValueError(f"{settings.history} must hold events with the columns {dict(EVENT_SCHEMA)}")
             known.append(before)
         looking = bar.add_task("compare", total=answered.total())
-        found = skews.measure(
-            (
-                each
-                for each in _one_sided(settings.log)
-                if not settings.generation or each.generation == settings.generation
-            ),
-            {name: Generation.load(store, name) for name in sorted(held)},
-            pl.concat(known).unique("event_id", keep="first", maintain_order=True),
-            catalog=CatalogLog(store.root / FILE),
-            advance=lambda count: bar.advance(looking, count),
-        )
+        with closing(CatalogLog(store.root / FILE)) as catalog:
+            found = skews.measure(
+                (
+                    each
+                    for each in _one_sided(settings.log)
+                    if not settings.generation or each.generation == settings.generation
+                ),
+                {name: Generation.load(store, name) for name in sorted(held)},
+                pl.concat(known).unique("event_id", keep="first", maintain_order=True),
+                catalog=catalog,
+                advance=lambda count: bar.advance(looking, count),
+            )
     report = skew_report.described(found, settings.gates, log=settings.log)
     page = skew_report.write(report, settings.output)
     try:
@@ -355,7 +357,7 @@ def read(source: Data, *, seed: int) -> Dataset:
         assert isinstance(world, World)
         requests = world.requests(world.start_ms, world.day_ms(_FIRST_DAYS), _FIRST_REQUESTS)
         return world.dataset(*world.first_log(requests))
-    dataset = source(now_ms=_now_ms())
+    dataset = source(now_ms=now_ms())
     assert isinstance(dataset, Dataset)
     return dataset if dataset.impressions.height else synthesise_impressions(dataset, seed=seed)
 
@@ -448,7 +450,7 @@ def _weights(store: GenerationStore, generation: str) -> Mapping[str, float]:
 def _activated(store: GenerationStore, published: Published, activate: bool, job: Lease) -> dict[str, Any]:
     if activate:
         before = store.manifest(published.id).parent
-        store.activate(published.id, time_ms=_now_ms(), reason="published", expected=before, job=job)
+        store.activate(published.id, time_ms=now_ms(), reason="published", expected=before, job=job)
     return {"generation": published.id, "current": store.current()}
 
 
@@ -469,10 +471,6 @@ def _write_tables(frames: Mapping[str, pl.DataFrame], folder: Path) -> None:
     for name, frame in frames.items():
         with appearing(folder / f"{name}.parquet") as draft:
             frame.write_parquet(draft)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _utc(time_ms: Any) -> str:

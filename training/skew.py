@@ -44,6 +44,7 @@ from serving.again import Snapshots
 from serving.catalog_log import FILE, CatalogLog
 from serving.codec import query_of, remember
 from serving.generation import Generation, action_key
+from serving.state import KEPT_EVENTS
 from training.events import point_in_time_history
 from training.examples import bm25_of
 from training.gates import SKEW, SKEW_REQUESTS, SKEW_STATE
@@ -52,8 +53,6 @@ _CHUNK = 1024
 """Impressions that are in memory at once."""
 _SAMPLED = 2000
 """Impressions that a gate looks at; each takes about 2 ms."""
-_KEPT = 64
-"""Events of a user that an online store keeps."""
 _SCORE = "tower_score"
 _ROWS: tuple[RowKind, ...] = ("query", "item", "pair")
 
@@ -348,7 +347,7 @@ def _queries(logged: Sequence[Impression], generation: Generation, events: pl.Da
         events,
         [each.user_id for each in logged],
         np.array([each.time_ms for each in logged], np.int64),
-        length=_KEPT,
+        length=KEPT_EVENTS,
         item_ids=item_ids,
         actions=actions,
     )
