@@ -3,9 +3,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from conftest import Loop
 
 from protos.impression_pb2 import Impression
 from training.data import DataError
+from training.evaluation.judgments import evaluate
 from training.judgments import HIGHEST, SCHEMA, mined, read_judgments, write_judgments
 
 ROWS = [("red chair", "a", 3.0, "human"), ("red chair", "b", 1.0, "human"), ("lamp", "c", 2.0, "clicks")]
@@ -69,3 +71,23 @@ def test_pairs_shown_seldom_and_recommendations_are_not_judged() -> None:
     impressions = [Impression(request_id=f"{n}", text="" if n else "lamp", item_id=["a"]) for n in range(20)]
     events = pl.DataFrame(schema={"request_id": pl.Utf8, "item_id": pl.Utf8})
     assert mined(impressions, events, examination=np.ones(1)).height == 0
+
+
+def test_a_log_becomes_a_list_that_is_compared_with_people(loop: Loop, tmp_path: Path) -> None:
+    out = tmp_path / "clicks.parquet"
+    found = evaluate(loop.log, out, store=loop.store.root, least=1)
+    listed = read_judgments(out)
+    assert found == {"queries": listed["query"].n_unique(), "rows": listed.height}
+    people = listed.with_columns(source=pl.lit("human"))
+    write_judgments(people, tmp_path / "same.parquet")
+    same = evaluate(loop.log, out, store=loop.store.root, least=1, human=tmp_path / "same.parquet")
+    assert (same["rows.both"], same["agreement"]) == (listed.height, 1)
+    write_judgments(people.with_columns(grade=-pl.col("grade")), tmp_path / "opposite.parquet")
+    opposite = evaluate(loop.log, out, store=loop.store.root, least=1, human=tmp_path / "opposite.parquet")
+    assert opposite["agreement"] == 0
+
+
+def test_a_log_that_says_too_little_is_refused(loop: Loop, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no item that was shown 100000 times under one query"):
+        evaluate(loop.log, tmp_path / "none.parquet", store=loop.store.root, least=100_000)
+    assert not (tmp_path / "none.parquet").exists()
