@@ -100,7 +100,8 @@ class SentenceEncoder:
 
     def _layer(self, name: str, state_BTD: Tensor, kept_BT: Tensor) -> Tensor:
         def heads(part: str) -> Tensor:
-            return self._linear(f"{name}.attention.self.{part}", state_BTD).unflatten(2, (_HEADS, -1)).transpose(1, 2)
+            state_BTHE = self._linear(f"{name}.attention.self.{part}", state_BTD).view(*state_BTD.shape[:2], _HEADS, -1)
+            return state_BTHE.transpose(1, 2)
 
         seen_BHTE = scaled_dot_product_attention(
             heads("query"), heads("key"), heads("value"), attn_mask=kept_BT[:, None, None]

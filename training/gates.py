@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from math import nan
-from pathlib import Path
 from typing import Literal, get_args
 
 from index.poison import POISON_SHARE
@@ -45,8 +44,8 @@ class UpliftSettings:
 class SearchGateSettings:
     """How a generation's search is held against judgments before it is published."""
 
-    judgments: Path | None = None
-    """A judgement list, see `training.judgments`; null: it is not held against any."""
+    judgments: str | None = None
+    """Path of a judgement list, see `training.judgments`; null: it is not held against any."""
     least: float = -0.01
     """Least lower bound of the change of ndcg@10 beside the generation in force."""
 

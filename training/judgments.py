@@ -78,7 +78,7 @@ def mined(
     )
     taken = events.select("request_id", pl.col("item_id").alias("item")).unique().with_columns(click=1.0)
     rows = shown.join(taken, ["request_id", "item"], "left").with_columns(pl.col("click").fill_null(0.0))
-    rate = rows["click"].sum() / max(rows["seen"].sum(), 1e-9)
+    rate = float(rows["click"].sum()) / max(float(rows["seen"].sum()), 1e-9)
     counted = rows.group_by("query", "item").agg(
         pl.len(), pl.col("click").sum(), (pl.col("seen").sum() * rate).alias("due")
     )

@@ -1,16 +1,20 @@
 """A published generation's search against judgments made of its own titles."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 from conftest import Loop
 from test_replay import with_settings
 
+from training import cli
 from training.data import DataError
 from training.evaluation.search import evaluate
 from training.gates import SearchGateSettings
 from training.judgments import SCHEMA, write_judgments
+from training.publish import Published
 from training.search_judged import judged, run_of
 
 
@@ -61,24 +65,43 @@ def test_equal_grades_are_refused(loop: Loop) -> None:
 def test_the_gate_is_the_change_beside_what_is_in_force(loop: Loop, tmp_path: Path) -> None:
     path = tmp_path / "judged.parquet"
     write_judgments(own_titles(loop), path)
-    settings = SearchGateSettings(judgments=path)
+    settings = SearchGateSettings(judgments=str(path))
     gate, figures = judged(loop.generations[0], settings, incumbent=loop.first.id, store=loop.store)
     assert (gate.name, gate.value, gate.passed) == ("search.change_low", 0, True)
     assert figures["search.change"] == 0
-    strict, _ = judged(
-        loop.generations[0], SearchGateSettings(judgments=path, least=0.5), incumbent=loop.first.id, store=loop.store
-    )
+    unreachable = SearchGateSettings(judgments=str(path), least=0.5)
+    strict, _ = judged(loop.generations[0], unreachable, incumbent=loop.first.id, store=loop.store)
     assert not strict.passed
     first, _ = judged(loop.generations[0], settings, incumbent=None, store=loop.store)
     assert first.passed
 
 
+def test_nightly_holds_a_new_generation_against_the_list_that_it_is_told(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "judged.parquet"
+    write_judgments(own_titles(loop), path)
+    asked: dict[str, Any] = {}
+
+    def run(dataset: object, **told: Any) -> Published:
+        gates, _ = zip(*[judge(loop.generations[0]) for judge in told["judges"]], strict=True)
+        asked["gates"] = gates
+        return Published(loop.second.id, {}, ())
+
+    shutil.copytree(loop.store.root, tmp_path / "store")
+    monkeypatch.setattr("training.cycle.run", run)
+    monkeypatch.setattr("training.jobs.read", lambda *_, **__: loop.dataset)
+    words = ["nightly", f"log={loop.log}", f"generations={tmp_path / 'store'}", "activate=false", f"output={tmp_path}"]
+    assert cli.main([*words, f"gates.search.judgments={path}"]) == 0
+    assert [gate.name for gate in asked["gates"]] == ["search.change_low"]
+
+
 def test_the_command_measures_a_generation_and_compares_two(loop: Loop, tmp_path: Path) -> None:
     path, before = tmp_path / "judged.parquet", tmp_path / "before"
     write_judgments(own_titles(loop), path)
-    told = {"judgments": path, "store": loop.store.root}
-    evaluate(generation=loop.first.id, out=before, **told)
-    found = evaluate(generation=loop.first.id, out=tmp_path / "after", against=before, **told)
+    store = loop.store.root
+    evaluate(path, generation=loop.first.id, store=store, out=before)
+    found = evaluate(path, generation=loop.first.id, store=store, out=tmp_path / "after", against=before)
     assert found["ndcg@10.against"] == 0
     page = (tmp_path / "after" / "search.html").read_text()
     assert "Worst queries" in page

@@ -38,7 +38,8 @@ class JudgedTexts:
     @property
     def relevant_N(self) -> NDArray[np.bool_]:
         """Rows that are to be found."""
-        return self.relevance_N >= RELEVANT * self.relevance_N.max()
+        relevant_N: NDArray[np.bool_] = self.relevance_N >= RELEVANT * self.relevance_N.max()
+        return relevant_N
 
     @property
     def decided_Q(self) -> NDArray[np.bool_]:

@@ -5,6 +5,7 @@ Shape letters: N judgments (rows, those of a query side by side), Q queries, I d
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -221,7 +222,7 @@ def _encoded(judged: JudgedTexts, precision: Literal["float32", "bfloat16"], cac
             continue
         with progress() as bars:
             bar = bars.add_task(f"encode {name}", total=len(texts))
-            vectors.append(encoder.vectors(texts, advance=lambda count, bar=bar, bars=bars: bars.advance(bar, count)))
+            vectors.append(encoder.vectors(texts, advance=partial(bars.advance, bar)))
         if kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             with appearing(kept) as draft, draft.open("wb") as file:

@@ -129,7 +129,8 @@ def leading_factors(term_NV: csr_matrix, width: int, *, seed: int) -> NDArray[np
 
 def _unit(vector_ND: NDArray[np.float32]) -> NDArray[np.float32]:
     length_N1 = np.linalg.norm(vector_ND, axis=1, keepdims=True)
-    return (vector_ND / np.maximum(length_N1, 1e-9)).astype(np.float32)
+    unit_ND: NDArray[np.float32] = (vector_ND / np.maximum(length_N1, 1e-9)).astype(np.float32)
+    return unit_ND
 
 
 class TextTowers(nn.Module):
@@ -140,9 +141,10 @@ class TextTowers(nn.Module):
         super().__init__()
         self.table = nn.EmbeddingBag(terms, width, mode="sum", sparse=True)
         nn.init.zeros_(self.table.weight)
-        self.given = nn.ModuleDict({side: nn.Linear(width, width, bias=False) for side in ("query", "title")})
-        for each in self.given.values():
-            nn.init.eye_(each.weight)
+        linear_of = {side: nn.Linear(width, width, bias=False) for side in ("query", "title")}
+        for linear in linear_of.values():
+            nn.init.eye_(linear.weight)
+        self.given = nn.ModuleDict(linear_of)
 
     def forward(self, side: str, texts: Texts, at: NDArray[np.int64]) -> Tensor:
         part = texts.term_NV[at]
