@@ -30,17 +30,18 @@ _UNITS = {
     "square inch": r"sq\.?\s*in|square\s+inch(?:es)?",
     "cubic foot": r"cu\.?\s*ft|cubic\s+f(?:oo|ee)t",
 }
-_NUMBER = r"\d+(?:[.,]\d+)*(?:[-\s]\d+/\d+)?(?:/\d+)?|\.\d+"
+_NUMBER = r"\d{1,9}(?:[.,]\d{1,9}){0,3}(?:[-\s]\d{1,9}/\d{1,9})?(?:/\d{1,9})?|\.\d{1,9}"
 _LONGEST_FIRST = sorted(_UNITS, key=lambda unit: -len(unit))
 _MEASURE = re.compile(
-    rf"(?<![\w.])({_NUMBER})[\s-]*(?:"
+    rf"(?<![\w.])({_NUMBER})[\s-]{{0,3}}(?:"
     + "|".join(f"(?P<u{place}>{_UNITS[unit]})" for place, unit in enumerate(_LONGEST_FIRST))
     + r")(?=\W|\d|$|x\b)\.?"
 )
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
-_DECIMAL = re.compile(r"(\d*)\.(\d+)")
-_FRACTION = re.compile(r"(?:(\d+)[-\s])?(\d+)/(\d+)")
-_BY = re.compile(r"(?<=\d)(\s*(?:[a-z ]*?)\s*)(?:x|\*|\bby\b)(?=\s*\.?\d)")
+# Bounded, so that no text is slow to read or has a number that is too long for `int`.
+_DECIMAL = re.compile(r"(\d{0,9})\.(\d{1,9})")
+_FRACTION = re.compile(r"(?:(\d{1,9})[-\s])?(\d{1,9})/(\d{1,9})")
+_BY = re.compile(r"(?<=\d)([a-z\s]{0,16}?)(?:x|\*|\bby\b)(?=\s{0,3}\.?\d)")
 _JOINT = re.compile(r"(?<=[a-z])(?=\d)|(?<=\d)(?=[a-z])")
 
 

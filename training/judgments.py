@@ -62,7 +62,7 @@ def mined(
     is taken as often as its slots lead to expect, and near it where little is known.
 
     Args:
-        events: outcomes by `request_id` and `item_id`, each action counting as a click.
+        events: outcomes that count as clicks, by `request_id` and `item_id`.
         examination: P(examined) by slot; what lies behind the last is looked at as the last.
         least: shown so often under a query, a pair is judged.
     """

@@ -4,6 +4,7 @@ Shape letters: Q queries, K places.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,15 +53,10 @@ def run_of(generation: Generation, judgments: pl.DataFrame) -> SearchRun:
         item_row=pl.Series(_numbered(ids.rows_of(pairs["item"].to_list()), beyond=len(ids))),
     )
     relevance_of = dict(zip(zip(rows["query_row"], rows["item_row"], strict=True), rows["relevance"], strict=True))
-    relevance_QK = np.array(
-        [
-            [relevance_of.get((q, row), 0.0) if row >= 0 else 0.0 for row in row_K]
-            for q, row_K in enumerate(shown_QK.tolist())
-        ]
-    )
+    relevance_QK = [[relevance_of.get((q, row), 0.0) for row in row_K] for q, row_K in enumerate(shown_QK.tolist())]
     ideal = rows.sort("query_row", "relevance", descending=[False, True]).group_by("query_row", maintain_order=True)
     dcg_Q = np.array([_dcg(each) for each in relevance_QK])
-    ideal_Q = np.array([_dcg(each.to_numpy()) for each in ideal.agg("relevance")["relevance"]])
+    ideal_Q = np.array([_dcg(each) for each in ideal.agg("relevance")["relevance"].to_list()])
     ndcg_Q = np.divide(dcg_Q, ideal_Q, out=np.full(len(text_Q), math.nan), where=ideal_Q > 0)
     wanted = rows.filter(pl.col("relevance") >= RELEVANT * highest)
     relevant = ItemSets.of(wanted["query_row"].to_numpy(), wanted["item_row"].to_numpy(), queries=len(text_Q))
@@ -120,8 +116,8 @@ def _shown(generation: Generation, text: str, *, number: int) -> NDArray[np.int6
     return answer.scored.candidates.row_N[answer.slate.index_K]
 
 
-def _dcg(relevance_K: NDArray[np.float64]) -> float:
-    first_K = np.asarray(relevance_K, np.float64)[:10]
+def _dcg(relevance_K: Sequence[float]) -> float:
+    first_K = np.array(relevance_K[:10])
     return float(((np.exp2(first_K) - 1) / np.log2(np.arange(len(first_K)) + 2)).sum())
 
 

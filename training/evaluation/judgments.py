@@ -16,6 +16,7 @@ def evaluate(
     out: Path,
     *,
     store: Path = Path("generations"),
+    action: str = "click",
     least: int = 5,
     human: Path | None = None,
 ) -> dict[str, float]:
@@ -26,6 +27,7 @@ def evaluate(
         out: gets the list.
         store: of the generations; what the current one's ranker learned of who looks where is what clicks are held
             against. Without one, all places count as looked at alike.
+        action: the outcome that counts as a click.
         least: shown so often under a query, a pair is judged.
         human: a judgement list of people, to be compared with.
 
@@ -34,12 +36,15 @@ def evaluate(
         of one query that people tell apart, how often clicks order them likewise (a tie of clicks counts half).
 
     Raises:
-        ValueError: where the log holds no search whose items were shown often enough.
+        ValueError: where the log holds no such outcome, or no search whose items were shown often enough.
     """
+    clicks = read_events(log).filter(pl.col("action") == action)
+    if not clicks.height:
+        raise ValueError(f"{log} holds no outcome {action!r}")
     generations = GenerationStore(store)
     current = generations.current()
     examined_K = examination(generations.manifest(current).metrics if current is not None else {})
-    found = mined(read_impressions(log), read_events(log), examination=examined_K, least=least)
+    found = mined(read_impressions(log), clicks, examination=examined_K, least=least)
     if not found.height:
         raise ValueError(f"{log} holds no item that was shown {least} times under one query")
     write_judgments(found, out)

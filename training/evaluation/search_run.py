@@ -93,7 +93,8 @@ class SearchRun:
         try:
             return cls(pl.read_parquet(folder / _QUERIES), pl.read_parquet(folder / _RESULTS), {})
         except (OSError, pl.exceptions.PolarsError) as error:
-            raise DataError(f"{folder} holds no run of `evaluate search out={folder}`: {error}") from error
+            told = " ".join(str(error).split())
+            raise DataError(f"{folder} holds no run of `evaluate search out={folder}`: {told}") from error
 
     def write(self, folder: Path) -> None:
         """Write the tables, each whole or not at all."""
