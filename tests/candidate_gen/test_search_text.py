@@ -51,6 +51,13 @@ def test_any_text_can_be_measured_and_repaired(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "text", ["9" * 10_000, "1/" + "9" * 6_000, "1," * 5_000, "1 " * 5_000, "2" + "a " * 5_000, "." * 9_000]
+)
+def test_hostile_numbers_are_read_without_an_error(text: str) -> None:
+    assert isinstance(measured(text), str)
+
+
+@pytest.mark.parametrize(
     ("typed", "right"),
     [
         ("cieling fan", "ceiling fan"),
