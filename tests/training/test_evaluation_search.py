@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -147,7 +148,7 @@ def test_folds_must_fit_the_queries(judged: Path, folds: int) -> None:
 
 
 @pytest.fixture
-def collection(tmp_path: Path) -> dict[str, Path]:
+def collection(tmp_path: Path) -> dict[str, Any]:
     """Three things to find in prose, and much else."""
     things = ["dielectric constant of a liquid", "noise in a transistor", "a printed inductor"]
     other = [f"the study of {colour} {thing}s and of their use" for colour in COLOURS for thing in THINGS]
@@ -159,14 +160,14 @@ def collection(tmp_path: Path) -> dict[str, Path]:
     return files
 
 
-def test_a_collection_of_documents_is_searched_whole(collection: dict[str, Path]) -> None:
+def test_a_collection_of_documents_is_searched_whole(collection: dict[str, Any]) -> None:
     found = evaluate(**collection, folds=3)
     assert (found["map.bm25"], found["mrr"], found["recall@100"]) == (1, 1, 1)
     assert (found["queries.recall"], found["titles"]) == (3, 51)
     assert np.isnan(found["ndcg@10"])
 
 
-def test_a_collection_whose_files_do_not_fit_is_refused(collection: dict[str, Path]) -> None:
+def test_a_collection_whose_files_do_not_fit_is_refused(collection: dict[str, Any]) -> None:
     pl.DataFrame({"query_id": [1, 1], "doc_id": [7, 99], "rel": [1, 1]}).write_parquet(collection["qrels"])
     with pytest.raises(ValueError, match=r"qrels\.parquet: 1 of 2 rows have a doc_id that .* does not hold"):
         evaluate(**collection)
@@ -180,7 +181,7 @@ def test_average_precision_is_its_definition() -> None:
 
 
 def test_two_runs_are_compared_query_by_query(judged: Path, tmp_path: Path) -> None:
-    columns = {"query": "typed", "title": "name", "relevance": "grade"}
+    columns: dict[str, Any] = {"query": "typed", "title": "name", "relevance": "grade"}
     evaluate(judged, **columns, tower=False, out=tmp_path / "one", seed=0)
     same = evaluate(judged, **columns, tower=False, against=tmp_path / "one", out=tmp_path / "two", seed=0)
     assert (same["ndcg@10.against"], same["recall@100.against.p"], same["queries.against"]) == (0, 1, 48)
@@ -201,7 +202,9 @@ def public(name: str) -> Path:
 def test_bm25_on_vaswani_is_near_the_published_map() -> None:
     """Terrier's BM25 has a mean average precision of .299 there."""
     folder = public("vaswani-npl")
-    files = {name: folder / f"{path}.parquet" for name, path in (("documents", "docs"), ("queries", "queries"))}
+    files: dict[str, Any] = {
+        name: folder / f"{path}.parquet" for name, path in (("documents", "docs"), ("queries", "queries"))
+    }
     found = evaluate(**files, qrels=folder / "qrels.parquet", tower=False)
     assert found["map.bm25"] == pytest.approx(0.299, abs=0.005)
 
