@@ -84,7 +84,7 @@ class TitleStats:
         word = np.array([row_of[each] for title in split for each in title], np.int32)
         gram_WG = np.zeros((len(vocabulary), _GRAMS), np.uint16)
         for row_G, each in zip(gram_WG, vocabulary, strict=True):
-            grams = _grams(each)
+            grams = trigrams(each)
             row_G[: len(grams)] = grams
         idf_W = _idf(np.array([frequency[each] for each in vocabulary], np.float64), len(split))
         head_I = np.array([_head(each) for each in split], np.int64)
@@ -197,7 +197,7 @@ def _shared_trigrams(
     """Trigrams shared by each typed word and each used one, their Dice coefficient, and the query's norm."""
     table_QB = np.zeros((len(typed), _BUCKETS), np.float32)
     for row_B, word in zip(table_QB, typed, strict=True):
-        row_B[_grams(word)] = 1
+        row_B[trigrams(word)] = 1
     gram_GU = np.where(used_U >= 0, gram_WG[used_U].T, 0)
     shared_QU = table_QB[:, gram_GU[(gram_GU > 0).any(axis=1)]].sum(axis=1)
     size_QU = table_QB.sum(axis=1)[:, None] + (gram_GU > 0).sum(axis=0)
@@ -219,7 +219,7 @@ def _head(title: Sequence[str]) -> int:
     return max(joint - 1, 0)
 
 
-def _grams(word: str) -> list[int]:
+def trigrams(word: str) -> list[int]:
     """Distinct buckets 1..8191 of a word's trigrams."""
     marked = f"^{word}$"
     found = dict.fromkeys(

@@ -20,6 +20,7 @@ import tantivy
 from index.masks import Mask
 from index.types import Hits
 
+GRAMS = "grams"
 LANGUAGES = {
     "ar": "arabic",
     "da": "danish",
@@ -39,11 +40,13 @@ LANGUAGES = {
     "sv": "swedish",
     "ta": "tamil",
     "tr": "turkish",
+    GRAMS: "",
 }
-"""Languages whose words can be reduced to stems."""
+"""Languages whose words can be reduced to stems; and none, where runs of letters stand in place of words."""
 MOST_WORDS = 64
 """Distinct words of a query that are looked up; what follows them is not read."""
 
+_GRAM = 4
 _FACTS = "lexical.json"
 _META = "meta.json"
 _LOCKS = (".tantivy-meta.lock", ".tantivy-writer.lock")
@@ -286,6 +289,10 @@ def _size(texts: Sequence[str]) -> int:
 
 
 def _analyzer(language: str) -> tantivy.TextAnalyzer:
+    if language == GRAMS:
+        grams = tantivy.Tokenizer.ngram(_GRAM, _GRAM, prefix_only=False)
+        builder = tantivy.TextAnalyzerBuilder(grams)
+        return builder.filter(tantivy.Filter.lowercase()).filter(tantivy.Filter.ascii_fold()).build()
     return (
         tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
         .filter(tantivy.Filter.lowercase())

@@ -90,10 +90,17 @@ def gauc(label_N: NDArray[np.generic], score_N: NDArray[np.generic], group_N: ND
 def ndcg_at(
     k: int, gain_N: NDArray[np.generic], score_N: NDArray[np.generic], group_N: NDArray[np.generic]
 ) -> GroupMean:
-    """Normalised discounted cumulative gain of the first `k` rows of each group by falling score.
+    """Mean of `ndcg_of_groups`. Groups whose gains are all 0 are left out."""
+    return _mean(ndcg_of_groups(k, gain_N, score_N, group_N))
+
+
+def ndcg_of_groups(
+    k: int, gain_N: NDArray[np.generic], score_N: NDArray[np.generic], group_N: NDArray[np.generic]
+) -> NDArray[np.float64]:
+    """Normalised discounted cumulative gain of the first `k` rows of each group by falling score, by rising group.
 
     DCG = sum of gain / log2(1 + rank), rank from 1. Rows with equal scores share the mean of their discounts, which
-    is the expectation over their random order. Groups whose gains are all 0 are left out.
+    is the expectation over their random order. NaN where a group's gains are all 0.
 
     Args:
         gain_N: not negative; the caller shapes it (a label, or 2^relevance - 1).
@@ -101,8 +108,7 @@ def ndcg_at(
     gain, score = _columns(gain_N, score_N)
     code_N, groups = _codes(group_N)
     dcg_G = _expected_gain(gain, score, code_N, groups, k, discounted=True)
-    ideal_G = _expected_gain(gain, gain, code_N, groups, k, discounted=True)
-    return _mean(_ratio(dcg_G, ideal_G))
+    return _ratio(dcg_G, _expected_gain(gain, gain, code_N, groups, k, discounted=True))
 
 
 def recall_at(

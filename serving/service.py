@@ -320,7 +320,7 @@ class RecommenderService:
             query = self._told(codec.query_of(asked, generation), asked, generation, before)
         chance = not before.degraded & Degraded.DEGRADED_LOG_UNAVAILABLE
         if not chance:
-            generation = _without_chance(generation)
+            generation = without_chance(generation)
         budget_s, without = turn.left_s, frozenset(before.skipped_sources)
         if plan.second is not None and chance and self._experiments is not None:
             second = self._experiments.router.generation(plan.second, active)
@@ -455,7 +455,7 @@ class RecommenderService:
             logged.degraded |= Degraded.DEGRADED_LOG_UNAVAILABLE
 
 
-def _without_chance(generation: Generation) -> Generation:
+def without_chance(generation: Generation) -> Generation:
     """The same generation with a policy that takes the best: what cannot be logged must not be explored."""
     settings = replace(generation.settings, temperature=0.0, epsilon=0.0, fresh_floor=0.0)
     policy = SlatePolicy(settings, generation.items, generation.id, generation.rules)

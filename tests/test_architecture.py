@@ -43,6 +43,7 @@ HOMES = {
     "optuna": ("training/sweep.py",),
     "lightgbm": ("ranking/trees.py", "training/"),
     "scipy": ("training/",),
+    "tokenizers": ("candidate_gen/sentence_encoder.py",),
     "torch": ("candidate_gen/", "ranking/", "serving/", "training/"),
     "prometheus_client": ("serving/metrics.py",),
     "opentelemetry": ("serving/tracing.py",),

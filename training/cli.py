@@ -342,7 +342,8 @@ def _add_evaluate(commands: Any) -> None:
         summary="measure a stage on a public task",
         text="Prints a table and, as the last line, one JSON object: task, metrics, seconds, seed, config. Tasks: "
         "retrieval train=F test=F or data=F; sequence data=F; session data=F [test_from=TIME]; search judgments=F "
-        "query=COL title=COL relevance=COL [description=COL] [id=COL]; clicks train=F test=F [users=F items=F "
+        "query=COL title=COL relevance=COL [description=COL] [id=COL], or documents=F queries=F qrels=F, or "
+        "generation=ID judgments=F; judgments log=F out=F; clicks train=F test=F [users=F items=F "
         "history=F]; ltr train=F test=F. docs/evaluation.md says what they measure.",
         examples="cascade evaluate retrieval train=train.parquet test=test.parquet\n"
         "cascade evaluate sequence data=sequences.parquet seed=2\n"

@@ -254,7 +254,7 @@ def export(
     metrics: Mapping[str, float],
     store: GenerationStore,
     now_ms: int,
-    judge: Judge | None = None,
+    judges: Sequence[Judge] = (),
     job: Lease | None = None,
 ) -> Published:
     """Embed, build the index, pass the gates, publish. Nothing is published where a gate is red.
@@ -262,7 +262,7 @@ def export(
     Policy weights of actions that the data does not have are left out.
 
     Args:
-        judge: see `publish`.
+        judges: see `publish`.
 
     Raises:
         GateFailed, GenerationMismatch, LeaseLost: see `publish`.
@@ -326,7 +326,7 @@ def export(
         data_window=prepared.window,
         catalog_seq=prepared.catalog_seq,
         now_ms=now_ms,
-        judge=judge,
+        judges=judges,
         job=job,
     )
 
@@ -357,7 +357,7 @@ def run(
     now_ms: int,
     served: ServedLog | None = None,
     changes: Sequence[Entry] = (),
-    judge: Judge | None = None,
+    judges: Sequence[Judge] = (),
     job: Lease | None = None,
 ) -> Published:
     """One whole cycle: what was known at `as_of_ms` becomes a published (not yet activated) generation."""
@@ -386,6 +386,6 @@ def run(
         metrics=metrics,
         store=store,
         now_ms=now_ms,
-        judge=judge,
+        judges=judges,
         job=job,
     )

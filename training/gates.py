@@ -41,6 +41,20 @@ class UpliftSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SearchGateSettings:
+    """How a generation's search is held against judgments before it is published."""
+
+    judgments: str | None = None
+    """Path of a judgement list, see `training.judgments`; null: it is not held against any."""
+    least: float = -0.01
+    """Least lower bound of the change of ndcg@10 beside the generation in force."""
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.least <= 1:
+            raise ValueError(f"least is {self.least}; it must be from -1 to 1")
+
+
+@dataclass(frozen=True, slots=True)
 class GateSettings:
     """Limits between 0 and 1. A gate whose figure is undefined (NaN) is red."""
 
@@ -61,11 +75,11 @@ class GateSettings:
     skew_of: Mapping[str, float] = field(default_factory=dict)
     """Of single features by their names, in place of those two."""
     uplift: UpliftSettings = field(default_factory=UpliftSettings)
+    search: SearchGateSettings = field(default_factory=SearchGateSettings)
 
     def __post_init__(self) -> None:
-        limits = {
-            each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("skew_of", "uplift")
-        }
+        apart = ("skew_of", "uplift", "search")
+        limits = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in apart}
         for name, limit in (limits | {f"skew_of.{name}": limit for name, limit in self.skew_of.items()}).items():
             if not 0 <= limit <= 1:
                 raise ValueError(f"{name} is {limit}; it must be from 0 to 1")
@@ -115,6 +129,11 @@ def uplift_gate(settings: UpliftSettings, metrics: Mapping[str, float]) -> Gate:
     the incumbent earned."""
     low, earned = metrics["uplift.low"], abs(metrics["uplift.earned"])
     return _least("uplift.low_share", {"uplift.low_share": low / earned if earned else nan}, settings.least)
+
+
+def search_gate(settings: SearchGateSettings, metrics: Mapping[str, float]) -> Gate:
+    """Of a generation whose search was held against judgments beside the incumbent's: the change of ndcg@10."""
+    return _least("search.change_low", metrics, settings.least)
 
 
 def skew_gates(settings: GateSettings, metrics: Mapping[str, float]) -> tuple[Gate, ...]:

@@ -29,7 +29,16 @@ from serving.catalog_log import FILE, CatalogLog, Entry
 from serving.clock import now_ms
 from serving.generation import Generation
 from serving.log import CorruptLog
-from training import compaction, cycle, estimate_report, experiment_report, passes, rebuild_report, skew_report
+from training import (
+    compaction,
+    cycle,
+    estimate_report,
+    experiment_report,
+    passes,
+    rebuild_report,
+    search_judged,
+    skew_report,
+)
 from training import experiment as experiments
 from training import rebuild as rebuilds
 from training import skew as skews
@@ -42,7 +51,7 @@ from training.estimate import rewarded
 from training.gates import GateFailed, require, skew_gates
 from training.impression_log import read_impressions
 from training.progress import progress
-from training.publish import Published
+from training.publish import Judge, Published
 from training.served import ServedLog, read_events, shown
 from training.settings import (
     Data,
@@ -151,10 +160,13 @@ def nightly(settings: PublishSettings) -> dict[str, Any]:
     store = GenerationStore(settings.generations)
     with store.job(_JOB, holder=_holder()) as job:
         dataset = read(settings.data, seed=settings.seed)
-        uplift, incumbent = settings.cycle.gates.uplift, store.current()
-        judge, kept_ms = None, 0
+        uplift, search, incumbent = settings.cycle.gates.uplift, settings.cycle.gates.search, store.current()
+        judges: list[Judge] = []
+        kept_ms = 0
+        if search.judgments is not None:
+            judges.append(partial(search_judged.judged, settings=search, incumbent=incumbent, store=store))
         if uplift.hours and incumbent is not None and settings.log is not None:
-            judge = partial(judged, settings=uplift, incumbent=incumbent, log=settings.log, store=store)
+            judges.append(partial(judged, settings=uplift, incumbent=incumbent, log=settings.log, store=store))
             kept_ms = int(uplift.hours * _HOUR_MS)
         served, as_of_ms = _served(settings.log, dataset, kept_ms=kept_ms)
         published = cycle.run(
@@ -167,7 +179,7 @@ def nightly(settings: PublishSettings) -> dict[str, Any]:
             now_ms=now_ms(),
             served=served,
             changes=_changes(store),
-            judge=judge,
+            judges=judges,
             job=job,
         )
         return _activated(store, published, settings.activate, job) | published.metrics

@@ -3,7 +3,7 @@
 Shape letters: I items, B queries, S sampled items, D vector width.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from math import inf, nan
@@ -178,7 +178,7 @@ def publish(
     data_window: tuple[int, int],
     catalog_seq: int,
     now_ms: int,
-    judge: Judge | None = None,
+    judges: Sequence[Judge] = (),
     job: Lease | None = None,
 ) -> Published:
     """Hold the parts and their index to the gates, write them, ask the sealed folder its first queries, publish.
@@ -188,7 +188,7 @@ def publish(
     Args:
         others: gates of other parts, to be held with those of the index.
         parent: the generation that its items, its table and its drift are compared with.
-        judge: asked last of all.
+        judges: asked last of all.
 
     Raises:
         GateFailed: naming every red gate; nothing is published.
@@ -210,7 +210,7 @@ def publish(
         metrics["index.found"] = found_share(generation)
         held.extend(smoke_gates(gates, metrics))
         require(held)
-        if judge is not None:
+        for judge in judges:
             gate, figures = judge(generation)
             metrics.update(figures)
             held.append(gate)

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from index import lexical
-from index.lexical import LANGUAGES, MOST_WORDS, LexicalIndex
+from index.lexical import GRAMS, LANGUAGES, MOST_WORDS, LexicalIndex
 from index.masks import Mask
 
 TITLES = [
@@ -377,3 +377,12 @@ def test_a_damaged_folder_is_one_line(name: str, contents: str | None, message: 
     with pytest.raises(ValueError, match=message) as raised:
         LexicalIndex.load(tmp_path)
     assert "\n" not in str(raised.value)
+
+
+def test_runs_of_letters_find_what_is_misspelt(tmp_path: Path) -> None:
+    titles = ["Ceiling Fan", "Chandelier", "Shower Head"]
+    grams = LexicalIndex.build(tmp_path / "grams", titles, language=GRAMS)
+    assert grams.search("chandelear", 3).row_K.tolist() == [1]
+    assert LexicalIndex.build(tmp_path / "words", titles).search("chandelear", 3).row_K.tolist() == []
+    assert LexicalIndex.load(tmp_path / "grams").search("HEADS", 3).row_K.tolist() == [2]
+    assert grams.grown(["Fan Blade"]).search("blad", 3).row_K.tolist() == [3]

@@ -56,7 +56,7 @@ def exported(loop: Loop, prepared: Prepared, store: GenerationStore, **changes: 
     generation = loop.generations[0]
     scorer = generation.pipeline.scorer
     assert isinstance(scorer, RankerScorer)
-    metrics, judge = changes.pop("metrics", loop.first.metrics), changes.pop("judge", None)
+    metrics, judges = changes.pop("metrics", loop.first.metrics), changes.pop("judges", ())
     return cycle.export(
         prepared,
         generation.towers,
@@ -66,7 +66,7 @@ def exported(loop: Loop, prepared: Prepared, store: GenerationStore, **changes: 
         metrics=metrics,
         store=store,
         now_ms=loop.first_end_ms,
-        judge=judge,
+        judges=judges,
     )
 
 
@@ -167,9 +167,9 @@ def test_a_generation_is_judged_last_of_all_and_a_red_verdict_publishes_nothing(
 
     store = GenerationStore(tmp_path)
     with pytest.raises(GateFailed, match=r"uplift.low_share is -0.2, must be >= -0.05"):
-        exported(loop, first, store, judge=partial(judge, passed=False))
+        exported(loop, first, store, judges=[partial(judge, passed=False)])
     assert store.ids() == []
-    published = exported(loop, first, store, judge=partial(judge, passed=True))
+    published = exported(loop, first, store, judges=[partial(judge, passed=True)])
     assert asked == [published.id, published.id]
     assert published.metrics["uplift.low"] == -0.4
     assert published.gates[-1].name == "uplift.low_share"

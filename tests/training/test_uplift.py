@@ -66,8 +66,8 @@ def test_nightly_keeps_the_last_hours_for_the_verdict_and_a_refusal_ends_with_co
 
     def run(dataset: object, **told: Any) -> Published:
         asked.update(told)
-        if told["judge"] is not None:
-            told["judge"](until(loop.generations[1], told["as_of_ms"]))
+        for judge in told["judges"]:
+            judge(until(loop.generations[1], told["as_of_ms"]))
         return Published(loop.second.id, {}, ())
 
     shutil.copytree(loop.store.root, tmp_path / "store")
@@ -77,7 +77,7 @@ def test_nightly_keeps_the_last_hours_for_the_verdict_and_a_refusal_ends_with_co
     words.append(f"output={tmp_path}")
     last_ms = max(each.time_ms for each in loop.everything.impressions)
     assert cli.main(words) == 0
-    assert asked["judge"] is None
+    assert asked["judges"] == []
     assert asked["as_of_ms"] > last_ms
     assert cli.main([*words, "gates.uplift.hours=6"]) == 3, "the incumbent, the second, answered few"
     assert asked["as_of_ms"] == last_ms + 1 - 6 * 3_600_000

@@ -1,264 +1,230 @@
 """Search on judged pairs of query and title: how well the judged titles of a query are re-ranked, and found.
 
-Shape letters: N judgments (rows, those of a query side by side), Q queries, I distinct titles, F features, K results.
+Shape letters: N judgments (rows, those of a query side by side), Q queries, I distinct titles, F features, K places.
 """
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
-import polars as pl
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
+from candidate_gen.search_text import SearchText
+from candidate_gen.sentence_encoder import SentenceEncoder
 from candidate_gen.text_match import TitleStats, text_match
-from index.lexical import LexicalIndex
-from ranking.losses import listwise_loss
-from ranking.metrics import ndcg_at
-from training.evaluation.interactions import numbered, read_columns
+from index.generations import GenerationStore
+from index.lexical import GRAMS, LexicalIndex
+from serving.generation import Generation
+from training import search_report
+from training.durable import appearing
+from training.evaluation.judged_texts import JudgedTexts, read_collection, read_pairs
+from training.evaluation.search_ranker import folded, out_of_fold
+from training.evaluation.search_run import SearchRun
+from training.evaluation.search_sources import Found, by_vectors, by_words, fused
+from training.evaluation.text_tower import TowerTexts, out_of_fold_towers
+from training.judgments import read_judgments
+from training.progress import progress
+from training.search_judged import run_of
 
-RELEVANT = 0.66
-"""Share of the scale from which a title counts as one to be found: two thirds, less the rounding of 2.33 on 1..3."""
-
-_WIDEST = 100
-_DEPTH = 5000
-_EPOCHS = 12
-_QUERIES = 256
-_HIDDEN = 64
-_LEARNING_RATE = 3e-3
+Encoder = Literal["none", "float32", "bfloat16"]
+_MEMBERS = 3
+_WEIGHTS = {"words": 2.0, "grams": 1.0, "tower": 2.0, "encoder": 1.0}
+"""Of the sources where they are fused; those that are there."""
 
 
 @dataclass(frozen=True, slots=True)
-class Judgments:
-    """Who said how relevant which title is."""
+class _Vectors:
+    """Of a pretrained encoder."""
 
-    text_Q: list[str]
-    title_I: list[str]
-    description_I: list[str] | None
-    query_N: NDArray[np.int64]
-    """Positions in `text_Q`, rising."""
-    item_N: NDArray[np.int64]
-    relevance_N: NDArray[np.float64]
-    """From 0, the lowest grade in the file."""
-
-    @property
-    def start_Q1(self) -> NDArray[np.int64]:
-        """Where each query's rows start, and their number at the end."""
-        return np.searchsorted(self.query_N, np.arange(len(self.text_Q) + 1))
+    query_QD: NDArray[np.float32]
+    title_ID: NDArray[np.float32]
 
 
 def evaluate(
-    judgments: Path,
+    judgments: Path | None = None,
     *,
-    query: str,
-    title: str,
-    relevance: str,
+    query: str = "query",
+    title: str = "title",
+    relevance: str = "grade",
     description: str = "",
     id: str = "",  # noqa: A002
+    documents: Path | None = None,
+    queries: Path | None = None,
+    qrels: Path | None = None,
+    generation: str = "",
+    store: Path = Path("generations"),
+    encoder: Encoder = "none",
+    tower: bool = True,
+    cache: Path | None = None,
+    out: Path | None = None,
+    against: Path | None = None,
     folds: int = 5,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Cross-validate a re-ranker over queries, and measure what lexical retrieval finds among all titles.
+    """Cross-validate retrieval and a re-ranker over queries.
 
-    The re-ranker reads features of the texts alone (`text_match` and the lexical index's score) and is trained with a
-    listwise loss on the queries of the other folds, so no judgment of a query helps to rank it. Document frequencies
-    are of all titles.
+    Texts are prepared as `candidate_gen.search_text` says, for every row of the table but the random one; what is typed
+    has its spelling repaired for all but `bm25`.
 
-    NDCG has the gain 2^relevance - 1, with relevance counted from the lowest grade in the file, and is the mean over
-    the queries whose judged titles differ in relevance. For the others every order is equally good (an ideal gain of
-    0 is among these cases), so they would only pull all rows of the table together. Titles with equal scores count
-    as in random order, which for constant scores is the expectation of the random row.
+    Retrieval fuses what BM25 over words and over runs of letters, a text tower and an encoder find, by reciprocal rank
+    with fixed weights. The re-ranker reads features of the texts (`text_match` as typed and as prepared, scores of the
+    sources) and is trained with a listwise loss. The tower and the re-ranker are trained on the queries of the other
+    folds, so no judgment of a query helps to rank it; the tower's scores that the re-ranker learns from are out of fold
+    too. Document frequencies, spelling and factors are of all titles, and of no query.
 
-    Recall is the share, averaged over queries, of a query's judged titles of at least `RELEVANT` of the scale that
-    are among the first 100 of all distinct titles; queries without such a title are left out.
+    `ndcg@10` is of the judged titles alone, with the gain 2^relevance - 1, relevance counted from the lowest grade in
+    the file, and the mean over the queries whose judged titles differ in relevance. For the others every order is as
+    good (an ideal gain of 0 is among these cases), so they would only pull all rows of the table together. Titles with
+    equal scores count as in random order, which for constant scores is the expectation of the random row.
+
+    Recall, MRR and mean average precision are of all titles: a query's judged titles of at least two thirds of the
+    scale among the first 100 (300 for MRR and MAP; 1,000 for those of BM25); queries without such a title are left out.
+    `recall@100.unseen` counts only titles that no query of the other folds is judged with.
 
     Args:
-        judgments: Parquet, a row for each judged pair of query and title.
+        judgments: Parquet or CSV, a row for each judged pair of query and title.
         query: name of the column of what was typed.
         title: of the titles.
         relevance: of the grades, numbers of which more is better.
         description: of a longer text of the same item, which then has features of its own.
         id: of what tells items apart, whose first title and description count; without it, the title.
+        documents, queries, qrels: in place of `judgments`, a collection with the columns `doc_id` and `text`,
+            `query_id` and `text`, `query_id`, `doc_id` and `rel`.
+        generation: in place of all that, one that is published: what its own pipeline shows (`training.search_judged`)
+            is held against `judgments`, which is then a judgement list (`training.judgments`).
+        store: that holds it.
+        encoder: the pretrained one, in this precision; needs the extra `encoder`.
+        tower: train text towers.
+        cache: a folder that keeps the encoder's vectors by what was encoded.
+        out: a folder that gets the table of queries and the page, for later runs to be compared with.
+        against: such a folder of an earlier run, to compare this one with, query by query.
 
     Returns:
-        `ndcg@10`, `ndcg@10.bm25`, `ndcg@10.random`, `recall@100`; `queries` in the mean of the NDCG,
-        `queries.undecided` left out of it, `queries.recall` in the mean of the recall, `titles` and `rows`.
+        `ndcg@10` with `.low` and `.high` of its interval, `.bm25`, `.random`; `gain` over BM25 with its paired interval
+        and p; `recall@100`, `mrr` and `map` and the same of `.bm25`; `against.*` likewise; `queries` in the mean of the
+        NDCG, `queries.undecided` left out of it, `queries.recall` in the mean of the recall, `titles` and `rows`.
 
     Raises:
-        ValueError: where the file lacks a column, holds nulls or is empty, where grades are not finite numbers, are
-            all the same or span more than 100, and where there are fewer decided queries than folds.
+        ValueError: where a file lacks a column, holds nulls or is empty, where grades are not finite numbers, are
+            all the same or span more than 100, where there are fewer decided queries than folds, and where the encoder
+            is asked for and not installed.
     """
-    judged = read_judgments(
-        judgments, query=query, title=title, relevance=relevance, description=description, item_id=id
-    )
-    decided_Q = _decided(judged)
-    decided = int(decided_Q.sum())
-    if not 2 <= folds <= decided:
+    before = None if against is None else SearchRun.read(against)
+    if generation:
+        return _told(_published(generation, store, judgments), before, out, seed=seed)
+    judged = _read(
+        judgments, documents, queries, qrels,
+        query=query, title=title, relevance=relevance, description=description, item_id=id,
+    )  # fmt: skip
+    decided = int(judged.decided_Q.sum())
+    trains = decided >= folds >= 2
+    if judgments is not None and not trains:
         raise ValueError(
             f"folds is {folds}; it must be at least 2 and at most the {decided} queries of {judgments} whose titles "
             "differ in relevance"
         )
+    if not 2 <= folds <= len(judged.text_Q):
+        raise ValueError(f"folds is {folds}; it must be at least 2 and at most the {len(judged.text_Q)} queries")
+    fold_Q = folded(judged.decided_Q, folds=folds, seed=seed)
+    prepared = SearchText.of(judged.title_I)
+    title_I = [prepared.of_item(each) for each in judged.title_I]
+    plain_Q = [prepared.of_item(each) for each in judged.text_Q]
+    text_Q = [prepared.of_query(each) for each in judged.text_Q]
+    found = {}
     with TemporaryDirectory(prefix="cascade-search-") as folder:
-        lexical = LexicalIndex.build(Path(folder) / "lexical", judged.title_I)
-        bm25_N, recall_Q = _retrieved(judged, lexical, k=100)
-    counted_N = decided_Q[judged.query_N]
-    gain_N = np.exp2(judged.relevance_N) - 1
-
-    def ndcg(score_N: NDArray[np.floating]) -> float:
-        return ndcg_at(10, gain_N[counted_N], score_N[counted_N], judged.query_N[counted_N]).mean
-
-    found_Q = ~np.isnan(recall_Q)
-    score_N = _out_of_fold(judged, _features(judged, bm25_N), decided_Q, folds=folds, seed=seed)
-    return {
-        "ndcg@10": ndcg(score_N),
-        "ndcg@10.bm25": ndcg(bm25_N),
-        "ndcg@10.random": ndcg(np.zeros(len(gain_N))),
-        "recall@100": float(recall_Q[found_Q].mean()) if found_Q.any() else math.nan,
-        "queries": float(decided),
-        "queries.undecided": float(len(decided_Q) - decided),
-        "queries.recall": float(found_Q.sum()),
-        "titles": float(len(judged.title_I)),
-        "rows": float(len(gain_N)),
-    }
-
-
-def read_judgments(path: Path, *, query: str, title: str, relevance: str, description: str, item_id: str) -> Judgments:
-    """The judgments of a file, rows of a query side by side; see `evaluate`."""
-    columns = dict.fromkeys(name for name in (query, title, relevance, description, item_id) if name)
-    frame = read_columns(path, tuple(columns))
-    if not frame[relevance].dtype.is_numeric():
-        raise ValueError(f"{path}: column {relevance!r} is {frame[relevance].dtype}; relevance must be numbers")
-    grade_N = frame[relevance].cast(pl.Float64).to_numpy()
-    wrong = int((~np.isfinite(grade_N)).sum())
-    if wrong:
-        raise ValueError(f"{path}: column {relevance!r} holds {wrong} values in {len(frame)} rows that are not finite")
-    if np.ptp(grade_N) > _WIDEST:
-        raise ValueError(
-            f"{path}: column {relevance!r} goes from {grade_N.min():g} to {grade_N.max():g}; for a gain of "
-            f"2^relevance a scale may be {_WIDEST} wide at most"
+        lexical = LexicalIndex.build(Path(folder) / "words", title_I)
+        bm25 = by_words(lexical, plain_Q, judged, places=1000)
+        found["words"] = by_words(lexical, text_Q, judged)
+        grams = LexicalIndex.build(Path(folder) / "grams", title_I, language=GRAMS)
+        found["grams"] = by_words(grams, text_Q, judged)
+    vectors = None if encoder == "none" else _encoded(judged, encoder, cache)
+    if vectors is not None:
+        found["encoder"] = by_vectors(vectors.query_QD, vectors.title_ID, judged)
+    if tower:
+        texts = TowerTexts.of(
+            text_Q, title_I, None if vectors is None else (vectors.query_QD, vectors.title_ID), seed=seed
         )
-    if grade_N.min() == grade_N.max():
-        raise ValueError(
-            f"{path}: column {relevance!r} holds {grade_N[0]:g} in all of {len(frame)} rows; nothing to rank"
-        )
-    text_Q, (query_N,) = numbered(frame[query])
-    _, (item_N,) = numbered(frame[item_id or title])
-    _, first_I = np.unique(item_N, return_index=True)
-    order_N = np.argsort(query_N, kind="stable")
-
-    def of_items(column: str) -> list[str]:
-        return frame[column].cast(pl.Utf8)[first_I].to_list()
-
-    return Judgments(
-        list(text_Q),
-        of_items(title),
-        of_items(description) if description else None,
-        query_N[order_N],
-        item_N[order_N],
-        (grade_N - grade_N.min())[order_N],
+        found["tower"] = out_of_fold_towers(texts, judged, fold_Q, seed=seed)
+    ranked_QK = fused(found, {name: _WEIGHTS[name] for name in found})
+    score_N = bm25.score_N
+    if trains:
+        score_N = out_of_fold(
+            _features(judged, title_I, text_Q, bm25, found),
+            judged.relevance_N, judged.query_N, judged.decided_Q, fold_Q, members=_MEMBERS, seed=seed,
+        )  # fmt: skip
+    run = SearchRun.of(
+        judged,
+        fold_Q,
+        ranked_QK=ranked_QK,
+        score_N=score_N,
+        bm25_ranked_QK=bm25.row_QK,
+        bm25_score_N=bm25.score_N,
     )
+    return _told(run, before, out, seed=seed)
 
 
-def _decided(judged: Judgments) -> NDArray[np.bool_]:
-    """Queries for which the order of their titles matters."""
-    start_Q = judged.start_Q1[:-1]
-    relevance_N = judged.relevance_N
-    return np.greater(np.maximum.reduceat(relevance_N, start_Q), np.minimum.reduceat(relevance_N, start_Q))
+def _told(run: SearchRun, before: SearchRun | None, out: Path | None, *, seed: int) -> dict[str, float]:
+    metrics = run.metrics(before, seed=seed)
+    if out is not None:
+        search_report.write(run, before, metrics, out)
+    return metrics
 
 
-def _retrieved(judged: Judgments, lexical: LexicalIndex, *, k: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """BM25 of every row (0 behind the first 5,000 titles) and each query's recall@k, NaN without a relevant title."""
+def _published(generation: str, store: Path, judgments: Path | None) -> SearchRun:
+    if judgments is None:
+        raise ValueError(f"generation={generation} needs judgments=FILE, a judgement list")
+    if not store.is_dir():
+        raise ValueError(f"{store} is no store of generations; name one with store=FOLDER")
+    return run_of(Generation.load(GenerationStore(store), generation), read_judgments(judgments))
+
+
+def _read(
+    judgments: Path | None, documents: Path | None, queries: Path | None, qrels: Path | None, **columns: str
+) -> JudgedTexts:
+    if judgments is not None and documents is None and queries is None and qrels is None:
+        return read_pairs(judgments, **columns)
+    if judgments is None and documents is not None and queries is not None and qrels is not None:
+        return read_collection(documents, queries, qrels)
+    raise ValueError("evaluate search needs judgments=FILE, or documents=FILE queries=FILE qrels=FILE")
+
+
+def _features(
+    judged: JudgedTexts, title_I: list[str], text_Q: list[str], bm25: Found, found: Mapping[str, Found]
+) -> NDArray[np.float32]:
     start_Q1 = judged.start_Q1
-    relevant_N = judged.relevance_N >= RELEVANT * judged.relevance_N.max()
-    bm25_N = np.zeros(len(judged.query_N), np.float32)
-    recall_Q = np.full(len(judged.text_Q), np.nan)
-    score_I = np.zeros(len(judged.title_I), np.float32)
-    rank_I = np.full(len(judged.title_I), _DEPTH)
-    for q, text in enumerate(judged.text_Q):
-        rows = slice(start_Q1[q], start_Q1[q + 1])
-        hits = lexical.search(text, _DEPTH)
-        score_I[hits.row_K], rank_I[hits.row_K] = hits.score_K, np.arange(len(hits))
-        bm25_N[rows] = score_I[judged.item_N[rows]]
-        if relevant_N[rows].any():
-            recall_Q[q] = (rank_I[judged.item_N[rows]][relevant_N[rows]] < k).mean()
-        score_I[hits.row_K], rank_I[hits.row_K] = 0, _DEPTH
-    return bm25_N, recall_Q
-
-
-def _features(judged: Judgments, bm25_N: NDArray[np.float32]) -> NDArray[np.float32]:
-    start_Q1 = judged.start_Q1
-    blocks = [np.log1p(bm25_N)[:, None]]
-    for texts in (judged.title_I, judged.description_I):
-        if texts is not None:
-            stats = TitleStats.of(texts)
+    blocks = [np.log1p(bm25.score_N)[:, None]]
+    for name, source in found.items():
+        blocks.append((np.log1p(source.score_N) if name in ("words", "grams") else source.score_N)[:, None])
+    for typed_Q, text_I in ((text_Q, title_I), (judged.text_Q, judged.title_I), (judged.text_Q, judged.description_I)):
+        if text_I is not None:
+            stats = TitleStats.of(text_I)
             matches = [
-                text_match(text, stats, judged.item_N[start_Q1[q] : start_Q1[q + 1]])
-                for q, text in enumerate(judged.text_Q)
+                text_match(text, stats, judged.item_N[start_Q1[q] : start_Q1[q + 1]]) for q, text in enumerate(typed_Q)
             ]
             blocks.append(np.concatenate(matches))
     return np.concatenate(blocks, axis=1)
 
 
-def _out_of_fold(
-    judged: Judgments, feature_NF: NDArray[np.float32], decided_Q: NDArray[np.bool_], *, folds: int, seed: int
-) -> NDArray[np.float32]:
-    """Scores of every row by the re-ranker that did not see its query; determined by the seed."""
-    fold_Q = np.empty(len(decided_Q), np.int64)
-    random = np.random.default_rng(seed)
-    # Dealt out apart, so that every fold has its share of the queries that count.
-    for part_Q in (decided_Q, ~decided_Q):
-        fold_Q[part_Q] = random.permutation(int(part_Q.sum())) % folds
-    score_N = np.empty(len(feature_NF), np.float32)
-    for fold in range(folds):
-        held_out_N = fold_Q[judged.query_N] == fold
-        seen_N = ~held_out_N & decided_Q[judged.query_N]
-        mean_F = feature_NF[seen_N].mean(axis=0)
-        deviation_F = np.maximum(feature_NF[seen_N].std(axis=0), 1e-6)
-        standard_NF = (feature_NF - mean_F) / deviation_F
-        ranker = _trained(
-            standard_NF[seen_N], judged.query_N[seen_N], judged.relevance_N[seen_N], seed=seed * folds + fold
-        )
-        with torch.inference_mode():
-            score_N[held_out_N] = ranker(torch.from_numpy(standard_NF[held_out_N])).squeeze(1).numpy()
-    return score_N
-
-
-def _trained(
-    feature_NF: NDArray[np.float32], query_N: NDArray[np.int64], relevance_N: NDArray[np.float64], *, seed: int
-) -> nn.Module:
-    """A two-layer network whose softmax over a query's titles comes close to its shares of the gain."""
-    _, query_N, count_Q = np.unique(query_N, return_inverse=True, return_counts=True)
-    gain_N = np.exp2(relevance_N - relevance_N.max()) - np.exp2(-relevance_N.max())
-    share_N = (gain_N / np.bincount(query_N, gain_N)[query_N]).astype(np.float32)
-    start_Q = np.cumsum(count_Q) - count_Q
-    feature, share = torch.from_numpy(feature_NF), torch.from_numpy(share_N)
-    random = np.random.default_rng(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        ranker = nn.Sequential(
-            nn.Linear(feature.shape[1], _HIDDEN),
-            nn.SiLU(),
-            nn.Linear(_HIDDEN, _HIDDEN),
-            nn.SiLU(),
-            nn.Linear(_HIDDEN, 1),
-        )
-    optimizer = torch.optim.AdamW(ranker.parameters(), lr=_LEARNING_RATE, weight_decay=1e-4)
-    steps = _EPOCHS * math.ceil(len(count_Q) / _QUERIES)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=max(steps, 10))
-    for _ in range(_EPOCHS):
-        order_Q = random.permutation(len(count_Q))
-        for first in range(0, len(order_Q), _QUERIES):
-            taken_Q = order_Q[first : first + _QUERIES]
-            row_B = np.concatenate([np.arange(start_Q[q], start_Q[q] + count_Q[q]) for q in taken_Q])
-            request_B = torch.from_numpy(np.repeat(np.arange(len(taken_Q)), count_Q[taken_Q]))
-            rows = torch.from_numpy(row_B)
-            logit_B: Tensor = ranker(feature[rows]).squeeze(1)
-            loss = listwise_loss(logit_B, share[rows], request_B)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-    return ranker
+def _encoded(judged: JudgedTexts, precision: Literal["float32", "bfloat16"], cache: Path | None) -> _Vectors:
+    """Vectors of all texts, from the cache where it has those of exactly these by this encoder."""
+    encoder = SentenceEncoder.load(precision)
+    vectors = []
+    for name, texts in (("queries", judged.text_Q), ("titles", judged.title_I)):
+        digest = sha256("\0".join([encoder.fingerprint, *texts]).encode("utf-8", "surrogatepass")).hexdigest()
+        kept = None if cache is None else cache / f"{digest[:24]}.npy"
+        if kept is not None and kept.exists():
+            vectors.append(np.load(kept, allow_pickle=False))
+            continue
+        with progress() as bars:
+            bar = bars.add_task(f"encode {name}", total=len(texts))
+            vectors.append(encoder.vectors(texts, advance=partial(bars.advance, bar)))
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with appearing(kept) as draft, draft.open("wb") as file:
+                np.save(file, vectors[-1], allow_pickle=False)
+    return _Vectors(*vectors)

@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-AVAILABLE = ("retrieval", "sequence", "session", "search", "clicks", "ltr")
+AVAILABLE = ("retrieval", "sequence", "session", "search", "judgments", "clicks", "ltr")
 
 
 def run(task: str, options: Mapping[str, str]) -> dict[str, Any]:
