@@ -126,6 +126,8 @@ class _Tally:
             number: whether a difference has a size.
             of: request id and item id of every row.
         """
+        if not len(logged_N):  # as the towers' product of a log that holds few whole sets of candidates
+            return
         self.rows += len(logged_N)
         differs_N = np.reshape(_bits(logged_N) != _bits(again_N), (len(logged_N), -1)).any(axis=1)
         at_D = np.flatnonzero(differs_N)

@@ -9,7 +9,8 @@ from training.data import DataError
 
 
 def read_table(path: Path, columns: Sequence[str], *, origin: str = "") -> pl.DataFrame:
-    """A CSV (by its ending) or Parquet file that holds these columns, and others perhaps, in at least one row.
+    """A CSV (by its ending; columns of ISO dates become dates) or Parquet file that holds these columns, and others
+    perhaps, in at least one row.
 
     Args:
         origin: where a file that is missing is to be had.
@@ -20,7 +21,7 @@ def read_table(path: Path, columns: Sequence[str], *, origin: str = "") -> pl.Da
     if not path.exists():
         raise DataError(f"{path} is missing" + (f"; {origin}" if origin else ""))
     try:
-        frame = pl.read_csv(path) if path.suffix == ".csv" else pl.read_parquet(path)
+        frame = pl.read_csv(path, try_parse_dates=True) if path.suffix == ".csv" else pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     missing = [name for name in columns if name not in frame.columns]

@@ -101,6 +101,13 @@ def test_dates_are_times_whatever_their_zone_and_unit(own: Path) -> None:
     assert data.events["time_ms"].unique().to_list() == [1_709_262_000_000]
 
 
+def test_a_csv_says_its_times_as_iso_dates_with_or_without_a_time_of_day(tmp_path: Path) -> None:
+    for name, times in (("days", ["1970-01-02", "1970-01-03"]), ("minutes", ["1970-01-02 00:00", "1970-01-03 00:00"])):
+        (tmp_path / f"{name}.csv").write_text(f"who,what,at\n1,a,{times[0]}\n2,b,{times[1]}\n")
+        data = from_parquet(tmp_path, now_ms=NOW_MS, interactions={**INTERACTIONS, "path": f"{name}.csv"})
+        assert data.events["time_ms"].to_list() == [86_400_000, 172_800_000]
+
+
 def _set(column: str, values: Any) -> Callable[[pl.DataFrame], pl.DataFrame]:
     return lambda frame: frame.with_columns(pl.Series(column, values))
 

@@ -342,3 +342,12 @@ def test_a_feature_knows_its_share() -> None:
     feature: Feature = Feature("a", "pair", "number")
     assert FeatureSkew(feature.name, "pair", False, 8, 2, 0.0, None).share == 0.25
     assert FeatureSkew(feature.name, "pair", False, 0, 0, 0.0, None).share == 0.0
+
+
+def test_a_log_without_one_whole_set_of_candidates_is_compared_in_all_else(loop: Loop) -> None:
+    """The towers' product is compared where all candidates are logged: by default of one request in a hundred."""
+    sparse = Impression.FromString(of_first(loop, 1)[0].SerializeToString())
+    del sparse.eligible_item_key[:]
+    found = {each.name: each.rows for each in measure([sparse], by_id(loop), loop.history).features}
+    assert found.pop("tower_score") == 0
+    assert all(found.values())
