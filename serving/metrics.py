@@ -1,6 +1,6 @@
 """The server as Prometheus sees it: what `Telemetry` holds, and how things stand at the moment of the scrape.
 
-`docs/observability.md` says what each metric means and what to do about it.
+`docs/observability.md` says what each metric means, `docs/runbook.md` what to do about it.
 """
 
 import math

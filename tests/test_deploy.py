@@ -25,6 +25,7 @@ from training import cli, configuration
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
 PAGE = (ROOT / "docs" / "observability.md").read_text()
+RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
 RULES = yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"][0]["rules"]
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
 MANIFESTS = [
@@ -108,13 +109,25 @@ def test_every_metric_is_on_the_dashboard_or_behind_an_alarm(shown: set[str]) ->
         assert name in text
 
 
-def test_every_alarm_has_a_section_that_its_runbook_points_to() -> None:
-    sections = re.findall(r"^### (\w+)$", PAGE, re.MULTILINE)
-    assert sections == [rule["alert"] for rule in RULES]
+def test_every_alarm_leads_to_a_section_that_says_what_it_means_and_what_to_do() -> None:
+    sections = dict(re.findall(r"^### (\w+)$\n(.*?)(?=^###? |\Z)", RUNBOOK, re.MULTILINE | re.DOTALL))
+    assert list(sections) == [rule["alert"] for rule in RULES]
+    scraping = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text())["global"]["external_labels"]
+    assert set(scraping) == {"manual"}
     for rule in RULES:
-        assert rule["annotations"]["runbook"] == f"docs/observability.md#{rule['alert'].lower()}"
-        assert rule["labels"]["severity"] in ("page", "ticket")
+        link = f"{{{{ $externalLabels.manual }}}}/runbook.html#{rule['alert'].lower()}"
+        assert rule["annotations"]["runbook_url"] == link
         assert rule["annotations"]["summary"]
+        severity = rule["labels"]["severity"]
+        assert severity in ("page", "ticket")
+        section = sections[rule["alert"]]
+        assert section.strip().startswith(f"*{severity.title()}.*"), rule["alert"]
+        assert "**Look at**" in section
+        assert "**Do**" in section
+
+
+def test_the_runbook_speaks_of_alarms_that_there_are() -> None:
+    assert set(re.findall(r"\bCascade[A-Z]\w+", RUNBOOK)) == {rule["alert"] for rule in RULES}
 
 
 def test_panels_neither_overlap_nor_share_an_id() -> None:

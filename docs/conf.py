@@ -1,0 +1,8 @@
+"""How Sphinx makes a site of these pages; `make docs` lets no link or anchor lead nowhere."""
+
+project = html_title = "Cascade"
+extensions = ["myst_parser"]
+myst_heading_anchors = 4
+html_theme = "furo"
+html_copy_source = False
+html_show_sphinx = False

@@ -1,0 +1,110 @@
+"""The manual as its readers meet it: every link leads somewhere, every page is found, no generated page is stale."""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from docs import flow, reference
+from docs.reference import settings
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+WRITTEN = [*PAGES, ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "deploy" / "README.md"]
+LONGEST = 60
+"""Lines of prose that a reader is given before the next heading."""
+
+
+def ids(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@cache
+def tokens(path: Path) -> tuple[Token, ...]:
+    return tuple(MarkdownIt("commonmark").enable("table").parse(path.read_text()))
+
+
+@cache
+def anchors(path: Path) -> frozenset[str]:
+    """As GitHub and the site make them of headings."""
+    found = tokens(path)
+    titles = [found[n + 1] for n, each in enumerate(found) if each.type == "heading_open"]
+    texts = ["".join(child.content for child in each.children or ()) for each in titles]
+    return frozenset(re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in texts)
+
+
+def targets(path: Path) -> Iterator[str]:
+    """Of links and pictures, wherever on the page."""
+    for token in tokens(path):
+        for child in token.children or ():
+            target = child.attrs.get("href") or child.attrs.get("src")
+            if isinstance(target, str):
+                yield target
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=ids)
+def test_every_link_of_a_page_leads_to_a_file_and_a_heading_that_exist(path: Path) -> None:
+    lost = []
+    for target in targets(path):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        other = (path.parent / name).resolve() if name else path
+        if not other.exists() or (anchor and anchor not in anchors(other)):
+            lost.append(target)
+    assert not lost
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    listed = [
+        name
+        for token in tokens(DOCS / "index.md")
+        if token.type == "fence" and token.info == "{toctree}"
+        for name in token.content.splitlines()
+        if name and not name.startswith(":")
+    ]
+    assert sorted(listed) == sorted(path.stem for path in PAGES if path.stem != "index")
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=ids)
+def test_a_page_has_one_title_and_no_two_headings_of_one_name(path: Path) -> None:
+    levels = [token.tag for token in tokens(path) if token.type == "heading_open"]
+    assert levels[0] == "h1"
+    assert levels.count("h1") == 1
+    assert path.name == "CHANGELOG.md" or len(anchors(path)) == len(levels)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=ids)
+def test_no_page_is_a_wall_of_text(path: Path) -> None:
+    """Code and tables are looked up, not read through."""
+    since, at = 0, ""
+    for token in tokens(path):
+        if token.type == "heading_open":
+            since, at = 0, path.read_text().splitlines()[token.map[0]] if token.map else ""
+        elif token.type == "inline" and token.map and token.level and token.level < 6:
+            since += token.map[1] - token.map[0]
+        assert since <= LONGEST, f"{at}: more than {LONGEST} lines without a heading"
+
+
+@pytest.mark.parametrize(("path", "text"), reference.pages().items(), ids=lambda each: getattr(each, "name", ""))
+def test_a_generated_page_says_what_its_sources_say(path: Path, text: str) -> None:
+    assert path.read_text() == text, "stale: make reference"
+
+
+def test_the_drawn_picture_is_what_its_drawing_says() -> None:
+    assert flow.PICTURE.read_text() == flow.drawn(), "stale: make pictures"
+
+
+@pytest.mark.parametrize("path", sorted(settings.CONF.rglob("*.yaml")), ids=ids)
+def test_every_setting_says_what_it_means_where_it_is_first_set(path: Path) -> None:
+    found = settings.read(path)
+    if any(not option for _, option in found.defaults):
+        return  # another option of a group, whose default says it
+    told = tuple(each.key for each in found.settings if each.text)
+    bare = [each.key for each in found.settings if not each.key.startswith(told)]
+    assert bare in ([], ["output"])
