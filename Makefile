@@ -5,7 +5,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench protos clean
+.PHONY: help setup demo test check bench docs reference pictures protos clean
 
 BIN := .venv/bin
 # A .venv with the GPU index keeps it until `make setup GPU=`.
@@ -17,7 +17,7 @@ PYTHONS := $(if $(PYTHON),"$(PYTHON)",python3 python3.11 python3.12 python3.13 p
 help: ## this text
 	@printf 'Cascade: recommendation and search from retrieval to a logged slate, and back into training.\n\n'
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name what; do \
-	  printf '  make %-8s %s\n' "$$name" "$$what"; done
+	  printf '  make %-9s %s\n' "$$name" "$$what"; done
 	@printf '\n  make demo DATA=ml-1m ROOT=<folder>   the same on MovieLens 1M\n'
 	@printf '  make demo SEED=7                     another simulated world\n'
 	@printf '  make setup GPU=1                     with the GPU index\n'
@@ -59,6 +59,19 @@ check: setup ## style, types, the direction of imports, known vulnerabilities
 
 bench: setup ## run every benchmark and rewrite the table in docs/benchmarks.md
 	$(BIN)/python -m benchmarks --write
+
+docs: setup ## the manual as a site, build/docs/index.html; a link or an anchor that leads nowhere is an error
+	@cmp -s requirements/docs.lock .venv/installed-docs || { \
+	  $(BIN)/python -m pip --disable-pip-version-check install --quiet -r requirements/docs.lock; \
+	  cp requirements/docs.lock .venv/installed-docs; }
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky --builder html docs build/docs
+
+reference: setup ## make the generated pages again: docs/api.md, configuration.md, command_line.md
+	$(BIN)/python -m docs.reference
+
+pictures: setup ## draw the README's pictures again, from what the benchmark of docs/closed_loop.md found
+	$(BIN)/python -m docs.flow
+	$(BIN)/python -m benchmarks.closed_loop --draw
 
 protos: setup ## generate the Python code of protos/*.proto again
 	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. --grpc_python_out=. protos/*.proto

@@ -413,7 +413,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="worlds, from seed 0 on")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of what is done; a run that was cut off goes on")
     parser.add_argument("--write", action="store_true", help="rewrite the picture and the tables of docs/closed_loop")
+    parser.add_argument("--draw", action="store_true", help="do that from docs/closed_loop.json, and run nothing")
     given = parser.parse_args(arguments)
+    if given.draw:
+        write(json.loads(Path(f"{PAGE}.json").read_text()))
+        return 0
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
     found = results(QUICK if given.quick else Scale(), given.seeds, given.folder)

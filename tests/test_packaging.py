@@ -32,14 +32,15 @@ def declared(*extras: str) -> list[Requirement]:
     return [Requirement(text) for each in lists for text in each]
 
 
-@pytest.mark.parametrize("lock", ["dev.lock", "gpu.lock"])
+@pytest.mark.parametrize("lock", ["dev.lock", "docs.lock", "gpu.lock"])
 def test_every_line_of_a_lock_is_an_exact_version_and_names_no_place(lock: str) -> None:
     for line in (ROOT / "requirements" / lock).read_text().splitlines():
         assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line), line
 
 
 @pytest.mark.parametrize(
-    ("lock", "extras"), [("dev.lock", ("cpu", "local", "sweep", "otel", "dev")), ("gpu.lock", ("gpu",))]
+    ("lock", "extras"),
+    [("dev.lock", ("cpu", "local", "sweep", "otel", "dev")), ("docs.lock", ("docs",)), ("gpu.lock", ("gpu",))],
 )
 def test_every_declared_dependency_is_pinned_to_a_version_that_it_allows(lock: str, extras: tuple[str, ...]) -> None:
     pinned = pins("dev.lock") | pins(lock)
