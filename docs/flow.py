@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 PICTURE = Path(__file__).with_name("flow.svg")
@@ -127,16 +128,14 @@ def _half(box: Box) -> int:
 
 
 def _arrows() -> Iterator[str]:
-    for before, after in zip(REQUEST, REQUEST[1:], strict=False):
+    for before, after in pairwise(REQUEST):
         yield f'<path d="M{before.end} {REQUEST_Y} H{after.x - 2}"/>'
-    for before, after in zip(CYCLE, CYCLE[1:], strict=False):
+    for before, after in pairwise(CYCLE):
         yield f'<path d="M{before.x} {CYCLE_Y} H{after.end + 2}"/>'
     slate, log, generation = REQUEST[-1], CYCLE[0], CYCLE[-1]
     yield f'<path d="M{slate.middle} {REQUEST_Y + 30} V{CYCLE_Y - _half(log) - 2}"/>'
     first = REQUEST[1]
-    yield (
-        f'<path d="M{generation.middle} {CYCLE_Y - _half(generation)} V{BUS_Y} H{first.middle} V{REQUEST_Y + 32}"/>'
-    )
+    yield (f'<path d="M{generation.middle} {CYCLE_Y - _half(generation)} V{BUS_Y} H{first.middle} V{REQUEST_Y + 32}"/>')
     for stage in REQUEST[2:5]:
         yield f'<path d="M{stage.middle} {BUS_Y} V{REQUEST_Y + 32}"/>'
 

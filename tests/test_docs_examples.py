@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, chdir, redirect_stdout
 from dataclasses import dataclass, field
 from inspect import iscoroutine
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Block:
 
 def blocks(page: str) -> Iterator[Block]:
     tokens = MarkdownIt("commonmark").parse((ROOT / "docs" / page).read_text())
-    for above, token in zip(tokens, tokens[1:], strict=False):
+    for above, token in pairwise(tokens):
         comment = re.fullmatch(r"<!-- (runs|runs slow|prints) -->", above.content.strip())
         if comment:
             assert token.type == "fence", f"{page}: no block below {above.content}"
@@ -70,18 +71,16 @@ class Reader:
 
     def shell(self, text: str) -> None:
         out = io.StringIO()
-        for command in re.findall(r'^\w+="[^"]*"|^cascade [^\n#]*', text, re.MULTILINE):
-            if assigned := re.fullmatch(r'(\w+)="(.*)"', command, re.DOTALL):
-                self.variables[assigned[1]] = assigned[2]
+        for line in re.findall(r'^\w+="[^"]*"|^cascade [^\n#]*', text, re.MULTILINE):
+            if assigned := re.fullmatch(r'(\w+)="(.*)"', line, re.DOTALL):
+                self.variables[assigned[1]] = " ".join(assigned[2].split())
                 continue
-            for name, value in self.variables.items():
-                command = command.replace(f"${name}", " ".join(value.split()))
-            given = shlex.split(command)[1:]
+            given = shlex.split(re.sub(r"\$(\w+)", lambda name: self.variables[name[1]], line))[1:]
             if given[-1] == "&":
                 self.serve(given[:-1])
                 continue
             with redirect_stdout(out):
-                assert cli.main(given) == 0, command
+                assert cli.main(given) == 0, line
         self.printed = out.getvalue()
 
     def serve(self, given: list[str]) -> None:

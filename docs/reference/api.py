@@ -23,7 +23,7 @@ HEAD = """\
 # API reference
 
 Made from the comments of `protos/*.proto` by `make reference`. Every message and service is in the package
-`cascade.v1`. An `optional` field tells "not set" from zero. How to call it from a program: [clients.md](clients.md).
+`cascade.v1`. An `optional` field tells "not set" from zero. How to call it from a program: [clients](clients.md).
 """
 Comments = Mapping[tuple[int, ...], str]
 
@@ -76,10 +76,10 @@ def _message(message: DescriptorProto, comments: Comments, path: tuple[int, ...]
         yield _line(text)
     maps = {each.name: each for each in message.nested_type if each.options.map_entry}
     rows = [
-        (str(field.number), code(field.name), _type(field, maps), _line(comments.get((*path, 2, n), "")))
+        (code(field.name), _type(field, maps), str(field.number), _line(comments.get((*path, 2, n), "")))
         for n, field in enumerate(message.field)
     ]
-    yield table(("", "field", "type", "meaning"), rows) if rows else "No fields."
+    yield table(("field", "type", "number", "meaning"), rows) if rows else "No fields."
     for n, nested in enumerate(message.nested_type):
         if nested.name not in maps:
             yield from _message(nested, comments, (*path, 3, n))
@@ -92,10 +92,10 @@ def _enum(enum: EnumDescriptorProto, comments: Comments, path: tuple[int, ...]) 
     if text := comments.get(path, ""):
         yield _line(text)
     rows = [
-        (str(value.number), code(value.name), _line(comments.get((*path, 2, n), "")))
+        (code(value.name), str(value.number), _line(comments.get((*path, 2, n), "")))
         for n, value in enumerate(enum.value)
     ]
-    yield table(("", "value", "meaning"), rows)
+    yield table(("value", "number", "meaning"), rows)
 
 
 def _type(field: FieldDescriptorProto, maps: Mapping[str, DescriptorProto]) -> str:
@@ -125,20 +125,25 @@ def _line(comment: str) -> str:
 
 
 def _prose(comment: str) -> str:
-    """A comment of some paragraphs; indented lines keep their form."""
+    """A comment of some paragraphs. Indented lines are a list: a name, and what it means."""
     blocks: list[tuple[bool, list[str]]] = []
     for line in comment.splitlines():
-        kept = line.startswith("   ")
+        listed = line.startswith("   ")
         if not line.strip():
             blocks.append((False, []))
-        elif blocks and blocks[-1][0] == kept and blocks[-1][1]:
+        elif blocks and blocks[-1][0] == listed and blocks[-1][1]:
             blocks[-1][1].append(line)
         else:
-            blocks.append((kept, [line]))
-    return "\n\n".join(_block(kept, lines) for kept, lines in blocks if lines)
+            blocks.append((listed, [line]))
+    return "\n\n".join(_list(lines) if listed else _line(" ".join(lines)) for listed, lines in blocks if lines)
 
 
-def _block(kept: bool, lines: Sequence[str]) -> str:
-    if not kept:
-        return _line(" ".join(lines))
-    return "\n".join(("```text", *(line.removeprefix("   ") for line in lines), "```"))
+def _list(lines: Sequence[str]) -> str:
+    rows: list[list[str]] = []
+    for line in lines:
+        name, _, text = line.strip().partition(" ")
+        if line.startswith("    "):  # goes on
+            rows[-1][1] += f" {line.strip()}"
+        else:
+            rows.append([code(name), text.strip()])
+    return table(("status", "where"), rows)

@@ -16,9 +16,9 @@ Made from the comments of `conf/` by `make reference`.
 
 Every command with a configuration takes `key=value` words in place of defaults: `cascade serve port=50061
 service.running=4`. A group is chosen by its name (`policy=greedy`), and its settings are reached through it
-(`policy.temperature=0.2`). `--show` prints every setting as it would be and does nothing. An unknown key is refused, and
-the nearest one that exists is named. Lists and maps are written as in YAML, in quotes:
-`'retrieval.quotas={ann: 300, popular: 50}'`.
+(`policy.temperature=0.2`). `--show` prints every setting as it would be and does nothing. An unknown key is refused,
+and the nearest one that exists is named. Lists are written as in YAML, in quotes (`'data.spans.window_hours=[24, 168]'`);
+a name that a map of free names does not hold yet is added to it (`policy.weights.buy=5`).
 
 A default of `???` has to be given; `null` switches off or leaves the choice to what is said beside it.
 """
@@ -30,8 +30,8 @@ What each command takes beside its groups. Groups are named with the option that
 GROUPS = """\
 ## Groups
 
-A group holds the settings of one part, and its options are named sets of them. What an option does not say it takes from
-`default`.
+A group holds the settings of one part, and its options are named sets of them. What an option does not say it takes
+from `default`.
 """
 COMMANDS = {"experiment": "report experiment", "skew": "report skew"}
 
@@ -82,18 +82,14 @@ def read(path: Path) -> SettingsFile:
     first = tree.value[0][0]
     head = [line for line in _above(lines, first.start_mark.line) if not line.startswith("@package")]
     defaults: list[tuple[str, str]] = []
-    for key, value in tree.value:
-        if key.value == "defaults":
-            for each in yaml.safe_load(source)["defaults"]:
-                defaults += [(str(group), str(option)) for group, option in each.items()] if isinstance(each, dict) else []
-                defaults += [(each, "")] if isinstance(each, str) and each != "_self_" else []
-    settings = tuple(_settings(tree, lines, "" if "@package" in source or path.parent == CONF else _prefix(path)))
-    # The comment above the first key is the file's own.
+    for each in yaml.safe_load(source).get("defaults", ()):
+        if isinstance(each, dict):
+            defaults += [(str(group), str(option or "null")) for group, option in each.items()]
+        elif each != "_self_":
+            defaults.append((str(each), ""))
+    at_root = path.parent in (CONF, CONF / "server") or "@package _global_" in source
+    settings = tuple(_settings(tree, lines, "" if at_root else f"{path.parent.name}."))
     return SettingsFile(" ".join(head), tuple(defaults), settings)
-
-
-def _prefix(path: Path) -> str:
-    return "" if path.parent.name == "server" else f"{path.parent.name}."
 
 
 def _above(lines: Sequence[str], line: int) -> list[str]:
@@ -109,8 +105,9 @@ def _settings(node: yaml.MappingNode, lines: Sequence[str], prefix: str) -> Iter
     for key, value in node.value:
         if key.value == "defaults" or key.value.startswith("_") or key.value == "hydra":
             continue
-        above = [] if key is node.value[0][0] and key.start_mark.column == 0 else _above(lines, key.start_mark.line)
-        text, name = " ".join(above), f"{prefix}{key.value}"
+        first = key is node.value[0][0] and key.start_mark.column == 0  # what stands above is about the file
+        text = "" if first else " ".join(_above(lines, key.start_mark.line))
+        name = f"{prefix}{key.value}"
         if isinstance(value, yaml.MappingNode) and not value.flow_style:
             if text:
                 yield Setting(f"{name}.", "", text)
@@ -135,9 +132,9 @@ def _root(path: Path) -> Iterator[str]:
     yield f"### cascade {COMMANDS.get(path.stem, path.stem)}"
     yield _sentence(found.text.partition(": ")[2] or found.text)
     groups = [
-        f"[{group.partition('@')[0]}](#{group.partition('@')[0]})" + (f"={option}" if option != "None" else "")
+        f"[{group.partition('@')[0]}](#{group.partition('@')[0]})={option}"
         for group, option in found.defaults
-        if option and not group.startswith("override")
+        if not group.startswith("override")
     ]
     if groups:
         yield f"Groups: {', '.join(groups)}."
