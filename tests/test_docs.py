@@ -100,6 +100,12 @@ def test_a_page_has_one_title_and_no_two_headings_of_one_name(path: Path) -> Non
     assert path.name == "CHANGELOG.md" or len(anchors(path)) == len(levels)
 
 
+@pytest.mark.parametrize("path", WRITTEN, ids=ids)
+def test_nothing_of_a_page_is_lost_because_it_looks_like_a_tag(path: Path) -> None:
+    tags = [child.content for token in tokens(path) for child in token.children or () if child.type == "html_inline"]
+    assert tags == []
+
+
 @pytest.mark.parametrize("path", PAGES, ids=ids)
 def test_no_page_is_a_wall_of_text(path: Path) -> None:
     """Code and tables are looked up, not read through."""

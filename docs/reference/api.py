@@ -15,7 +15,7 @@ from google.protobuf.descriptor_pb2 import (
 )
 from grpc_tools import protoc
 
-from docs.reference.markdown import code, table
+from docs.reference.markdown import code, prose, table
 
 ROOT = Path(__file__).parents[2]
 FILES = ("recommender", "events", "catalog", "admin", "impression")
@@ -46,7 +46,7 @@ def _file(file: FileDescriptorProto) -> Iterator[str]:
         for at in file.source_code_info.location
     }
     yield f"## {file.name.removeprefix('protos/')}"
-    yield _prose(comments.get((12,), ""))
+    yield _paragraphs(comments.get((12,), ""))
     for n, service in enumerate(file.service):
         yield from _service(service, comments, (6, n))
     for n, message in enumerate(file.message_type):
@@ -57,9 +57,9 @@ def _file(file: FileDescriptorProto) -> Iterator[str]:
 
 def _service(service: ServiceDescriptorProto, comments: Comments, path: tuple[int, ...]) -> Iterator[str]:
     yield f"### {service.name}"
-    yield _line(comments.get(path, ""))
+    yield prose(comments.get(path, ""))
     rows = [
-        (code(method.name), _signature(method), _line(comments.get((*path, 2, n), "")))
+        (code(method.name), _signature(method), prose(comments.get((*path, 2, n), "")))
         for n, method in enumerate(service.method)
     ]
     yield table(("method", "request and response", "what it does"), rows)
@@ -73,10 +73,10 @@ def _signature(method: MethodDescriptorProto) -> str:
 def _message(message: DescriptorProto, comments: Comments, path: tuple[int, ...]) -> Iterator[str]:
     yield f"### {message.name}"
     if text := comments.get(path, ""):
-        yield _line(text)
+        yield prose(text)
     maps = {each.name: each for each in message.nested_type if each.options.map_entry}
     rows = [
-        (code(field.name), _type(field, maps), str(field.number), _line(comments.get((*path, 2, n), "")))
+        (code(field.name), _type(field, maps), str(field.number), prose(comments.get((*path, 2, n), "")))
         for n, field in enumerate(message.field)
     ]
     yield table(("field", "type", "number", "meaning"), rows) if rows else "No fields."
@@ -90,9 +90,9 @@ def _message(message: DescriptorProto, comments: Comments, path: tuple[int, ...]
 def _enum(enum: EnumDescriptorProto, comments: Comments, path: tuple[int, ...]) -> Iterator[str]:
     yield f"### {enum.name}"
     if text := comments.get(path, ""):
-        yield _line(text)
+        yield prose(text)
     rows = [
-        (code(value.name), str(value.number), _line(comments.get((*path, 2, n), "")))
+        (code(value.name), str(value.number), prose(comments.get((*path, 2, n), "")))
         for n, value in enumerate(enum.value)
     ]
     yield table(("value", "number", "meaning"), rows)
@@ -119,12 +119,7 @@ def _link(type_name: str) -> str:
     return f"[{name}](#{name.lower()})"
 
 
-def _line(comment: str) -> str:
-    """A comment as one line, for a cell or a paragraph."""
-    return " ".join(comment.split())
-
-
-def _prose(comment: str) -> str:
+def _paragraphs(comment: str) -> str:
     """A comment of some paragraphs. Indented lines are a list: a name, and what it means."""
     blocks: list[tuple[bool, list[str]]] = []
     for line in comment.splitlines():
@@ -135,7 +130,7 @@ def _prose(comment: str) -> str:
             blocks[-1][1].append(line)
         else:
             blocks.append((listed, [line]))
-    return "\n\n".join(_list(lines) if listed else _line(" ".join(lines)) for listed, lines in blocks if lines)
+    return "\n\n".join(_list(lines) if listed else prose(" ".join(lines)) for listed, lines in blocks if lines)
 
 
 def _list(lines: Sequence[str]) -> str:

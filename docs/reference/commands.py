@@ -3,7 +3,7 @@
 from argparse import Action, ArgumentParser, _HelpAction, _SubParsersAction, _VersionAction
 from collections.abc import Iterator
 
-from docs.reference.markdown import code, table
+from docs.reference.markdown import code, prose, table
 from training import cli
 
 HEAD = """\
@@ -21,7 +21,7 @@ def page() -> str:
     """The whole page."""
     parser = cli._parser()
     listed = _listed(parser)
-    rows = [(f"[{code(f'cascade {name}')}](#cascade-{name})", text) for name, text in listed.items()]
+    rows = [(f"[{code(f'cascade {name}')}](#cascade-{name})", prose(text)) for name, text in listed.items()]
     told = [text for name, each in _children(parser).items() for text in _command(f"cascade {name}", each, "##")]
     options = _arguments(parser)
     return "\n\n".join([HEAD.rstrip(), table(("command", "what it does"), rows), *options, *told]) + "\n"
@@ -48,7 +48,7 @@ def _children(parser: ArgumentParser) -> dict[str, ArgumentParser]:
 
 def _command(name: str, parser: ArgumentParser, level: str, summary: str = "") -> Iterator[str]:
     yield f"{level} {name}"
-    if text := " ".join((parser.description or _sentence(summary)).split()):
+    if text := prose(parser.description or _sentence(summary)):
         yield text
     yield from _arguments(parser)
     examples = (parser.epilog or "").partition("examples:\n")[2]
@@ -62,7 +62,7 @@ def _command(name: str, parser: ArgumentParser, level: str, summary: str = "") -
 def _arguments(parser: ArgumentParser) -> Iterator[str]:
     formatter = parser._get_formatter()
     rows = [
-        (_usage(action), formatter._expand_help(action) if action.help else _choices(action))
+        (_usage(action), prose(formatter._expand_help(action)) if action.help else _choices(action))
         for action in parser._actions
         if not isinstance(action, _HelpAction | _VersionAction | _SubParsersAction)
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from docs.reference.markdown import code, table
+from docs.reference.markdown import code, prose, table
 
 CONF = Path(__file__).parents[2] / "conf"
 HEAD = """\
@@ -17,7 +17,8 @@ Made from the comments of `conf/` by `make reference`.
 Every command with a configuration takes `key=value` words in place of defaults: `cascade serve port=50061
 service.running=4`. A group is chosen by its name (`policy=greedy`), and its settings are reached through it
 (`policy.temperature=0.2`). `--show` prints every setting as it would be and does nothing. An unknown key is refused,
-and the nearest one that exists is named. Lists are written as in YAML, in quotes (`'data.spans.window_hours=[24, 168]'`);
+and the nearest one that exists is named. Lists are written as in YAML, in quotes
+(`'data.spans.window_hours=[24, 168]'`);
 a name that a map of free names does not hold yet is added to it (`policy.weights.buy=5`).
 
 A default of `???` has to be given; `null` switches off or leaves the choice to what is said beside it.
@@ -123,7 +124,7 @@ def _written(node: yaml.Node, lines: Sequence[str]) -> str:
 
 
 def _table(settings: Sequence[Setting]) -> str:
-    rows = [(code(each.key), code(each.default), each.text) for each in settings]
+    rows = [(code(each.key), code(each.default), prose(each.text)) for each in settings]
     return table(("setting", "default", "meaning"), rows)
 
 
@@ -157,4 +158,4 @@ def _group(folder: Path) -> Iterator[str]:
 
 
 def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return prose(text[:1].upper() + text[1:])
