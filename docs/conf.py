@@ -4,6 +4,7 @@ project = html_title = "Cascade"
 extensions = ["myst_parser"]
 myst_heading_anchors = 4
 smartquotes = False
+highlight_language = "text"
 html_theme = "furo"
 html_copy_source = False
 html_show_sphinx = False
