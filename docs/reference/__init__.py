@@ -5,12 +5,8 @@ from pathlib import Path
 from docs.reference import api, commands, settings
 
 FOLDER = Path(__file__).parents[1]
-
-
-def pages() -> dict[Path, str]:
-    """Every generated page as it should be."""
-    return {
-        FOLDER / "api.md": api.page(),
-        FOLDER / "configuration.md": settings.page(),
-        FOLDER / "command_line.md": commands.page(),
-    }
+PAGES = {
+    FOLDER / "api.md": api.page,
+    FOLDER / "configuration.md": settings.page,
+    FOLDER / "command_line.md": commands.page,
+}

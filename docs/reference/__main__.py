@@ -1,6 +1,6 @@
 """`python -m docs.reference` writes the pages again; `make reference` does the same."""
 
-from docs.reference import pages
+from docs.reference import PAGES
 
-for path, text in pages().items():
-    path.write_text(text)
+for path, page in PAGES.items():
+    path.write_text(page())
