@@ -39,7 +39,7 @@ class Unpublished:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Removes what the history holds, but nothing from a list that the caller chose.
+    """Removes what the history holds, but nothing from a list that the caller chose or ordered.
 
     Args:
         actions: codes (1 + position in the feature table's actions, 0 for one it does not know) that consume an
@@ -50,7 +50,7 @@ class Seen:
     name: ClassVar[str] = "seen"
 
     def keep(self, hydrated: HydratedQuery, candidates: Candidates) -> NDArray[np.bool_]:
-        if hydrated.query.only_row_N is not None:
+        if hydrated.query.only_row_N is not None or hydrated.listed_row_N is not None:
             return np.ones(len(candidates), np.bool_)
         history = hydrated.query.history
         row_L = history.row_L
@@ -61,18 +61,18 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Excluded:
-    """Removes what the caller excluded, and the seeds that the answer should only resemble."""
+    """Removes what the caller excluded, what earlier pages showed, and the seeds that the answer should only resemble."""
 
     name: ClassVar[str] = "excluded"
 
     def keep(self, hydrated: HydratedQuery, candidates: Candidates) -> NDArray[np.bool_]:
         query = hydrated.query
-        return ~among(candidates.row_N, np.concatenate([query.exclude_row_X, query.seed_row_S]))
+        return ~among(candidates.row_N, np.concatenate([query.exclude_row_X, query.before_row_X, query.seed_row_S]))
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """Removes what the user was shown lately, but nothing from a list that the caller chose.
+    """Removes what the user was shown lately, but nothing from a list that the caller chose or ordered.
 
     Where less than a page would be left, what was shown longest ago comes back.
     """
@@ -81,7 +81,7 @@ class Shown:
 
     def keep(self, hydrated: HydratedQuery, candidates: Candidates) -> NDArray[np.bool_]:
         query = hydrated.query
-        if query.only_row_N is not None or not len(query.shown_row_X):
+        if query.only_row_N is not None or hydrated.listed_row_N is not None or not len(query.shown_row_X):
             return np.ones(len(candidates), np.bool_)
         kept_N = ~among(candidates.row_N, query.shown_row_X)
         missing = query.size - int(kept_N.sum())

@@ -3,7 +3,7 @@
 Shape letters: N candidates, S sources, K hits of a source, H hits of all, X other rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,26 +54,39 @@ def with_rows(candidates: Candidates, row_N: NDArray[np.int64]) -> Candidates:
     """With those of the rows that are missing as the last candidates, which no source named."""
     if not len(row_N):
         return candidates
-    added = only(row_N[~among(row_N, candidates.row_N)], candidates.source_names)
+    return joined(candidates, only(row_N[~among(row_N, candidates.row_N)], candidates.source_names))
+
+
+def joined(candidates: Candidates, others: Candidates) -> Candidates:
+    """One after the other: none of the others is a candidate yet, and the sources are the same."""
     return Candidates(
-        np.concatenate([candidates.row_N, added.row_N]),
+        np.concatenate([candidates.row_N, others.row_N]),
         candidates.source_names,
-        np.concatenate([candidates.rank_NS, added.rank_NS]),
-        np.concatenate([candidates.score_NS, added.score_NS]),
+        np.concatenate([candidates.rank_NS, others.rank_NS]),
+        np.concatenate([candidates.score_NS, others.score_NS]),
     )
 
 
-def fused(candidates: Candidates, most: int, *, always: NDArray[np.int64] = NO_ROWS) -> Candidates:
+def fused(
+    candidates: Candidates,
+    most: int,
+    *,
+    always: NDArray[np.int64] = NO_ROWS,
+    weights: Mapping[str, float] | None = None,
+) -> Candidates:
     """The best by reciprocal rank fusion, best first; of equals the earlier one.
 
-    sum over sources of 1 / (60 + rank), ranks from 1. Source: Cormack, Clarke and Buettcher, SIGIR 2009.
+    sum over sources of weight / (60 + rank), ranks from 1. Source: Cormack, Clarke and Buettcher, SIGIR 2009.
 
     Args:
         always: rows that stay whatever their rank, and count towards `most`.
+        weights: of the sources, by name; 1 for those that are not named.
     """
     if len(candidates) <= most:
         return candidates
     share_NS = np.where(candidates.rank_NS >= 0, 1 / (_FAR + 1 + candidates.rank_NS), 0.0)
+    if weights:
+        share_NS *= [weights.get(name, 1.0) for name in candidates.source_names]
     share_N = share_NS.sum(axis=1)
     share_N[among(candidates.row_N, always)] = np.inf
     return candidates.take(np.argsort(-share_N, kind="stable")[:most])

@@ -28,6 +28,14 @@ class History:
 
 
 @dataclass(frozen=True, slots=True)
+class Order:
+    """By an attribute instead of utility."""
+
+    attribute: str
+    descending: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
     """One request: who, when, what was typed, recent history.
 
@@ -57,6 +65,19 @@ class Query:
     """A condition on attributes that every item shown satisfies, see `candidate_gen.predicates`; empty for none."""
     live: Mapping[str, Hits] = field(default_factory=dict)
     """What the sources said that learn while they serve, by name, when this was asked."""
+    fill: bool = False
+    """Where the filter leaves less than a page, popular items that it refuses follow."""
+    boosts: tuple[tuple[Mask, float], ...] = ()
+    """Items, and what is added to their utility."""
+    mix: Mapping[str, float] = field(default_factory=dict)
+    """Of what was typed: the sources that are asked and their weights against each other; empty: as the generation
+    has it."""
+    order: Order | None = None
+    """Of what was typed: the matches are listed in this order, and nothing is drawn."""
+    page: int = 0
+    """Pages before this one."""
+    before_row_X: NDArray[np.int64] = field(default_factory=lambda: NO_ROWS)
+    """What they showed, which is not shown again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +129,8 @@ class HydratedQuery:
     defaulted: tuple[str, ...] = ()
     """Features whose default stands for something that was wanted: a value sent that is unknown or not finite, the
     row of a user that the generation does not hold."""
+    listed_row_N: NDArray[np.int64] | None = None
+    """What matches the query, in the order that it asks for; then no source is asked."""
 
 
 def by_source(

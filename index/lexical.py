@@ -45,6 +45,9 @@ LANGUAGES = {
 """Languages whose words can be reduced to stems; and none, where runs of letters stand in place of words."""
 MOST_WORDS = 64
 """Distinct words of a query that are looked up; what follows them is not read."""
+FIELD_END = "\x1f"
+"""Stands between the fields of a text."""
+MAX_BOOST = 100
 
 _GRAM = 4
 _FACTS = "lexical.json"
@@ -57,7 +60,7 @@ _FULL = 1 << 17
 
 
 class LexicalIndex:
-    """An immutable index of titles whose row i is item i.
+    """An immutable index of titles, or of texts of several fields, whose row i is item i.
 
     A title in which the query's distinct words w occur tf_w times scores
 
@@ -65,19 +68,28 @@ class LexicalIndex:
 
     where I_w of I titles hold w: BM25 as in Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009,
     with k1 = 1.2 and b = 0.75; tantivy rounds lengths above 40 words. Words are runs of letters and digits,
-    lower-case, without accents, stemmed. Equal scores come in the order of rows, unless a build fills eight segments
+    lower-case, without accents, stemmed. A word of a field with boost b counts as b words, which is BM25 with weighted
+    fields as in Robertson, Zaragoza and Taylor, "Simple BM25 Extension to Multiple Weighted Fields", 2004. Equal scores come in the order of rows, unless a build fills eight segments
     of 4 GB in memory each: tantivy merges those in an order of its own. An index that has grown answers to the last
     bit as one that is built of all its titles.
 
     Args:
         folder: what `build` wrote. It must stay there for as long as the index is to grow.
+        boosts: of the fields in the order in which texts hold them, by name.
         shelf: where it grows, and what was added there; none so far where it is missing.
     """
 
     def __init__(
-        self, folder: Path, language: str, *, shelf: "_Shelf | None" = None, added: Sequence["_Added"] = ()
+        self,
+        folder: Path,
+        language: str,
+        boosts: Mapping[str, int],
+        *,
+        shelf: "_Shelf | None" = None,
+        added: Sequence["_Added"] = (),
     ) -> None:
         self.language = language
+        self.boosts = dict(boosts)
         self._folder = folder
         self._shelf = shelf
         self._added = tuple(added)
@@ -86,21 +98,31 @@ class LexicalIndex:
         self._searcher = (shelf or _Shelf(folder)).searcher(self._added)
 
     @classmethod
-    def build(cls, folder: Path, titles: Sequence[str], *, language: str = "en") -> Self:
+    def build(
+        cls, folder: Path, titles: Sequence[str], *, language: str = "en", boosts: Mapping[str, int] | None = None
+    ) -> Self:
         """Write an index of the titles into a new or empty folder and open it.
 
         Everything but the names of files is determined by the arguments: one thread writes one segment.
 
+        Args:
+            titles: fields with `FIELD_END` between them; those that are missing at the end are empty.
+            boosts: whole numbers by name of the field; 0 for one that is not read. One field with boost 1 where not
+                given.
+
         Raises:
-            ValueError: an unknown language, or a folder that holds something.
+            ValueError: an unknown language, a boost that is none, or a folder that holds something.
         """
+        boosts = {"title": 1} if boosts is None else dict(boosts)
+        check_boosts(boosts)
         if language not in LANGUAGES:
             raise ValueError(f"language is {language!r}, it must be one of {', '.join(LANGUAGES)}")
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty, a lexical index needs a folder of its own")
-        _write(folder, titles, language=language)
-        (folder / _FACTS).write_text(json.dumps({"language": language, "count": len(titles)}) + "\n")
+        _write(folder, titles, language=language, boosts=boosts)
+        facts = {"language": language, "count": len(titles), "boosts": boosts}
+        (folder / _FACTS).write_text(json.dumps(facts) + "\n")
         for path in folder.iterdir():
             path.chmod(0o644)  # tantivy makes some of them its user's own; a server may be another user
         return cls.load(folder)
@@ -116,11 +138,13 @@ class LexicalIndex:
         try:
             stored = json.loads(facts.read_text())
             language, count = stored["language"], stored["count"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            boosts = stored.get("boosts", {"title": 1})
+            check_boosts(boosts)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{facts} does not describe a lexical index: {error!r}") from error
         if language not in LANGUAGES:
             raise ValueError(f"{facts} says language {language!r}, it must be one of {', '.join(LANGUAGES)}")
-        opened = cls(folder, language)
+        opened = cls(folder, language, boosts)
         if len(opened) != count:
             raise ValueError(f"{folder} holds {len(opened)} titles, {_FACTS} says {count}")
         return opened
@@ -144,8 +168,9 @@ class LexicalIndex:
         while kept and kept[-1].size <= _size(texts) < _FULL:
             texts = [*kept.pop().texts, *texts]
         shelf = self._shelf or _Shelf(self._folder)
-        kept.append(shelf.added(texts, first=len(self) + len(titles) - len(texts), language=self.language))
-        return type(self)(self._folder, self.language, shelf=shelf, added=kept)
+        first = len(self) + len(titles) - len(texts)
+        kept.append(shelf.added(texts, first=first, language=self.language, boosts=self.boosts))
+        return type(self)(self._folder, self.language, self.boosts, shelf=shelf, added=kept)
 
     def search(self, text: str, k: int, allowed: Mask | None = None) -> Hits:
         """The k titles that match the text best; any text has an answer, if only an empty one.
@@ -162,13 +187,12 @@ class LexicalIndex:
             raise ValueError(f"k is {k}, it must not be negative")
         if allowed is not None and len(allowed) != len(self):
             raise ValueError(f"a mask of {len(allowed)} rows for an index of {len(self)}")
-        words = list(dict.fromkeys(self._words.analyze(_utf8(text))))[:MOST_WORDS]
+        words = self._words_of(text)
         count = len(self) if allowed is None else allowed.count
         k = min(k, count)
         if not words or not k:
             return Hits(np.empty(0, np.int64), np.empty(0, np.float32))
-        terms = [tantivy.Query.term_query(self._schema, "title", word, "freq") for word in words]
-        query = tantivy.Query.boolean_query([(tantivy.Occur.Should, term) for term in terms])
+        query = self._query(words, tantivy.Occur.Should)
         # Were the allowed rows strewn evenly, this many would nearly always hold k of them.
         limit = k if count == len(self) else min(len(self), ceil(1.1 * k * len(self) / count) + 16)
         while True:
@@ -181,6 +205,27 @@ class LexicalIndex:
             if len(row_K) >= k or len(found) < limit or limit == len(self):
                 return Hits(row_K[:k], score_K[:k])
             limit = min(8 * limit, len(self))
+
+    def matches(self, text: str, *, every: bool) -> NDArray[np.int64]:
+        """All rows that hold each of the text's words, or any of them, ascending. Words that no row holds do not count.
+
+        Args:
+            every: each; otherwise any.
+        """
+        words = [word for word in self._words_of(text) if self._searcher.doc_freq("title", word)]
+        if not words:
+            return np.empty(0, np.int64)
+        query = self._query(words, tantivy.Occur.Must if every else tantivy.Occur.Should)
+        count = self._searcher.search(query, limit=1, count=True).count  # what tantivy sets aside depends on the limit
+        found = self._searcher.search(query, limit=max(count, 1), count=False).hits
+        return np.sort(np.array(self._searcher.fast_field_values("row", [at for _, at in found]), np.int64))
+
+    def _words_of(self, text: str) -> list[str]:
+        return list(dict.fromkeys(self._words.analyze(_utf8(text))))[:MOST_WORDS]
+
+    def _query(self, words: Sequence[str], occur: tantivy.Occur) -> tantivy.Query:
+        terms = [tantivy.Query.term_query(self._schema, "title", word, "freq") for word in words]
+        return tantivy.Query.boolean_query([(occur, term) for term in terms])
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
@@ -227,10 +272,10 @@ class _Shelf:
             self._index.reload()
             return self._index.searcher()
 
-    def added(self, texts: Sequence[str], *, first: int, language: str) -> _Added:
+    def added(self, texts: Sequence[str], *, first: int, language: str, boosts: Mapping[str, int]) -> _Added:
         """The texts, whose rows count from the first, as a segment; its files go when nothing holds it."""
         folder = Path(mkdtemp(dir=self._path))
-        _write(folder, texts, first=first, language=language)
+        _write(folder, texts, first=first, language=language, boosts=boosts)
         (entry,) = json.loads((folder / _META).read_text())["segments"]
         stem = entry["segment_id"].replace("-", "")
         paths = [path.rename(self._path / path.name) for path in folder.glob(f"{stem}.*")]
@@ -259,15 +304,20 @@ def _remove(folder: Path) -> None:
         rmtree(folder, ignore_errors=True)
 
 
-def _write(folder: Path, texts: Sequence[str], *, language: str, first: int = 0) -> None:
+def _write(
+    folder: Path, texts: Sequence[str], *, language: str, boosts: Mapping[str, int], first: int = 0
+) -> None:
     """A tantivy index of the texts, whose rows count from the first."""
+    times_F = list(boosts.values())
     index = tantivy.Index(_schema(), path=str(folder), reuse=False)
     index.config_reader(reload_policy="Manual")  # no thread that locks the folder when what it holds has changed
     index.register_tokenizer("title", _analyzer(language))
     writer = index.writer(heap_size=_HEAP_BYTES, num_threads=1)
     for row, text in enumerate(texts, start=first):
         document = tantivy.Document()
-        document.add_text("title", _utf8(text))
+        for field, times in zip(_utf8(text).split(FIELD_END), times_F, strict=False):
+            for _ in range(times):
+                document.add_text("title", field)
         document.add_unsigned("row", row)
         writer.add_document(document)
     writer.commit()
@@ -281,6 +331,23 @@ def _schema() -> tantivy.Schema:
     builder.add_text_field("title", tokenizer_name="title", index_option="freq")
     builder.add_unsigned_field("row", fast=True)
     return builder.build()
+
+
+def check_boosts(boosts: Mapping[str, int]) -> None:
+    """
+    Raises:
+        ValueError: naming the field.
+    """
+    if not any(boosts.values()):
+        raise ValueError(f"boosts are {dict(boosts)}; one of them must be above 0")
+    for name, boost in boosts.items():
+        if not (isinstance(boost, int) and 0 <= boost <= MAX_BOOST):
+            raise ValueError(f"boosts[{name!r}] is {boost!r}; it must be a whole number from 0 to {MAX_BOOST}")
+
+
+def joined(fields: Sequence[str | None]) -> str:
+    """One text of several fields."""
+    return FIELD_END.join((field or "").replace(FIELD_END, " ") for field in fields).rstrip(FIELD_END)
 
 
 def _size(texts: Sequence[str]) -> int:

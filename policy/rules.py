@@ -189,6 +189,8 @@ class RulesInForce:
         return Ruled(boost_N, barred_N, tuple(self._pins(query)), tuple(quotas))
 
     def _pins(self, query: Query) -> Iterator[tuple[int, int]]:
+        if query.page:  # slots are those of the first page
+            return
         for rule in self.book.rules:
             if rule.kind == "pin" and rule.position < query.size and rule.applies(query):
                 row = int(self._rows_of(rule)[0])

@@ -45,6 +45,9 @@ class SlatePolicy:
 
     The draw is a function of the settings, the rules, the generation, the query and the candidates in their order.
 
+    Where the query asks for an order there is no draw: the candidates that are not blocked are placed as they come, each
+    with probability 1.
+
     Args:
         rules: None for none.
     """
@@ -55,8 +58,9 @@ class SlatePolicy:
     rules: RulesInForce | None = None
 
     def seed(self, query: Query) -> int:
-        """Seed of the query's draw."""
-        return key64(f"{self.generation}/{query.request_id}")
+        """Seed of the query's draw. Pages have seeds of their own, for their draws must not depend on each other."""
+        page = f"#{query.page}" if query.page else ""
+        return key64(f"{self.generation}/{query.request_id}{page}")
 
     def select(self, query: Query, scored: Scored) -> Slate:
         """Draw a slate of `query.size` candidates, or of all that are not blocked where there are fewer.
@@ -115,7 +119,10 @@ class SlatePolicy:
         )
 
     def _ruled(self, query: Query, row_N: NDArray[np.int64]) -> Ruled:
-        return Ruled.nothing(len(row_N)) if self.rules is None else self.rules.judged(query, row_N)
+        ruled = Ruled.nothing(len(row_N)) if self.rules is None else self.rules.judged(query, row_N)
+        for boosted, strength in query.boosts:
+            ruled.boost_N[boosted.allowed_I[row_N]] += strength
+        return ruled
 
     def _walk(
         self, query: Query, scored: Scored, given_K: NDArray[np.int64] | None, distribution_KN: NDArray[np.float64]
@@ -125,6 +132,8 @@ class SlatePolicy:
         utility_N = utility(scored.probability_NA, action_names=scored.action_names, weights=settings.weights)
         age_ms_N = query.time_ms - self.items.published_ms_I[row_N]
         ruled = self._ruled(query, row_N)
+        if query.order is not None:
+            return _listed(utility_N, ~ruled.barred_N, query.size, given_K, distribution_KN)
         worth_N = utility_N + ruled.boost_N
         if settings.freshness_weight:
             worth_N += settings.freshness_weight * freshness(age_ms_N, settings.half_life_days)
@@ -154,6 +163,31 @@ class SlatePolicy:
         if query.only_row_N is None and any(slot < len(pin_K) and pin_K[slot] < 0 for slot, _ in ruled.pins):
             relaxed.insert(0, RELAXATION[0])
         return Slate(index_K, utility_N, propensity_K, flag_K, tuple(relaxed))
+
+
+def _listed(
+    utility_N: NDArray[np.float32],
+    open_N: NDArray[np.bool_],
+    size: int,
+    given_K: NDArray[np.int64] | None,
+    distribution_KN: NDArray[np.float64],
+) -> Slate:
+    """The open candidates in their order, or how that fits a given slate.
+
+    Args:
+        distribution_KN: filled where it has rows.
+    """
+    size = min(size, int(open_N.sum()))
+    index_K = np.flatnonzero(open_N)[:size] if given_K is None else given_K[:size]
+    propensity_K, open_N = np.ones(len(index_K)), open_N.copy()
+    if given_K is not None:
+        for k, n in enumerate(index_K.tolist()):
+            first = int(open_N.argmax())
+            distribution_KN[k, first] = 1.0
+            propensity_K[k] = first == n
+            if n >= 0:
+                open_N[n] = False
+    return Slate(index_K, utility_N, propensity_K, np.zeros(len(index_K), np.uint8))
 
 
 class Knobs(NamedTuple):

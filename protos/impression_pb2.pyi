@@ -27,6 +27,21 @@ class Degraded(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DEGRADED_EMPTY: _ClassVar[Degraded]
     DEGRADED_PARTIAL_INDEX: _ClassVar[Degraded]
     DEGRADED_ARM_FAILED: _ClassVar[Degraded]
+    DEGRADED_FILTER_RELAXED: _ClassVar[Degraded]
+    DEGRADED_NO_MATCH: _ClassVar[Degraded]
+
+class FilterMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FILTER_MODE_UNSPECIFIED: _ClassVar[FilterMode]
+    FILTER_MODE_STRICT: _ClassVar[FilterMode]
+    FILTER_MODE_RELAX: _ClassVar[FilterMode]
+
+class HybridMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    HYBRID_MODE_UNSPECIFIED: _ClassVar[HybridMode]
+    HYBRID_MODE_BOTH: _ClassVar[HybridMode]
+    HYBRID_MODE_LEXICAL: _ClassVar[HybridMode]
+    HYBRID_MODE_DENSE: _ClassVar[HybridMode]
 KIND_UNSPECIFIED: Kind
 KIND_RECOMMEND: Kind
 KIND_SEARCH: Kind
@@ -42,6 +57,15 @@ DEGRADED_LOG_UNAVAILABLE: Degraded
 DEGRADED_EMPTY: Degraded
 DEGRADED_PARTIAL_INDEX: Degraded
 DEGRADED_ARM_FAILED: Degraded
+DEGRADED_FILTER_RELAXED: Degraded
+DEGRADED_NO_MATCH: Degraded
+FILTER_MODE_UNSPECIFIED: FilterMode
+FILTER_MODE_STRICT: FilterMode
+FILTER_MODE_RELAX: FilterMode
+HYBRID_MODE_UNSPECIFIED: HybridMode
+HYBRID_MODE_BOTH: HybridMode
+HYBRID_MODE_LEXICAL: HybridMode
+HYBRID_MODE_DENSE: HybridMode
 
 class FeatureValue(_message.Message):
     __slots__ = ("text", "number")
@@ -132,8 +156,40 @@ class Drafted(_message.Message):
     variation: Variation
     def __init__(self, arms: _Optional[_Iterable[str]] = ..., generation: _Optional[str] = ..., variation: _Optional[_Union[Variation, _Mapping]] = ...) -> None: ...
 
+class Boost(_message.Message):
+    __slots__ = ("condition", "strength")
+    CONDITION_FIELD_NUMBER: _ClassVar[int]
+    STRENGTH_FIELD_NUMBER: _ClassVar[int]
+    condition: str
+    strength: float
+    def __init__(self, condition: _Optional[str] = ..., strength: _Optional[float] = ...) -> None: ...
+
+class HybridOptions(_message.Message):
+    __slots__ = ("mode", "lexical_weight")
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    LEXICAL_WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    mode: HybridMode
+    lexical_weight: float
+    def __init__(self, mode: _Optional[_Union[HybridMode, str]] = ..., lexical_weight: _Optional[float] = ...) -> None: ...
+
+class Page(_message.Message):
+    __slots__ = ("number", "first", "generation", "catalog_seq", "question", "shown_item_key")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    CATALOG_SEQ_FIELD_NUMBER: _ClassVar[int]
+    QUESTION_FIELD_NUMBER: _ClassVar[int]
+    SHOWN_ITEM_KEY_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    first: str
+    generation: str
+    catalog_seq: int
+    question: int
+    shown_item_key: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, number: _Optional[int] = ..., first: _Optional[str] = ..., generation: _Optional[str] = ..., catalog_seq: _Optional[int] = ..., question: _Optional[int] = ..., shown_item_key: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class Impression(_message.Message):
-    __slots__ = ("request_id", "time_ms", "kind", "tenant", "surface", "user_id", "visitor_id", "session_id", "text", "size", "seed_item_ids", "exclude_item_ids", "rank_item_ids", "features", "history_item_key", "history_action_key", "history_time_ms", "filter", "live_hits", "shown_item_key", "generation", "schema", "policy", "degraded", "stages", "skipped_sources", "experiment_arms", "labels", "catalog_seq", "item_id", "propensity", "utility", "slot_flags", "action_names", "probability", "source_names", "source_bits", "source_rank", "slot_team", "query_row", "item_rows", "pair_rows", "eligible_item_key", "eligible_utility", "traffic", "shadow_of", "drafted", "variation")
+    __slots__ = ("request_id", "time_ms", "kind", "tenant", "surface", "user_id", "visitor_id", "session_id", "text", "size", "seed_item_ids", "exclude_item_ids", "rank_item_ids", "features", "history_item_key", "history_action_key", "history_time_ms", "filter", "live_hits", "shown_item_key", "filter_mode", "boosts", "hybrid", "order_by", "page", "generation", "schema", "policy", "degraded", "stages", "skipped_sources", "experiment_arms", "labels", "catalog_seq", "item_id", "propensity", "utility", "slot_flags", "action_names", "probability", "source_names", "source_bits", "source_rank", "more", "slot_team", "query_row", "item_rows", "pair_rows", "eligible_item_key", "eligible_utility", "traffic", "shadow_of", "drafted", "variation")
     class FeaturesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -175,6 +231,11 @@ class Impression(_message.Message):
     FILTER_FIELD_NUMBER: _ClassVar[int]
     LIVE_HITS_FIELD_NUMBER: _ClassVar[int]
     SHOWN_ITEM_KEY_FIELD_NUMBER: _ClassVar[int]
+    FILTER_MODE_FIELD_NUMBER: _ClassVar[int]
+    BOOSTS_FIELD_NUMBER: _ClassVar[int]
+    HYBRID_FIELD_NUMBER: _ClassVar[int]
+    ORDER_BY_FIELD_NUMBER: _ClassVar[int]
+    PAGE_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     SCHEMA_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
@@ -193,6 +254,7 @@ class Impression(_message.Message):
     SOURCE_NAMES_FIELD_NUMBER: _ClassVar[int]
     SOURCE_BITS_FIELD_NUMBER: _ClassVar[int]
     SOURCE_RANK_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     SLOT_TEAM_FIELD_NUMBER: _ClassVar[int]
     QUERY_ROW_FIELD_NUMBER: _ClassVar[int]
     ITEM_ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -223,6 +285,11 @@ class Impression(_message.Message):
     filter: str
     live_hits: _containers.RepeatedCompositeFieldContainer[SourceHits]
     shown_item_key: _containers.RepeatedScalarFieldContainer[int]
+    filter_mode: FilterMode
+    boosts: _containers.RepeatedCompositeFieldContainer[Boost]
+    hybrid: HybridOptions
+    order_by: str
+    page: Page
     generation: str
     schema: str
     policy: Policy
@@ -241,6 +308,7 @@ class Impression(_message.Message):
     source_names: _containers.RepeatedScalarFieldContainer[str]
     source_bits: _containers.RepeatedScalarFieldContainer[int]
     source_rank: _containers.RepeatedScalarFieldContainer[int]
+    more: bool
     slot_team: _containers.RepeatedScalarFieldContainer[int]
     query_row: bytes
     item_rows: bytes
@@ -251,7 +319,7 @@ class Impression(_message.Message):
     shadow_of: str
     drafted: Drafted
     variation: Variation
-    def __init__(self, request_id: _Optional[str] = ..., time_ms: _Optional[int] = ..., kind: _Optional[_Union[Kind, str]] = ..., tenant: _Optional[str] = ..., surface: _Optional[str] = ..., user_id: _Optional[str] = ..., visitor_id: _Optional[str] = ..., session_id: _Optional[str] = ..., text: _Optional[str] = ..., size: _Optional[int] = ..., seed_item_ids: _Optional[_Iterable[str]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., rank_item_ids: _Optional[_Iterable[str]] = ..., features: _Optional[_Mapping[str, FeatureValue]] = ..., history_item_key: _Optional[_Iterable[int]] = ..., history_action_key: _Optional[_Iterable[int]] = ..., history_time_ms: _Optional[_Iterable[int]] = ..., filter: _Optional[str] = ..., live_hits: _Optional[_Iterable[_Union[SourceHits, _Mapping]]] = ..., shown_item_key: _Optional[_Iterable[int]] = ..., generation: _Optional[str] = ..., schema: _Optional[str] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., degraded: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., skipped_sources: _Optional[_Iterable[str]] = ..., experiment_arms: _Optional[_Mapping[str, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., catalog_seq: _Optional[int] = ..., item_id: _Optional[_Iterable[str]] = ..., propensity: _Optional[_Iterable[float]] = ..., utility: _Optional[_Iterable[float]] = ..., slot_flags: _Optional[_Iterable[int]] = ..., action_names: _Optional[_Iterable[str]] = ..., probability: _Optional[_Iterable[float]] = ..., source_names: _Optional[_Iterable[str]] = ..., source_bits: _Optional[_Iterable[int]] = ..., source_rank: _Optional[_Iterable[int]] = ..., slot_team: _Optional[_Iterable[int]] = ..., query_row: _Optional[bytes] = ..., item_rows: _Optional[bytes] = ..., pair_rows: _Optional[bytes] = ..., eligible_item_key: _Optional[_Iterable[int]] = ..., eligible_utility: _Optional[_Iterable[float]] = ..., traffic: _Optional[str] = ..., shadow_of: _Optional[str] = ..., drafted: _Optional[_Union[Drafted, _Mapping]] = ..., variation: _Optional[_Union[Variation, _Mapping]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., time_ms: _Optional[int] = ..., kind: _Optional[_Union[Kind, str]] = ..., tenant: _Optional[str] = ..., surface: _Optional[str] = ..., user_id: _Optional[str] = ..., visitor_id: _Optional[str] = ..., session_id: _Optional[str] = ..., text: _Optional[str] = ..., size: _Optional[int] = ..., seed_item_ids: _Optional[_Iterable[str]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., rank_item_ids: _Optional[_Iterable[str]] = ..., features: _Optional[_Mapping[str, FeatureValue]] = ..., history_item_key: _Optional[_Iterable[int]] = ..., history_action_key: _Optional[_Iterable[int]] = ..., history_time_ms: _Optional[_Iterable[int]] = ..., filter: _Optional[str] = ..., live_hits: _Optional[_Iterable[_Union[SourceHits, _Mapping]]] = ..., shown_item_key: _Optional[_Iterable[int]] = ..., filter_mode: _Optional[_Union[FilterMode, str]] = ..., boosts: _Optional[_Iterable[_Union[Boost, _Mapping]]] = ..., hybrid: _Optional[_Union[HybridOptions, _Mapping]] = ..., order_by: _Optional[str] = ..., page: _Optional[_Union[Page, _Mapping]] = ..., generation: _Optional[str] = ..., schema: _Optional[str] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., degraded: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., skipped_sources: _Optional[_Iterable[str]] = ..., experiment_arms: _Optional[_Mapping[str, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., catalog_seq: _Optional[int] = ..., item_id: _Optional[_Iterable[str]] = ..., propensity: _Optional[_Iterable[float]] = ..., utility: _Optional[_Iterable[float]] = ..., slot_flags: _Optional[_Iterable[int]] = ..., action_names: _Optional[_Iterable[str]] = ..., probability: _Optional[_Iterable[float]] = ..., source_names: _Optional[_Iterable[str]] = ..., source_bits: _Optional[_Iterable[int]] = ..., source_rank: _Optional[_Iterable[int]] = ..., more: _Optional[bool] = ..., slot_team: _Optional[_Iterable[int]] = ..., query_row: _Optional[bytes] = ..., item_rows: _Optional[bytes] = ..., pair_rows: _Optional[bytes] = ..., eligible_item_key: _Optional[_Iterable[int]] = ..., eligible_utility: _Optional[_Iterable[float]] = ..., traffic: _Optional[str] = ..., shadow_of: _Optional[str] = ..., drafted: _Optional[_Union[Drafted, _Mapping]] = ..., variation: _Optional[_Union[Variation, _Mapping]] = ...) -> None: ...
 
 class Outcome(_message.Message):
     __slots__ = ("event_id", "request_id", "item_id", "user_id", "session_id", "action", "value", "time_ms", "visible_ms", "position", "attribution_token", "tenant", "visitor_id")

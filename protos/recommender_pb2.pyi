@@ -15,12 +15,6 @@ class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PRIORITY_DEFAULT: _ClassVar[Priority]
     PRIORITY_CRITICAL: _ClassVar[Priority]
 
-class FilterMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-    __slots__ = ()
-    FILTER_MODE_UNSPECIFIED: _ClassVar[FilterMode]
-    FILTER_MODE_STRICT: _ClassVar[FilterMode]
-    FILTER_MODE_RELAX: _ClassVar[FilterMode]
-
 class DebugLevel(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     DEBUG_LEVEL_UNSPECIFIED: _ClassVar[DebugLevel]
@@ -47,13 +41,6 @@ class QueryStep(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     QUERY_STEP_AUTO: _ClassVar[QueryStep]
     QUERY_STEP_SUGGEST: _ClassVar[QueryStep]
 
-class HybridMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-    __slots__ = ()
-    HYBRID_MODE_UNSPECIFIED: _ClassVar[HybridMode]
-    HYBRID_MODE_BOTH: _ClassVar[HybridMode]
-    HYBRID_MODE_LEXICAL: _ClassVar[HybridMode]
-    HYBRID_MODE_DENSE: _ClassVar[HybridMode]
-
 class SuggestionKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     SUGGESTION_UNSPECIFIED: _ClassVar[SuggestionKind]
@@ -64,9 +51,6 @@ PRIORITY_UNSPECIFIED: Priority
 PRIORITY_SHEDDABLE: Priority
 PRIORITY_DEFAULT: Priority
 PRIORITY_CRITICAL: Priority
-FILTER_MODE_UNSPECIFIED: FilterMode
-FILTER_MODE_STRICT: FilterMode
-FILTER_MODE_RELAX: FilterMode
 DEBUG_LEVEL_UNSPECIFIED: DebugLevel
 DEBUG_LEVEL_NONE: DebugLevel
 DEBUG_LEVEL_SUMMARY: DebugLevel
@@ -84,10 +68,6 @@ QUERY_STEP_UNSPECIFIED: QueryStep
 QUERY_STEP_OFF: QueryStep
 QUERY_STEP_AUTO: QueryStep
 QUERY_STEP_SUGGEST: QueryStep
-HYBRID_MODE_UNSPECIFIED: HybridMode
-HYBRID_MODE_BOTH: HybridMode
-HYBRID_MODE_LEXICAL: HybridMode
-HYBRID_MODE_DENSE: HybridMode
 SUGGESTION_UNSPECIFIED: SuggestionKind
 SUGGESTION_COMPLETION: SuggestionKind
 SUGGESTION_CORRECTION: SuggestionKind
@@ -138,14 +118,6 @@ class PolicyOverrides(_message.Message):
     creator_cap: int
     def __init__(self, temperature: _Optional[float] = ..., epsilon: _Optional[float] = ..., diversity: _Optional[float] = ..., freshness: _Optional[float] = ..., category_cap: _Optional[int] = ..., creator_cap: _Optional[int] = ...) -> None: ...
 
-class Boost(_message.Message):
-    __slots__ = ("condition", "strength")
-    CONDITION_FIELD_NUMBER: _ClassVar[int]
-    STRENGTH_FIELD_NUMBER: _ClassVar[int]
-    condition: str
-    strength: float
-    def __init__(self, condition: _Optional[str] = ..., strength: _Optional[float] = ...) -> None: ...
-
 class RecommendRequest(_message.Message):
     __slots__ = ("context", "request_id", "page_size", "page_token", "filter", "filter_mode", "policy", "boosts", "exclude_item_ids", "return_fields", "include_scores", "columns", "debug", "validate_only", "no_log", "labels", "seed_item_ids")
     class LabelsEntry(_message.Message):
@@ -177,9 +149,9 @@ class RecommendRequest(_message.Message):
     page_size: int
     page_token: str
     filter: str
-    filter_mode: FilterMode
+    filter_mode: _impression_pb2.FilterMode
     policy: PolicyOverrides
-    boosts: _containers.RepeatedCompositeFieldContainer[Boost]
+    boosts: _containers.RepeatedCompositeFieldContainer[_impression_pb2.Boost]
     exclude_item_ids: _containers.RepeatedScalarFieldContainer[str]
     return_fields: _containers.RepeatedScalarFieldContainer[str]
     include_scores: bool
@@ -189,7 +161,7 @@ class RecommendRequest(_message.Message):
     no_log: bool
     labels: _containers.ScalarMap[str, str]
     seed_item_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, context: _Optional[_Union[Context, _Mapping]] = ..., request_id: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., filter: _Optional[str] = ..., filter_mode: _Optional[_Union[FilterMode, str]] = ..., policy: _Optional[_Union[PolicyOverrides, _Mapping]] = ..., boosts: _Optional[_Iterable[_Union[Boost, _Mapping]]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., return_fields: _Optional[_Iterable[str]] = ..., include_scores: _Optional[bool] = ..., columns: _Optional[bool] = ..., debug: _Optional[_Union[DebugLevel, str]] = ..., validate_only: _Optional[bool] = ..., no_log: _Optional[bool] = ..., labels: _Optional[_Mapping[str, str]] = ..., seed_item_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, context: _Optional[_Union[Context, _Mapping]] = ..., request_id: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., filter: _Optional[str] = ..., filter_mode: _Optional[_Union[_impression_pb2.FilterMode, str]] = ..., policy: _Optional[_Union[PolicyOverrides, _Mapping]] = ..., boosts: _Optional[_Iterable[_Union[_impression_pb2.Boost, _Mapping]]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., return_fields: _Optional[_Iterable[str]] = ..., include_scores: _Optional[bool] = ..., columns: _Optional[bool] = ..., debug: _Optional[_Union[DebugLevel, str]] = ..., validate_only: _Optional[bool] = ..., no_log: _Optional[bool] = ..., labels: _Optional[_Mapping[str, str]] = ..., seed_item_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Reason(_message.Message):
     __slots__ = ("kind", "item_id")
@@ -335,12 +307,14 @@ class RecommendResponse(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., attribution_token: _Optional[str] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., columns: _Optional[_Union[Columns, _Mapping]] = ..., next_page_token: _Optional[str] = ..., generation: _Optional[str] = ..., experiment_arms: _Optional[_Mapping[str, str]] = ..., degradation: _Optional[_Union[Degradation, _Mapping]] = ..., policy: _Optional[_Union[_impression_pb2.Policy, _Mapping]] = ..., missing_ids: _Optional[_Iterable[str]] = ..., trace: _Optional[_Union[Trace, _Mapping]] = ...) -> None: ...
 
 class FacetRequest(_message.Message):
-    __slots__ = ("field", "limit")
+    __slots__ = ("field", "limit", "bounds")
     FIELD_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
+    BOUNDS_FIELD_NUMBER: _ClassVar[int]
     field: str
     limit: int
-    def __init__(self, field: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+    bounds: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, field: _Optional[str] = ..., limit: _Optional[int] = ..., bounds: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Facet(_message.Message):
     __slots__ = ("field", "values")
@@ -371,14 +345,6 @@ class QueryOptions(_message.Message):
     pin_unexpanded: bool
     language: str
     def __init__(self, spelling: _Optional[_Union[QueryStep, str]] = ..., synonyms: _Optional[_Union[QueryStep, str]] = ..., expansion: _Optional[_Union[QueryStep, str]] = ..., pin_unexpanded: _Optional[bool] = ..., language: _Optional[str] = ...) -> None: ...
-
-class HybridOptions(_message.Message):
-    __slots__ = ("mode", "lexical_weight")
-    MODE_FIELD_NUMBER: _ClassVar[int]
-    LEXICAL_WEIGHT_FIELD_NUMBER: _ClassVar[int]
-    mode: HybridMode
-    lexical_weight: float
-    def __init__(self, mode: _Optional[_Union[HybridMode, str]] = ..., lexical_weight: _Optional[float] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
     __slots__ = ("context", "request_id", "page_size", "page_token", "filter", "filter_mode", "policy", "boosts", "exclude_item_ids", "return_fields", "include_scores", "columns", "debug", "validate_only", "no_log", "labels", "query", "facets", "query_options", "hybrid", "order_by")
@@ -415,9 +381,9 @@ class SearchRequest(_message.Message):
     page_size: int
     page_token: str
     filter: str
-    filter_mode: FilterMode
+    filter_mode: _impression_pb2.FilterMode
     policy: PolicyOverrides
-    boosts: _containers.RepeatedCompositeFieldContainer[Boost]
+    boosts: _containers.RepeatedCompositeFieldContainer[_impression_pb2.Boost]
     exclude_item_ids: _containers.RepeatedScalarFieldContainer[str]
     return_fields: _containers.RepeatedScalarFieldContainer[str]
     include_scores: bool
@@ -429,9 +395,9 @@ class SearchRequest(_message.Message):
     query: str
     facets: _containers.RepeatedCompositeFieldContainer[FacetRequest]
     query_options: QueryOptions
-    hybrid: HybridOptions
+    hybrid: _impression_pb2.HybridOptions
     order_by: str
-    def __init__(self, context: _Optional[_Union[Context, _Mapping]] = ..., request_id: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., filter: _Optional[str] = ..., filter_mode: _Optional[_Union[FilterMode, str]] = ..., policy: _Optional[_Union[PolicyOverrides, _Mapping]] = ..., boosts: _Optional[_Iterable[_Union[Boost, _Mapping]]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., return_fields: _Optional[_Iterable[str]] = ..., include_scores: _Optional[bool] = ..., columns: _Optional[bool] = ..., debug: _Optional[_Union[DebugLevel, str]] = ..., validate_only: _Optional[bool] = ..., no_log: _Optional[bool] = ..., labels: _Optional[_Mapping[str, str]] = ..., query: _Optional[str] = ..., facets: _Optional[_Iterable[_Union[FacetRequest, _Mapping]]] = ..., query_options: _Optional[_Union[QueryOptions, _Mapping]] = ..., hybrid: _Optional[_Union[HybridOptions, _Mapping]] = ..., order_by: _Optional[str] = ...) -> None: ...
+    def __init__(self, context: _Optional[_Union[Context, _Mapping]] = ..., request_id: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., filter: _Optional[str] = ..., filter_mode: _Optional[_Union[_impression_pb2.FilterMode, str]] = ..., policy: _Optional[_Union[PolicyOverrides, _Mapping]] = ..., boosts: _Optional[_Iterable[_Union[_impression_pb2.Boost, _Mapping]]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., return_fields: _Optional[_Iterable[str]] = ..., include_scores: _Optional[bool] = ..., columns: _Optional[bool] = ..., debug: _Optional[_Union[DebugLevel, str]] = ..., validate_only: _Optional[bool] = ..., no_log: _Optional[bool] = ..., labels: _Optional[_Mapping[str, str]] = ..., query: _Optional[str] = ..., facets: _Optional[_Iterable[_Union[FacetRequest, _Mapping]]] = ..., query_options: _Optional[_Union[QueryOptions, _Mapping]] = ..., hybrid: _Optional[_Union[_impression_pb2.HybridOptions, _Mapping]] = ..., order_by: _Optional[str] = ...) -> None: ...
 
 class SearchResponse(_message.Message):
     __slots__ = ("request_id", "attribution_token", "items", "columns", "next_page_token", "generation", "experiment_arms", "degradation", "policy", "missing_ids", "trace", "facets", "total_size", "corrected_query", "expanded_query", "redirect_uri")
@@ -508,9 +474,9 @@ class RankRequest(_message.Message):
     page_size: int
     page_token: str
     filter: str
-    filter_mode: FilterMode
+    filter_mode: _impression_pb2.FilterMode
     policy: PolicyOverrides
-    boosts: _containers.RepeatedCompositeFieldContainer[Boost]
+    boosts: _containers.RepeatedCompositeFieldContainer[_impression_pb2.Boost]
     exclude_item_ids: _containers.RepeatedScalarFieldContainer[str]
     return_fields: _containers.RepeatedScalarFieldContainer[str]
     include_scores: bool
@@ -521,7 +487,7 @@ class RankRequest(_message.Message):
     labels: _containers.ScalarMap[str, str]
     item_ids: _containers.RepeatedScalarFieldContainer[str]
     query: str
-    def __init__(self, context: _Optional[_Union[Context, _Mapping]] = ..., request_id: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., filter: _Optional[str] = ..., filter_mode: _Optional[_Union[FilterMode, str]] = ..., policy: _Optional[_Union[PolicyOverrides, _Mapping]] = ..., boosts: _Optional[_Iterable[_Union[Boost, _Mapping]]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., return_fields: _Optional[_Iterable[str]] = ..., include_scores: _Optional[bool] = ..., columns: _Optional[bool] = ..., debug: _Optional[_Union[DebugLevel, str]] = ..., validate_only: _Optional[bool] = ..., no_log: _Optional[bool] = ..., labels: _Optional[_Mapping[str, str]] = ..., item_ids: _Optional[_Iterable[str]] = ..., query: _Optional[str] = ...) -> None: ...
+    def __init__(self, context: _Optional[_Union[Context, _Mapping]] = ..., request_id: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., filter: _Optional[str] = ..., filter_mode: _Optional[_Union[_impression_pb2.FilterMode, str]] = ..., policy: _Optional[_Union[PolicyOverrides, _Mapping]] = ..., boosts: _Optional[_Iterable[_Union[_impression_pb2.Boost, _Mapping]]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., return_fields: _Optional[_Iterable[str]] = ..., include_scores: _Optional[bool] = ..., columns: _Optional[bool] = ..., debug: _Optional[_Union[DebugLevel, str]] = ..., validate_only: _Optional[bool] = ..., no_log: _Optional[bool] = ..., labels: _Optional[_Mapping[str, str]] = ..., item_ids: _Optional[_Iterable[str]] = ..., query: _Optional[str] = ...) -> None: ...
 
 class RankResponse(_message.Message):
     __slots__ = ("request_id", "attribution_token", "items", "columns", "next_page_token", "generation", "experiment_arms", "degradation", "policy", "missing_ids", "trace")

@@ -9,14 +9,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from candidate_gen.merge import among, fused, merge, only, with_rows
+from candidate_gen.merge import among, fused, joined, merge, only, with_rows
 from candidate_gen.types import NO_ROWS, Candidates, HydratedQuery, Query
 from index.types import Hits
 from policy.types import Slate
@@ -27,6 +27,8 @@ from serving.fan_out import FanOut, result
 
 _RETRIEVED_BY, _SCORED_BY = 0.5, 0.9
 """Shares of a caller's time: when the sources must have answered, and when the ranker."""
+LEXICAL = "lexical"
+"""The source that finds items by their words."""
 RANKER = "ranker"
 """Its name among what is watched."""
 _BIT_OF = {
@@ -133,6 +135,11 @@ class Pipeline:
     """How long such a source is waited for."""
     most: int | None = None
     """Candidates that are scored, the best by reciprocal rank fusion; None for all that the sources name."""
+    mix: Mapping[str, float] = field(default_factory=dict)
+    """Sources that are asked where something was typed, with their weights in the fusion; empty for all, weighing the
+    same. The floor is then asked only where they find nothing."""
+    most_of_search: int | None = None
+    """`most`, where something was typed."""
     pinned: Callable[[Query], NDArray[np.int64]] = nothing_pinned
     """Rows that are candidates even if no source names them."""
     watched: Mapping[str, Watch] = field(default_factory=dict)
@@ -168,6 +175,8 @@ class Pipeline:
         with trace.stage("filter"):
             candidates = self._filter(hydrated, candidates, trace)
             candidates = self._fewer(query, candidates, trace)
+            if query.fill and len(candidates) < query.size:
+                candidates = self._filled(query, candidates, trace)
         proceed()
         with trace.stage("score"):
             scored = self._score(hydrated, candidates, started + _SCORED_BY * budget_s, trace)
@@ -182,20 +191,28 @@ class Pipeline:
 
     def _retrieve(self, hydrated: HydratedQuery, until: float, without: frozenset[str], trace: Trace) -> Candidates:
         names = tuple(source.name for source, _ in self.sources)
-        if hydrated.query.only_row_N is not None:
-            return only(hydrated.query.only_row_N, names)
-        left_out = self._left_out(hydrated, until, without)
+        query = hydrated.query
+        listed_row_N = hydrated.listed_row_N if query.only_row_N is None else query.only_row_N
+        if listed_row_N is not None:
+            return only(listed_row_N, names)
+        mix, floor = self._mix(query), self.sources[-1]
+        deeper = len(query.before_row_X)  # what earlier pages showed is found again, and then removed
+        asked = [(source, quota + deeper) for source, quota in self.sources if not mix or source.name in mix]
+        left_out = self._left_out(hydrated, asked, until, without)
         handed_over = {
             source.name: partial(source.retrieve, hydrated, quota)
-            for source, quota in self.sources
+            for source, quota in asked
             if source.name in self.fan_out and source.name not in left_out
         }
         begun_at = time.perf_counter()
         begun = self.fan_out.begin(handed_over if time.monotonic() <= until else {})
         patient_until = until if math.isinf(until) else min(until, time.monotonic() + self.patience_s)
         found: dict[str, Hits] = {}
-        for source, quota in sorted(self.sources, key=lambda each: each[0].name in begun):  # others work meanwhile
-            floor = source is self.sources[-1][0]
+        in_turn = sorted(asked, key=lambda each: each[0].name in begun)  # others work meanwhile
+        for source, quota in [*in_turn, *([floor] if mix and floor not in asked and not query.page else [])]:
+            is_floor = source is floor[0]
+            if mix and is_floor and any(map(len, found.values())):
+                continue
             if source.name in left_out:
                 trace.skipped_sources[source.name] = why = left_out[source.name]
                 trace.degraded |= _BIT_OF[why]
@@ -205,7 +222,7 @@ class Pipeline:
             try:
                 if source.name in begun:
                     hits = self._said(source.name, partial(result, begun[source.name], patient_until), until)
-                elif floor or time.monotonic() <= until:
+                elif is_floor or time.monotonic() <= until:
                     hits = self._said(source.name, partial(source.retrieve, hydrated, quota), until)
             except Exception:
                 trace.skipped_sources[source.name] = "error"
@@ -221,16 +238,29 @@ class Pipeline:
         trace.named = {name: len(hits) for name, hits in found.items()}
         if trace.skipped_sources and not any(len(found.get(name, ())) for name in names[:-1]):
             trace.degraded |= Degraded.DEGRADED_POPULAR_FALLBACK
-        return with_rows(merge(names, [found.get(name) for name in names]), self.pinned(hydrated.query))
+        if LEXICAL in mix and LEXICAL in found and not len(found[LEXICAL]) and not query.page:
+            trace.degraded |= Degraded.DEGRADED_NO_MATCH
+        return with_rows(merge(names, [found.get(name) for name in names]), self.pinned(query))
+
+    def _mix(self, query: Query) -> Mapping[str, float]:
+        return (query.mix or self.mix) if query.text else {}
 
     def _watch(self, name: str, until: float) -> Watch | Unwatched:
         return UNWATCHED if math.isinf(until) else self.watched.get(name, UNWATCHED)
 
-    def _left_out(self, hydrated: HydratedQuery, until: float, without: frozenset[str]) -> dict[str, str]:
+    def _left_out(
+        self,
+        hydrated: HydratedQuery,
+        asked: Sequence[tuple[Source, int]],
+        until: float,
+        without: frozenset[str],
+    ) -> dict[str, str]:
         """Sources not to be asked now, and why. Where it is time to, one of them is tried on the side."""
-        found = {source.name: "without" for source, _ in self.sources if source.name in without}
+        found = {source.name: "without" for source, _ in asked if source.name in without}
         left_s = until - time.monotonic()
-        for source, quota in self.sources[:-1]:
+        for source, quota in asked:
+            if source is self.sources[-1][0]:
+                continue
             watch = self._watch(source.name, until)
             if source.name not in found and not watch.fits(left_s):
                 found[source.name] = "timeout" if watch.closed else "open"
@@ -280,11 +310,27 @@ class Pipeline:
         return candidates if kept_N.all() else candidates.keep(kept_N)
 
     def _fewer(self, query: Query, candidates: Candidates, trace: Trace) -> Candidates:
-        if self.most is None or len(candidates) <= self.most:
+        mix = self._mix(query)
+        most = max(self.most_of_search, query.size) if mix and self.most_of_search else self.most
+        if most is None or len(candidates) <= most or query.order is not None:
             return candidates
-        kept = fused(candidates, self.most, always=self.pinned(query))
+        kept = fused(candidates, most, always=self.pinned(query), weights=mix)
         trace.removed["most"] = np.sort(candidates.row_N[~among(candidates.row_N, kept.row_N)])
         return kept
+
+    def _filled(self, query: Query, candidates: Candidates, trace: Trace) -> Candidates:
+        """With as many popular items that the filter refuses as a page has room for; the query's boosts put them last."""
+        unfiltered = self.hydrate(replace(query, filter="", order=None))
+        floor = self.sources[-1][0]
+        hits = floor.retrieve(unfiltered, query.size + len(candidates))
+        names = candidates.source_names
+        others = merge(names, [hits if name == floor.name else None for name in names])
+        others = others.keep(~among(others.row_N, candidates.row_N))
+        others = self._filter(unfiltered, others, Trace())
+        added = others.take(np.arange(min(len(others), query.size - len(candidates))))
+        if len(added):
+            trace.degraded |= Degraded.DEGRADED_FILTER_RELAXED
+        return joined(candidates, added)
 
     def _score(self, hydrated: HydratedQuery, candidates: Candidates, until: float, trace: Trace) -> Scored:
         watch, asked_at = self._watch(RANKER, until), time.monotonic()

@@ -9,6 +9,7 @@ from candidate_gen.features import FeatureTable
 from candidate_gen.items import Items
 from candidate_gen.live import LIVE
 from candidate_gen.sources import SOURCES, Ann, Fresh, Lexical, Popular, SimilarToRecent, TextSearch, Told, VectorSearch
+from index.lexical import check_boosts
 from index.vectors import VectorIndex
 from serving.fan_out import FanOut
 from serving.pipeline import Source
@@ -26,7 +27,7 @@ class RetrievalSettings:
     quotas: Mapping[str, int] = field(
         default_factory=lambda: {
             "ann": 200,
-            "lexical": 100,
+            "lexical": 200,
             "similar": 80,
             "covisitation": 50,
             "trending": 50,
@@ -36,6 +37,14 @@ class RetrievalSettings:
     )
     most: int | None = None
     """Candidates that are scored, the best by reciprocal rank fusion; None for all that the sources name."""
+    lexical_weight: float | None = 0.5
+    """Of what was typed only words and meaning count: the weight of words against meaning in the fusion, 0 to 1. None:
+    every source is asked, as it is for a recommendation."""
+    most_of_search: int | None = 200
+    """`most`, where something was typed."""
+    boosts: Mapping[str, int] = field(default_factory=lambda: {"title": 1, "category": 1, "creator": 1, "description": 1})
+    """How often a word in a field of an item counts for search; 0: the field is not read. 1 for declared columns of text
+    that are not named."""
     patience_ms: float = 100.0
     """How long a search is waited for where searches have threads of their own: with many items, or with shards."""
     fresh_days: float = 3.0
@@ -60,6 +69,11 @@ class RetrievalSettings:
             raise ValueError(f"quotas names {', '.join(unknown)}; there are the sources {', '.join(SOURCES)}")
         if self.most is not None and self.most < 1:
             raise ValueError(f"most is {self.most}; it must be at least 1, or null")
+        if self.most_of_search is not None and self.most_of_search < 1:
+            raise ValueError(f"most_of_search is {self.most_of_search}; it must be at least 1, or null")
+        if self.lexical_weight is not None and not 0 <= self.lexical_weight <= 1:
+            raise ValueError(f"lexical_weight is {self.lexical_weight}; it must be from 0 to 1, or null")
+        check_boosts(self.boosts)
         spans = ("patience_ms", "fresh_days", "trending_half_life_hours", "covisitation_half_life_days")
         for name in (*spans, "visit_minutes"):
             if not 0 < getattr(self, name) < math.inf:
@@ -68,6 +82,11 @@ class RetrievalSettings:
             raise ValueError(f"fresh_explored is {self.fresh_explored}; it must be from 0 to 1")
         if self.recent_events < 0:
             raise ValueError(f"recent_events is {self.recent_events}; it must not be negative")
+
+
+def mixed(lexical_weight: float) -> dict[str, float]:
+    """The sources of a search, with their weights in the fusion; one that weighs nothing is not asked."""
+    return {name: weight for name, weight in (("lexical", lexical_weight), ("ann", 1 - lexical_weight)) if weight}
 
 
 def chosen(
