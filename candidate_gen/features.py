@@ -382,6 +382,18 @@ def item_attributes(
     return attributes
 
 
+def attribute_texts(
+    table: FeatureTable,
+    *,
+    categories: Sequence[str | None],
+    creators: Sequence[str | None],
+    columns: Mapping[str, Sequence[object]],
+) -> set[str]:
+    """The texts among what requests can filter items by: `Items.texts`."""
+    listed = [values for name, values in _declared(table, columns) if table[name].kind != "number"]
+    return {str(value) for values in (categories, creators, *listed) for value in values if not _missing(value)} - {""}
+
+
 def _declared(table: FeatureTable, columns: Mapping[str, Sequence[object]]) -> list[tuple[str, Sequence[object]]]:
     names = [feature.name for feature in table.item_columns]
     if missing := [name for name in names if name not in columns]:

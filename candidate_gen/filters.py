@@ -61,7 +61,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Excluded:
-    """Removes what the caller excluded, what earlier pages showed, and the seeds that the answer should only resemble."""
+    """Removes what the caller excluded, what earlier pages showed, and seeds, which the answer should only resemble."""
 
     name: ClassVar[str] = "excluded"
 

@@ -8,8 +8,8 @@ Shape letters: I items (rows), N rows named, D embedding width.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -24,6 +24,7 @@ from index.strings import IdMap, StringColumn
 
 _GROWING = ("row_I", "published_ms_I", "popularity_I", "embedding_ID")
 _SAVED = (*_GROWING, "available_I")
+_TEXTS = "attribute_text"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Items:
     """Item tower's vectors, each of length 1, or shorter where factors stand beside what is learned; float32."""
     attributes: Mapping[str, Column]
     """What a request may filter by, by name: `key64` of a text (0: missing) or a float64 (NaN: missing)."""
+    texts: IdMap = field(default_factory=lambda: IdMap.of([]))
+    """Those texts, each once; some may be no item's any more. Items that were saved before there were any have none."""
 
     @classmethod
     def of(
@@ -61,16 +64,18 @@ class Items:
         available: ArrayLike | None = None,
         popularity: ArrayLike | None = None,
         attributes: Mapping[str, NDArray[Any]] | None = None,
+        texts: Iterable[str] = (),
     ) -> "Items":
         """Items of plain sequences, each as long as `ids`.
 
         Args:
             ids: each once.
             row_I: `features.item_rows`, with counters where they are known.
-            searchable: what text search reads; the titles where not given.
+            searchable: what text search reads, fields as in `index.lexical`; the titles where not given.
             available: all where not given.
             popularity: 0 where not given.
             attributes: `features.item_attributes`; none where not given.
+            texts: that are attributes' values, in any order and number.
 
         Raises:
             ValueError: an id appears twice, or a column is shorter or longer than the ids.
@@ -87,6 +92,7 @@ class Items:
             popularity_I=np.zeros(count, np.float32) if popularity is None else np.asarray(popularity, np.float32),
             embedding_ID=np.asarray(embedding_ID, np.float32),
             attributes=dict(attributes or {}),
+            texts=IdMap.of(sorted({text for text in texts if text})),
         )
         for name, column in made._columns():
             if len(column) != count:
@@ -131,11 +137,25 @@ class Items:
             searchable=self.searchable.appended(added.searchable.take(every_N)),
             available_I=np.concatenate((known.available_I, added.available_I)),
             gone_I=np.concatenate((known.gone_I, added.gone_I)),
+            texts=self._texts_with(added.texts),
             attributes={
                 name: appended(column, np.asarray(added.attributes[name])) for name, column in self.attributes.items()
             },
             **{name: appended(getattr(self, name), np.asarray(getattr(added, name))) for name in _GROWING},
         )
+
+    def _texts_with(self, others: IdMap) -> IdMap:
+        every_T = np.arange(len(others))
+        added = others.ids.take(every_T[self.texts.rows(others.keys(every_T)) < 0])
+        return self.texts.appended(added) if added else self.texts
+
+    def text_of(self, key: int) -> str:
+        """The text of an attribute's value; empty where it is not known."""
+        return self.texts_of(np.array([key], np.uint64))[0]
+
+    def texts_of(self, key_N: NDArray[np.uint64]) -> list[str]:
+        """The text of each value of attributes; empty where it is not known."""
+        return self.texts.ids.take(self.texts.rows(key_N)) if len(self.texts) else [""] * len(key_N)
 
     def without(self, row_N: NDArray[np.int64]) -> "Items":
         """With these rows gone. Their ids go on to name them."""
@@ -168,12 +188,14 @@ class Items:
             available_I=self.available_I[row_N],
             gone_I=self.gone_I[row_N],
             attributes={name: np.asarray(column[row_N]) for name, column in self.attributes.items()},
+            texts=self.texts,
             **{name: np.asarray(getattr(self, name)[row_N]) for name in _GROWING},
         )
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies every column, however its rows came there: 16 hexadecimal digits."""
+        """Identifies every column, however its rows came there: 16 hexadecimal digits. `texts` need not be told apart,
+        for the columns hold their hashes."""
         digest = sha256()
         for name, column in (("ids", self.ids.ids), *self._columns()):
             if isinstance(column, StringColumn):
@@ -201,6 +223,8 @@ class Items:
         (folder / "attributes.json").write_text(json.dumps(list(self.attributes)))
         for number, column in enumerate(self.attributes.values()):
             np.save(folder / f"attribute_{number}.npy", column, allow_pickle=False)
+        texts = self.texts.ids.take(np.arange(len(self.texts)))
+        IdMap.of(texts).save(folder, _TEXTS)
 
     @classmethod
     def load(cls, folder: Path) -> "Items":
@@ -214,5 +238,6 @@ class Items:
             searchable=StringColumn.load(folder, "searchable"),
             gone_I=np.zeros(len(ids), np.bool_),
             attributes={name: column(f"attribute_{number}") for number, name in enumerate(names)},
+            texts=IdMap.load(folder, _TEXTS) if (folder / f"{_TEXTS}.keys.npy").exists() else IdMap.of([]),
             **{name: column(name) for name in _SAVED},
         )

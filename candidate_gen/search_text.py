@@ -3,7 +3,7 @@
 Shape letters: I texts of a catalogue.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -11,6 +11,8 @@ from candidate_gen.measures import measured
 from candidate_gen.spelling import Spelling
 from candidate_gen.text import words
 
+FIELDS = ("title", "category", "creator", "description")
+"""What every item may have for search to read, in the order in which its text holds them."""
 _FUNCTION_WORDS = frozenset(
     """
     a about above across after again against all along also although am among an and another any are around as at be
@@ -23,6 +25,11 @@ _FUNCTION_WORDS = frozenset(
     """.split()  # noqa: SIM905
 )
 _PROSE = 0.25
+
+
+def field_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Fields as an item's text holds them: those that every item may have, then the declared ones by name."""
+    return (*FIELDS, *sorted(set(names) - set(FIELDS)))
 
 
 @dataclass(frozen=True, slots=True)

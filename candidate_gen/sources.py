@@ -316,9 +316,7 @@ class _Order:
 
 def known_to(query: Query) -> NDArray[np.int64]:
     """Seeds, excluded items, the history and what earlier pages showed."""
-    return np.unique(
-        np.concatenate([query.seed_row_S, query.exclude_row_X, query.history.row_L, query.before_row_X])
-    )
+    return np.unique(np.concatenate([query.seed_row_S, query.exclude_row_X, query.history.row_L, query.before_row_X]))
 
 
 def first_of_each(row_L: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -16,6 +16,7 @@ from weakref import finalize
 
 import numpy as np
 import tantivy
+from numpy.typing import NDArray
 
 from index.masks import Mask
 from index.types import Hits
@@ -69,9 +70,10 @@ class LexicalIndex:
     where I_w of I titles hold w: BM25 as in Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009,
     with k1 = 1.2 and b = 0.75; tantivy rounds lengths above 40 words. Words are runs of letters and digits,
     lower-case, without accents, stemmed. A word of a field with boost b counts as b words, which is BM25 with weighted
-    fields as in Robertson, Zaragoza and Taylor, "Simple BM25 Extension to Multiple Weighted Fields", 2004. Equal scores come in the order of rows, unless a build fills eight segments
-    of 4 GB in memory each: tantivy merges those in an order of its own. An index that has grown answers to the last
-    bit as one that is built of all its titles.
+    fields as in Robertson, Zaragoza and Taylor, "Simple BM25 Extension to Multiple Weighted Fields", 2004.
+
+    Equal scores come in the order of rows, unless a build fills eight segments of 4 GB in memory each: tantivy merges
+    those in an order of its own. An index that has grown answers to the last bit as one that is built of all its titles.
 
     Args:
         folder: what `build` wrote. It must stay there for as long as the index is to grow.
@@ -216,8 +218,8 @@ class LexicalIndex:
         if not words:
             return np.empty(0, np.int64)
         query = self._query(words, tantivy.Occur.Must if every else tantivy.Occur.Should)
-        count = self._searcher.search(query, limit=1, count=True).count  # what tantivy sets aside depends on the limit
-        found = self._searcher.search(query, limit=max(count, 1), count=False).hits
+        count = self._searcher.search(query, limit=1, count=True).count  # type: ignore[attr-defined]  # not in its stubs
+        found = self._searcher.search(query, limit=max(count, 1), count=False).hits  # the limit is set aside at once
         return np.sort(np.array(self._searcher.fast_field_values("row", [at for _, at in found]), np.int64))
 
     def _words_of(self, text: str) -> list[str]:
@@ -304,9 +306,7 @@ def _remove(folder: Path) -> None:
         rmtree(folder, ignore_errors=True)
 
 
-def _write(
-    folder: Path, texts: Sequence[str], *, language: str, boosts: Mapping[str, int], first: int = 0
-) -> None:
+def _write(folder: Path, texts: Sequence[str], *, language: str, boosts: Mapping[str, int], first: int = 0) -> None:
     """A tantivy index of the texts, whose rows count from the first."""
     times_F = list(boosts.values())
     index = tantivy.Index(_schema(), path=str(folder), reuse=False)

@@ -45,8 +45,8 @@ class SlatePolicy:
 
     The draw is a function of the settings, the rules, the generation, the query and the candidates in their order.
 
-    Where the query asks for an order there is no draw: the candidates that are not blocked are placed as they come, each
-    with probability 1.
+    Where the query asks for an order there is no draw: the candidates that are not blocked are placed as they come,
+    each with probability 1.
 
     Args:
         rules: None for none.

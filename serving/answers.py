@@ -5,6 +5,7 @@ A response is only ever made from an impression, so an answer found in the log i
 Shape letters: K slots, N candidates, A actions, S sources, L recent items.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,11 +20,13 @@ from index.columns import taken
 from policy.selector import SlatePolicy
 from policy.types import SlotFlag
 from protos import impression_pb2, recommender_pb2
-from protos.impression_pb2 import Impression
+from protos.impression_pb2 import FeatureValue, Impression
 from protos.recommender_pb2 import Item, Reason, ReasonKind
 from serving.changes import held
-from serving.codec import Request, attribution_token, missing_ids
+from serving.codec import OWN_FIELDS, Request, attribution_token, missing_ids
+from serving.found import tell_found
 from serving.generation import Generation
+from serving.paging import next_page_token
 from serving.pipeline import Answer, Trace
 
 Response = recommender_pb2.RecommendResponse | recommender_pb2.SearchResponse | recommender_pb2.RankResponse
@@ -85,6 +88,7 @@ def record(asked: Impression, *, query: Query, answer: Answer, generation: Gener
     asked.catalog_seq = generation.catalog_seq
     asked.policy.CopyFrom(policy_of(query, answer, generation))
     asked.degraded = answer.trace.degraded
+    asked.more = has_more(query, answer)
     asked.stages.extend(stage_times(answer.trace))
     asked.skipped_sources.extend(answer.trace.skipped_sources)
     for name, column in columns_of(answer, generation).items():
@@ -97,6 +101,12 @@ def record(asked: Impression, *, query: Query, answer: Answer, generation: Gener
         asked.eligible_item_key.extend(generation.items.ids.keys(row_N).tolist())
         asked.eligible_utility.extend(answer.slate.utility_N.tolist())
     return asked
+
+
+def has_more(query: Query, answer: Answer) -> bool:
+    """Whether there was more to show; where two arms drafted the slate, whether there may have been."""
+    slate = answer.slate
+    return len(slate) == query.size if len(slate.team_K) else len(answer.scored) > len(slate) > 0
 
 
 def policy_of(query: Query, answer: Answer, generation: Generation) -> impression_pb2.Policy:
@@ -161,6 +171,9 @@ def respond(
     response.degradation.stages.extend(logged.stages)
     response.policy.CopyFrom(logged.policy)
     response.missing_ids.extend(missing_ids(logged, query, generation))
+    response.next_page_token = next_page_token(logged)
+    if isinstance(response, recommender_pb2.SearchResponse) and isinstance(request, recommender_pb2.SearchRequest):
+        tell_found(response, request, query=query, generation=generation)
     row_K = generation.items.ids.rows_of(logged.item_id) if row_K is None else row_K
     slots = _Slots(logged, query, generation, row_K)
     if request.columns:
@@ -230,6 +243,8 @@ class _Slots:
         bits_S = np.array([of_source.get(name, 0) for name in self.logged.source_names], np.uint32)
         bits_K = _united(np.array(self.logged.source_bits, np.uint32), bits_S)
         bits_K |= _united(np.array(self.logged.slot_flags, np.uint32), _BITS_OF_FLAG)
+        if self.logged.order_by:
+            bits_K |= np.uint32(1 << _SEARCH_MATCH)
         if not known and not len(query.seed_row_S):
             bits_K |= np.uint32(1 << ReasonKind.REASON_COLD_START)
         return bits_K
@@ -247,6 +262,16 @@ class _Slots:
             self.row_K >= 0, self.generation.items.published_ms_I[self.row_K], 0
         ).tolist()
         return published_ms_K
+
+    def attribute(self, name: str) -> list[FeatureValue | None]:
+        """None where an item has none."""
+        held_K = self.row_K >= 0
+        value_K = np.asarray(self.generation.items.attributes[name][np.where(held_K, self.row_K, 0)])
+        if value_K.dtype.kind == "u":
+            texts = zip(self.generation.items.texts_of(value_K), held_K.tolist(), strict=True)
+            return [FeatureValue(text=text) if text and held else None for text, held in texts]
+        numbers = np.where(held_K, value_K, np.nan).tolist()
+        return [None if math.isnan(number) else FeatureValue(number=number) for number in numbers]
 
     def similar_to(self) -> list[str]:
         """Id of the seed, or else of the recent item, that a slot with the reason SIMILAR_TO is nearest to."""
@@ -272,6 +297,7 @@ def _fill_items(response: Response, request: Request, slots: _Slots) -> None:
     title_K = slots.titles() if "title" in shown else nothing
     category_K = slots.categories() if "category" in shown else nothing
     published_ms_K = slots.published_ms() if "published_ms" in shown else [0] * len(nothing)
+    attributes = {name: slots.attribute(name) for name in shown if name not in OWN_FIELDS}
     like: dict[tuple[int, int, str], Item] = {}  # few combinations occur, and copying is cheaper than building
     prefix = 1.0
     actions = len(logged.action_names)
@@ -291,6 +317,9 @@ def _fill_items(response: Response, request: Request, slots: _Slots) -> None:
         item.title = title_K[k]
         item.category = category_K[k]
         item.published_ms = published_ms_K[k]
+        for name, value_K in attributes.items():
+            if (value := value_K[k]) is not None:
+                item.fields[name].CopyFrom(value)
         if request.include_scores:
             item.score = logged.utility[k]
             probability_A = logged.probability[k * actions : (k + 1) * actions]

@@ -8,12 +8,14 @@ given twice the last value counts.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol, TypeVar
 
 import grpc
 
 from candidate_gen.features import FeatureTable
+from candidate_gen.search_text import FIELDS
 from protos import catalog_pb2
 from protos.catalog_pb2 import (
     CatalogItem,
@@ -179,7 +181,8 @@ def accepted_items(request: UpsertItemsRequest, generation: Generation) -> Accep
         CatalogFull: where they do not fit before the next generation.
     """
     table = generation.table
-    reasons = [_reason(check_item, item, table) for item in request.items]
+    texts = [name for name in generation.lexical.boosts if name not in FIELDS]
+    reasons = [_reason(partial(check_item, texts=texts), item, table) for item in request.items]
     last = {item.item_id: item for item, reason in zip(request.items, reasons, strict=True) if not reason}
     chosen = list(last.values())
     if chosen:
@@ -262,15 +265,19 @@ def check_id(item_id: str, _table: FeatureTable) -> None:
         raise InvalidRequest("item_id", f"an id of {len(item_id)} characters", f"1 to {codec.MAX_ID_CHARS}")
 
 
-def check_item(item: CatalogItem, table: FeatureTable) -> None:
-    """Ids, texts and numbers within bounds, attributes declared."""
+def check_item(item: CatalogItem, table: FeatureTable, *, texts: Sequence[str] = ()) -> None:
+    """Ids, texts and numbers within bounds, attributes declared.
+
+    Args:
+        texts: columns that are declared for search alone.
+    """
     check_id(item.item_id, table)
     codec.check_string("title", item.title, codec.MAX_TEXT_CHARS)
     codec.check_string("category", item.category, codec.MAX_ID_CHARS)
     codec.check_string("creator", item.creator, codec.MAX_ID_CHARS)
     codec.check_string("description", item.description, MAX_DESCRIPTION_CHARS)
     codec.check_whole("published_ms", item.published_ms, 0, codec.MAX_TIME_MS)
-    _check_values(item, table)
+    _check_values(item, table, texts)
 
 
 def check_patch(patch: ItemPatch, table: FeatureTable) -> None:
@@ -281,10 +288,10 @@ def check_patch(patch: ItemPatch, table: FeatureTable) -> None:
     _check_values(patch, table)
 
 
-def _check_values(item: CatalogItem | ItemPatch, table: FeatureTable) -> None:
+def _check_values(item: CatalogItem | ItemPatch, table: FeatureTable, texts: Sequence[str] = ()) -> None:
     columns = table.item_columns
     codec.check_values("attributes", item.attributes)
-    codec.check_columns("attributes", item.attributes, columns)
+    codec.check_columns("attributes", item.attributes, columns, texts=texts)
     if not item.HasField("price"):
         return
     if not any(column.name == PRICE and column.kind == "number" for column in columns):

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from candidate_gen.features import FeatureTable, item_attributes, item_rows
+from candidate_gen.features import FeatureTable, attribute_texts, item_attributes, item_rows
 from candidate_gen.items import Items
+from candidate_gen.search_text import FIELDS
 from candidate_gen.towers import Towers
+from index.lexical import joined
 from index.poison import unusable
-from index.strings import key64
+from index.strings import IdMap, key64
 from protos.catalog_pb2 import (
     CatalogItem,
     CatalogUser,
@@ -33,12 +35,18 @@ PRICE = "price"
 """The declared item column that the field of this name stands for."""
 
 
-def changed(items: Items, entry: Entry, *, table: FeatureTable, towers: Towers) -> Items:
+def changed(
+    items: Items, entry: Entry, *, table: FeatureTable, towers: Towers, fields: Sequence[str] = FIELDS
+) -> Items:
     """The items after an entry. Ids that they do not hold are passed over, and so are items that embed badly; rules,
-    users and traffic change no item."""
+    users and traffic change no item.
+
+    Args:
+        fields: what search reads, in this order.
+    """
     request = entry.request
     if isinstance(request, UpsertItemsRequest):
-        return _upserted(items, request.items, time_ms=entry.time_ms, table=table, towers=towers)
+        return _upserted(items, request.items, time_ms=entry.time_ms, table=table, towers=towers, fields=fields)
     if isinstance(request, PatchItemsRequest):
         return _patched(items, request.patches, table=table)
     if isinstance(request, DeleteItemsRequest):
@@ -72,22 +80,31 @@ def values_of(item: CatalogItem | ItemPatch | CatalogUser) -> dict[str, str | fl
 def defaulted(change: Change | None, table: FeatureTable) -> Counter[str]:
     """For how many of the changed items the default of a feature stands for a value that they say, by its name."""
     found: Counter[str] = Counter()
+    declared = {feature.name for feature in table.item_columns}
     if isinstance(change, UpsertItemsRequest):
         found.update("category" for item in change.items if table.encoded("category", [item.category])[1].any())
     if not isinstance(change, UpsertItemsRequest | PatchItemsRequest):
         return found
     for entry in change.items if isinstance(change, UpsertItemsRequest) else change.patches:
-        found.update(name for name, value in values_of(entry).items() if table.encoded(name, [value])[1].any())
+        values = [(name, value) for name, value in values_of(entry).items() if name in declared]
+        found.update(name for name, value in values if table.encoded(name, [value])[1].any())
     return found
 
 
-def searchable(item: CatalogItem) -> str:
+def searchable(item: CatalogItem, fields: Sequence[str]) -> str:
     """What text search reads of an item."""
-    return " ".join(part for part in (item.title, item.category, item.description) if part)
+    own = {"title": item.title, "category": item.category, "creator": item.creator, "description": item.description}
+    return joined([own[name] if name in own else str(values_of(item).get(name, "")) for name in fields])
 
 
 def _upserted(
-    items: Items, listed: Sequence[CatalogItem], *, time_ms: int, table: FeatureTable, towers: Towers
+    items: Items,
+    listed: Sequence[CatalogItem],
+    *,
+    time_ms: int,
+    table: FeatureTable,
+    towers: Towers,
+    fields: Sequence[str],
 ) -> Items:
     """Whole new rows. What an item that was there has earned stays with it, and so does its time if none is given."""
     row_N = _records(listed, table)
@@ -113,13 +130,14 @@ def _upserted(
         Items.of(
             ids=[item.item_id for item in listed],
             titles=[item.title for item in listed],
-            searchable=[searchable(item) for item in listed],
+            searchable=[searchable(item, fields) for item in listed],
             row_I=row_N,
             published_ms=np.where(published_ms_N > 0, published_ms_N, inherited_N),
             embedding_ID=embedding_ND[good_N],
             available=[not item.HasField("available") or item.available for item in listed],
             popularity=popularity_N,
             attributes=item_attributes(table, **_described(listed, table)),
+            texts=attribute_texts(table, **_described(listed, table)),
         )
     )
 
@@ -142,11 +160,12 @@ def _patched(items: Items, patches: Sequence[ItemPatch], *, table: FeatureTable)
     added = items.take(np.array([row for row, _ in changing], np.int64))
     row_N = np.array(added.row_I)
     attributes = {name: np.array(column) for name, column in added.attributes.items()}
+    texts = {value for _, values in changing for value in values.values() if isinstance(value, str) and value}
     for n, (_, values) in enumerate(changing):
         for name, value in values.items():
             row_N[name][n] = table.encode(name, [value])[0]
             attributes[name][n] = (key64(value) if value else 0) if isinstance(value, str) else value
-    return items.appended(replace(added, row_I=row_N, attributes=attributes))
+    return items.appended(replace(added, row_I=row_N, attributes=attributes, texts=IdMap.of(sorted(texts))))
 
 
 def _unusable(vector_ND: NDArray[np.float32]) -> NDArray[np.int64]:

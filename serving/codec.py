@@ -6,7 +6,9 @@ therefore what replay runs: `query_of` on the logged impression gives the logged
 Shape letters: N candidates, S seeds, X excluded or shown items, L history.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 from google.protobuf.message import Message
@@ -14,15 +16,20 @@ from numpy.typing import NDArray
 
 from candidate_gen.features import Feature
 from candidate_gen.items import Items
+from candidate_gen.matches import numbers_of, order_of
 from candidate_gen.predicates import FilterError
+from candidate_gen.predicates import parse as parse_filter
 from candidate_gen.types import NO_ROWS, Query
+from index.masks import Mask
 from index.strings import keys64
 from index.types import Hits
 from protos import events_pb2, recommender_pb2
-from protos.impression_pb2 import FeatureValue, Impression, Kind, Outcome
-from protos.recommender_pb2 import DebugLevel, FilterMode, Priority
+from protos.impression_pb2 import FeatureValue, FilterMode, HybridMode, Impression, Kind, Outcome, Page
+from protos.recommender_pb2 import DebugLevel, Priority
 from serving.changes import held
 from serving.generation import Generation
+from serving.paging import page_of, question_of
+from serving.retrieval import mixed
 
 Request = recommender_pb2.RecommendRequest | recommender_pb2.SearchRequest | recommender_pb2.RankRequest
 
@@ -34,6 +41,13 @@ MAX_ITEM_IDS = 1000
 MAX_RECENT = 100
 MAX_FEATURES = 100
 MAX_LABELS = 32
+MAX_BOOSTS = 16
+MAX_STRENGTH = 1000.0
+MAX_RETURN_FIELDS = 32
+MAX_FACETS = 16
+MAX_FACET_VALUES = 1000
+MAX_BOUNDS = 100
+MAX_TOKEN_CHARS = 1 << 14
 MAX_EVENTS = 1000
 MAX_VALUE = 1e12
 MAX_TIME_MS = 4_102_444_800_000
@@ -43,17 +57,15 @@ FUTURE_MS = 300_000
 
 _MAX_FEATURE = float(np.finfo(np.float32).max)
 _DEFAULT_PAGE = 20
-_RETURN_FIELDS = ("title", "category", "published_ms")
+OWN_FIELDS = ("title", "category", "published_ms")
+"""What `return_fields` may name beside attributes."""
+_BURIED = -1e6
+"""Far below any boost: what is filled up with comes after everything else that is drawn by utility."""
 _UNSIGNED = "u1."
 
 _UNSUPPORTED: Mapping[str, str] = {
-    "page_token": "ask for a larger page_size, or exclude what was shown with exclude_item_ids",
     "policy": "the generation's own policy applies",
-    "boosts": "the generation's own policy applies",
-    "facets": "leave it empty",
     "query_options": "the query is searched for as typed",
-    "hybrid": "both word and vector matches are retrieved",
-    "order_by": "the order is the policy's",
 }
 _QUESTION = (
     "kind",
@@ -66,6 +78,11 @@ _QUESTION = (
     "exclude_item_ids",
     "rank_item_ids",
     "filter",
+    "filter_mode",
+    "boosts",
+    "hybrid",
+    "order_by",
+    "page",
 )
 """What two impressions of one request id must agree on."""
 
@@ -79,10 +96,10 @@ class InvalidRequest(ValueError):
 
 
 class InvalidFilter(InvalidRequest):
-    """A filter that cannot be read, or that these items cannot be judged by; the parser says why."""
+    """A condition that cannot be read, or that these items cannot be judged by; the parser says why."""
 
-    def __init__(self, why: FilterError) -> None:
-        ValueError.__init__(self, f"filter: {why}")
+    def __init__(self, field: str, why: FilterError) -> None:
+        ValueError.__init__(self, f"{field}: {why}")
 
 
 class Unsupported(ValueError):
@@ -116,6 +133,8 @@ def asked(request: Request, *, server_time_ms: int | None, new_request_id: Calla
         session_id=context.session_id,
         exclude_item_ids=dict.fromkeys(request.exclude_item_ids),
         filter=request.filter.strip(),
+        filter_mode=request.filter_mode,
+        boosts=request.boosts,
         features=context.features,
         labels=request.labels,
     )
@@ -132,6 +151,10 @@ def asked(request: Request, *, server_time_ms: int | None, new_request_id: Calla
         check_string("query", request.query, MAX_TEXT_CHARS)
         made.text = request.query
         made.size = _page(request, default=_DEFAULT_PAGE, most=MAX_PAGE)
+        _check_search(request)
+        made.order_by = request.order_by.strip()
+        if request.HasField("hybrid"):
+            made.hybrid.CopyFrom(request.hybrid)
     else:
         made.kind = Kind.KIND_RANK
         check_string("query", request.query, MAX_TEXT_CHARS)
@@ -145,6 +168,8 @@ def asked(request: Request, *, server_time_ms: int | None, new_request_id: Calla
             raise InvalidRequest("item_ids", f"{repeated} repeated ids", "each id once")
         made.size = _page(request, default=len(request.item_ids), most=MAX_ITEM_IDS)
 
+    if request.page_token:
+        made.page.CopyFrom(_turned_to(request.page_token, made))
     recent = keys64(dict.fromkeys(context.recent_item_ids))
     made.history_item_key.extend(recent.tolist())
     made.history_action_key.extend([0] * len(recent))
@@ -175,25 +200,40 @@ def copied(asked: Impression) -> Impression:
 
 
 def check_against(asked: Impression, generation: Generation) -> None:
-    """What only the generation can tell of a request: the features that the caller sent, and the filter.
+    """What only the generation can tell of a request: the features that the caller sent, conditions, the order.
 
     Raises:
-        InvalidRequest: for a feature that is no stored user column, or whose value has the wrong type; for a filter
-            that names what is no attribute, or compares it with what it is not.
+        InvalidRequest: for a feature that is no stored user column, or whose value has the wrong type; for a filter or
+            a condition that names what is no attribute, or compares it with what it is not; for an order by what is no
+            number.
     """
     check_columns("context.features", asked.features, generation.table.profile)
+    name = "filter"
     try:
         generation.attributes.allowed(asked.filter)
+        for n, boost in enumerate(asked.boosts):
+            name = f"boosts[{n}].condition"
+            generation.attributes.mask(parse_filter(boost.condition))
     except FilterError as error:
-        raise InvalidFilter(error) from None
+        raise InvalidFilter(name, error) from None
+    if asked.order_by:
+        try:
+            numbers_of(generation.items, order_of(asked.order_by).attribute, NO_ROWS)
+        except ValueError as error:
+            raise InvalidRequest("order_by", asked.order_by, str(error)) from None
 
 
-def check_columns(field: str, values: Mapping[str, FeatureValue], columns: Iterable[Feature]) -> None:
+def check_columns(
+    field: str, values: Mapping[str, FeatureValue], columns: Iterable[Feature], *, texts: Sequence[str] = ()
+) -> None:
     """
+    Args:
+        texts: further columns, of texts.
+
     Raises:
         InvalidRequest: for a name that is none of the columns, or a value of the wrong type.
     """
-    kinds = {column.name: column.kind for column in columns}
+    kinds = {column.name: str(column.kind) for column in columns} | dict.fromkeys(texts, "text")
     for name, value in values.items():
         if name not in kinds:
             raise InvalidRequest(field, name, ", ".join(sorted(kinds)) or "none in this generation")
@@ -207,9 +247,14 @@ def query_of(asked: Impression, generation: Generation) -> Query:
 
     Items that the generation does not hold are left out.
     """
-    items = generation.items
+    items, attributes = generation.items, generation.attributes
+    boosts = tuple((attributes.mask(parse_filter(each.condition)), each.strength) for each in asked.boosts)
+    relaxed = asked.filter_mode == FilterMode.FILTER_MODE_RELAX and bool(asked.filter)
+    if relaxed and (allowed := attributes.allowed(asked.filter)) is not None:
+        boosts = (*boosts, (Mask(~allowed.allowed_I), _BURIED))
     return Query(
-        request_id=asked.shadow_of or asked.request_id,  # a shadow draws as what it stands beside
+        # All pages draw as the first, and a shadow as what it stands beside.
+        request_id=asked.page.first or asked.shadow_of or asked.request_id,
         time_ms=asked.time_ms,
         surface=asked.surface,
         size=asked.size,
@@ -224,10 +269,38 @@ def query_of(asked: Impression, generation: Generation) -> Query:
         seed_row_S=_known_rows(items, asked.seed_item_ids),
         exclude_row_X=_known_rows(items, asked.exclude_item_ids),
         shown_row_X=_rows_of_keys(items, asked.shown_item_key),
+        fill=relaxed,
+        boosts=boosts,
+        mix=_mix(asked),
+        order=order_of(asked.order_by) if asked.order_by else None,
+        page=asked.page.number,
+        before_row_X=_rows_of_keys(items, asked.page.shown_item_key),
         only_row_N=_known_rows(items, asked.rank_item_ids) if asked.kind == Kind.KIND_RANK else None,
         filter=asked.filter,
         live=live_hits(asked, generation),
     )
+
+
+def _mix(asked: Impression) -> dict[str, float]:
+    """The sources of a search as the caller wants them; empty where it leaves that to the generation."""
+    if asked.hybrid.mode == HybridMode.HYBRID_MODE_LEXICAL:
+        return mixed(1.0)
+    if asked.hybrid.mode == HybridMode.HYBRID_MODE_DENSE:
+        return mixed(0.0)
+    return mixed(asked.hybrid.lexical_weight) if asked.hybrid.HasField("lexical_weight") else {}
+
+
+def _turned_to(token: str, asked: Impression) -> Page:
+    """
+    Raises:
+        InvalidRequest: for what is not the token of an answer to the same request.
+    """
+    page = page_of(token) if len(token) <= MAX_TOKEN_CHARS else None
+    if page is None:
+        raise InvalidRequest("page_token", token, "the next_page_token of an answer, unchanged")
+    if page.question != question_of(asked):
+        raise InvalidRequest("page_token", token, "the token of the same request, apart from request_id and page_size")
+    return page
 
 
 def tell(asked: Impression, named: Mapping[str, Hits], generation: Generation) -> None:
@@ -359,20 +432,42 @@ def _check_context(context: recommender_pb2.Context, *, trusted: bool) -> None:
 def _check_options(request: Request) -> None:
     check_string("request_id", request.request_id, MAX_ID_CHARS)
     _ids("exclude_item_ids", request.exclude_item_ids, MAX_ITEM_IDS)
-    if request.filter_mode == FilterMode.FILTER_MODE_RELAX:
-        raise Unsupported("filter_mode RELAX is not supported yet; STRICT gives a short page where little matches")
     if request.filter_mode not in FilterMode.values():
-        raise InvalidRequest("filter_mode", request.filter_mode, "STRICT")
+        raise InvalidRequest("filter_mode", request.filter_mode, "STRICT, RELAX")
+    if len(request.boosts) > MAX_BOOSTS:
+        raise InvalidRequest("boosts", f"{len(request.boosts)} boosts", f"at most {MAX_BOOSTS}")
+    for n, boost in enumerate(request.boosts):
+        if not boost.condition.strip():
+            raise InvalidRequest(f"boosts[{n}].condition", boost.condition, 'a condition, such as category = "News"')
+        if not abs(boost.strength) <= MAX_STRENGTH:
+            raise InvalidRequest(f"boosts[{n}].strength", boost.strength, f"-{MAX_STRENGTH:g} to {MAX_STRENGTH:g}")
     _labels(request.labels)
-    if len(request.return_fields) > len(_RETURN_FIELDS):
-        raise InvalidRequest("return_fields", f"{len(request.return_fields)} names", f"at most {len(_RETURN_FIELDS)}")
-    for name in request.return_fields:
-        if name not in _RETURN_FIELDS:
-            raise InvalidRequest("return_fields", name, ", ".join(_RETURN_FIELDS))
+    if len(request.return_fields) > MAX_RETURN_FIELDS:
+        raise InvalidRequest("return_fields", f"{len(request.return_fields)} names", f"at most {MAX_RETURN_FIELDS}")
     if request.debug == DebugLevel.DEBUG_LEVEL_FULL:
         raise Unsupported("debug FULL is not supported yet; SUMMARY fills the trace")
     if request.debug not in DebugLevel.values():
         raise InvalidRequest("debug", request.debug, "NONE, SUMMARY")
+
+
+def _check_search(request: recommender_pb2.SearchRequest) -> None:
+    check_string("order_by", request.order_by, MAX_ID_CHARS)
+    if request.order_by.strip():
+        try:
+            order_of(request.order_by)
+        except ValueError as error:
+            raise InvalidRequest("order_by", request.order_by, str(error)) from None
+    if request.hybrid.mode not in HybridMode.values():
+        raise InvalidRequest("hybrid.mode", request.hybrid.mode, "BOTH, LEXICAL, DENSE")
+    if not 0 <= request.hybrid.lexical_weight <= 1:
+        raise InvalidRequest("hybrid.lexical_weight", request.hybrid.lexical_weight, "0 to 1")
+    if len(request.facets) > MAX_FACETS:
+        raise InvalidRequest("facets", f"{len(request.facets)} facets", f"at most {MAX_FACETS}")
+    for n, facet in enumerate(request.facets):
+        check_whole(f"facets[{n}].limit", facet.limit, 0, MAX_FACET_VALUES)
+        bounds = list(facet.bounds)
+        if len(bounds) > MAX_BOUNDS or any(not low < high for low, high in pairwise([-math.inf, *bounds, math.inf])):
+            raise InvalidRequest(f"facets[{n}].bounds", bounds, f"at most {MAX_BOUNDS} numbers, ascending")
 
 
 def _page(request: Request, *, default: int, most: int) -> int:

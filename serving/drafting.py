@@ -37,14 +37,14 @@ def drafted(
     budget_s: float,
     without: frozenset[str] = frozenset(),
 ) -> Answer:
-    """The slate that two arms draft; or that of the first alone, where one of them had to do without something or the
-    slate is too long. Only items that both hold come into it.
+    """The slate that two arms draft; or that of the first alone, where one of them had to do without something, the
+    slate is too long or the query asks for an order. Only items that both hold come into it.
 
     What the impression keeps of a slot is what the arm saw that filled it; the query's row is that of the first.
     """
     started = [side[1].pipeline.run(side[0], budget_s=budget_s, without=without) for side in (one, other)]
     own, second = started
-    if one[0].size > MAX_SLOTS or any(_lacks(each, without) for each in started):
+    if one[0].size > MAX_SLOTS or one[0].order is not None or any(_lacks(each, without) for each in started):
         return own
     row_N = held(one[1].items, other[1].items.ids.ids.take(second.scored.candidates.row_N))
     kept_N = row_N >= 0

@@ -147,6 +147,8 @@ class Experiment:
         if (self.surfaces and asked.surface not in self.surfaces) or (self.kinds and asked.kind not in self.kinds):
             return ""
         unit: str = getattr(asked, self.unit)
+        if self.unit == "request_id":  # all pages are of one arm
+            unit = asked.page.first or unit
         return unit if unit and self._has(unit) else ""
 
     def arm_of(self, unit: str) -> Arm:

@@ -11,7 +11,7 @@ import json
 import threading
 import zlib
 from collections.abc import Callable, Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 
 from candidate_gen.activity import Activity
 from candidate_gen.compiled_tower import QueryEncoder, query_encoder
-from candidate_gen.features import FeatureTable, query_rows
+from candidate_gen.features import FeatureTable
 from candidate_gen.filters import Disallowed, Excluded, Seen, Shown, Unpublished
 from candidate_gen.items import Items
+from candidate_gen.matches import Matching
 from candidate_gen.predicates import Attributes
+from candidate_gen.search_text import field_order
 from candidate_gen.towers import Towers
-from candidate_gen.types import History, HydratedQuery, Query
+from candidate_gen.types import History
 from index.columns import growing
 from index.delta import Base, GrownIndex
 from index.generations import GenerationStore, Manifest
@@ -44,15 +46,19 @@ from ranking.rankers import AnyScorer, load_scorer
 from ranking.scorer import RankerScorer, RetrievalOrder
 from serving.breaker import Watch
 from serving.canaries import NOT_OF_A_CANARY, Unfit, canaries, check_answers, check_recall
-from serving.catalog_log import FILE, CatalogLog, Change, Entry, StaleHead
+from serving.catalog_log import FILE, CatalogLog, Change, Entry, StaleHead, UnknownChange
 from serving.changes import changed
 from serving.clock import now_ms
-from serving.log import CorruptLog
+from serving.hydration import hydration
+from serving.kept import Kept
+from serving.log import CorruptLog, LogUnavailable
 from serving.pipeline import RANKER, Filter, Pipeline, nothing_pinned
 from serving.profiles import Profiles
-from serving.retrieval import RetrievalSettings, chosen, fan_out, grown
+from serving.retrieval import RetrievalSettings, chosen, fan_out, grown, mixed
 from serving.rules import rules_after
 
+_AS_BEFORE = {"lexical_weight": None, "most_of_search": None}
+"""How generations retrieve that were made before these were settings."""
 _NO_ACTIVITY = Activity.none().fingerprint
 """Of generations made before there was any."""
 
@@ -87,7 +93,8 @@ def write(
     np.save(folder / "profile_U.npy", profile_U, allow_pickle=False)
     towers.save(folder)
     vectors.save(folder)
-    LexicalIndex.build(folder / "lexical", items.searchable)
+    boosts = {name: retrieval.boosts.get(name, 1) for name in field_order(retrieval.boosts)}
+    LexicalIndex.build(folder / "lexical", items.searchable, boosts=boosts)
     scorer.save(folder)
     if isinstance(scorer, RankerScorer):
         scorer.save_halves(folder)
@@ -184,7 +191,7 @@ class Generation:
         _agree("ranker", scorer.fingerprint, "manifest", manifest.fingerprints["ranker"])
         settings = PolicySettings.from_json((folder / "policy.json").read_text())
         _agree("policy", settings.fingerprint, "manifest", manifest.fingerprints["policy"])
-        retrieval = RetrievalSettings(**json.loads((folder / "retrieval.json").read_text()))
+        retrieval = RetrievalSettings(**_AS_BEFORE | json.loads((folder / "retrieval.json").read_text()))
         activity = Activity.load(folder)
         _agree("activity", activity.fingerprint, "manifest", manifest.fingerprints.get("activity", _NO_ACTIVITY))
         profile_U = np.asarray(np.load(folder / "profile_U.npy", mmap_mode="r", allow_pickle=False))
@@ -210,7 +217,14 @@ class Generation:
             activity=activity,
             catalog_seq=manifest.catalog_seq,
             pipeline=Pipeline(
-                hydrate=_hydration(table, items, profiles, attributes=attributes, encode_query=encode_query),
+                hydrate=hydration(
+                    table,
+                    items,
+                    profiles,
+                    attributes=attributes,
+                    encode_query=encode_query,
+                    matching=Matching(items, lexical),
+                ),
                 sources=sources,
                 items=len(items),
                 filters=_filters(retrieval, items),
@@ -220,6 +234,8 @@ class Generation:
                 fan_out=fan_out(vectors),
                 patience_s=retrieval.patience_ms / 1000,
                 most=retrieval.most,
+                mix={} if retrieval.lexical_weight is None else mixed(retrieval.lexical_weight),
+                most_of_search=retrieval.most_of_search,
                 watched={name: Watch() for name in (*(each.name for each, _ in sources[:-1]), RANKER)},
             ),
         )
@@ -239,7 +255,8 @@ class Generation:
         for entry in entries:
             if entry.seq != seq + 1:
                 raise ValueError(f"entry {entry.seq} was given, change {seq + 1} of the catalogue is next")
-            items, seq = changed(items, entry, table=self.table, towers=self.towers), entry.seq
+            fields = tuple(self.lexical.boosts)
+            items, seq = changed(items, entry, table=self.table, towers=self.towers, fields=fields), entry.seq
             put = entry if isinstance(entry.request, PutRulesRequest) else put
         profiles = self.profiles.after(entries, self.table)
         return self if seq == self.catalog_seq else self._with(items, profiles, put, seq)
@@ -249,10 +266,16 @@ class Generation:
         other rules if they were put."""
         attributes = self.attributes if items is self.items else self.attributes.on(items)
         rules = rules_after(put, self.rules, items=items, attributes=attributes)
+        lexical = self.lexical.grown(items.searchable.take(np.arange(len(self.items), len(items))))
         parts = _ruled(self.settings, items, self.id, rules)
         if items is not self.items or profiles is not self.profiles:
-            parts["hydrate"] = _hydration(
-                self.table, items, profiles, attributes=attributes, encode_query=self.encode_query
+            parts["hydrate"] = hydration(
+                self.table,
+                items,
+                profiles,
+                attributes=attributes,
+                encode_query=self.encode_query,
+                matching=Matching(items, lexical),
             )
         if items is self.items:
             return replace(
@@ -264,9 +287,7 @@ class Generation:
             )
         base = self.vectors.base if isinstance(self.vectors, GrownIndex) else self.vectors
         vectors = GrownIndex(base, growing(items.embedding_ID).tail)
-        lexical = self.lexical.grown(items.searchable.take(np.arange(len(self.items), len(items))))
         scorer = self.scorer.on(items)
-
         return replace(
             self,
             items=items,
@@ -297,6 +318,10 @@ class Generation:
         if not isinstance(self.pipeline.selector, SlatePolicy):
             raise ValueError(f"generation {self.id} has no policy that knows its propensities")
         return self.pipeline.selector
+
+    @cached_property
+    def matching(self) -> Matching:
+        return Matching(self.items, self.lexical)
 
     @property
     def rules_etag(self) -> str:
@@ -342,23 +367,6 @@ def action_key(name: str) -> int:
     return zlib.crc32(name.encode())
 
 
-def _hydration(
-    table: FeatureTable,
-    items: Items,
-    profiles: Profiles,
-    *,
-    attributes: Attributes,
-    encode_query: QueryEncoder,
-) -> Callable[[Query], HydratedQuery]:
-    def hydrate(query: Query) -> HydratedQuery:
-        profile, defaulted = _profile(table, profiles, query)
-        row = _query_row(table, items, profile, query)
-        allowed = attributes.allowed(query.filter)
-        return HydratedQuery(query, row, encode_query(row), allowed, defaulted)
-
-    return hydrate
-
-
 def _ruled(settings: PolicySettings, items: Items, generation: str, rules: RulesInForce | None) -> dict[str, Any]:
     """What of a pipeline depends on the rules."""
     pinned = rules.pinned if rules else nothing_pinned
@@ -367,34 +375,6 @@ def _ruled(settings: PolicySettings, items: Items, generation: str, rules: Rules
 
 def _filters(retrieval: RetrievalSettings, items: Items) -> list[Filter]:
     return [Disallowed(), Unpublished(items), Excluded(), *([Seen()] if retrieval.hide_seen else []), Shown()]
-
-
-def _profile(table: FeatureTable, profiles: Profiles, query: Query) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The profile, and which of its features stand at their defaults where a value was wanted: see `HydratedQuery`."""
-    stored = profiles.of(query.user_id)
-    defaulted = {feature.name for feature in table.profile if query.user_id and stored is None}
-    profile = table.stranger if stored is None else stored.copy()
-    for name, value in query.features.items():
-        if name in (profile.dtype.names or ()):
-            profile[name], unusable_B = table.encoded(name, [value])
-            (defaulted.add if unusable_B[0] else defaulted.discard)(name)
-    return profile, tuple(sorted(defaulted))
-
-
-def _query_row(table: FeatureTable, items: Items, profile: np.ndarray, query: Query) -> np.ndarray:
-    history = query.history
-    return query_rows(
-        table,
-        items.row_I,
-        user_ids=[query.user_id],
-        profile_B=profile,
-        surfaces=[query.surface],
-        texts=[query.text],
-        time_ms_B=np.array([query.time_ms], np.int64),
-        history_row_BL=history.row_L[None],
-        history_action_BL=history.action_L[None],
-        history_time_ms_BL=history.time_ms_L[None],
-    )
 
 
 def _agree(what: str, found: str, other: str, expected: str) -> None:
@@ -418,6 +398,8 @@ class Generations:
         self._active: Generation | None = None
         self._ready: dict[str, Generation] = {}
         """Loaded and warm, but not active: what was prepared last, and what was active before."""
+        self._kept = Kept[Generation]()
+        """What was active before."""
         self._changing = threading.Lock()
         self._advancing = threading.Lock()
 
@@ -440,6 +422,19 @@ class Generations:
             return active
         with self._advancing:
             return self._advance(self._active)
+
+    def kept(self, generation: str) -> Generation | None:
+        """One that is active, or was until less than `KEPT_S` ago, with every change of the catalogue that can be read;
+        None for any other."""
+        with self._advancing:
+            held = self._kept.find(generation)
+            if self._active is not None and self._active.id == generation:
+                return self._active
+            with suppress(CorruptLog, LogUnavailable, UnknownChange):
+                if held is not None:
+                    held = self.current(held)
+                    self._kept.keep(generation, held)
+            return held
 
     def change(self, plan: Callable[[Generation], Change | None], *, time_ms: int) -> int:
         """Log a change of the catalogue and serve it: on disk and in `active` when this returns; its number, or 0.
@@ -525,6 +520,8 @@ class Generations:
             if before is None or before.id != prepared.id:
                 self._active = self.current(prepared)
                 self._ready = {before.id: before} if before is not None else {}
+                if before is not None:
+                    self._kept.keep(before.id, before)
             else:
                 self._active = self.current(before)
             return self._active

@@ -319,7 +319,7 @@ class Pipeline:
         return kept
 
     def _filled(self, query: Query, candidates: Candidates, trace: Trace) -> Candidates:
-        """With as many popular items that the filter refuses as a page has room for; the query's boosts put them last."""
+        """With as many popular items that the filter refuses as a page has room for; boosts of the query bury them."""
         unfiltered = self.hydrate(replace(query, filter="", order=None))
         floor = self.sources[-1][0]
         hits = floor.retrieve(unfiltered, query.size + len(candidates))

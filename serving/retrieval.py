@@ -42,9 +42,11 @@ class RetrievalSettings:
     every source is asked, as it is for a recommendation."""
     most_of_search: int | None = 200
     """`most`, where something was typed."""
-    boosts: Mapping[str, int] = field(default_factory=lambda: {"title": 1, "category": 1, "creator": 1, "description": 1})
-    """How often a word in a field of an item counts for search; 0: the field is not read. 1 for declared columns of text
-    that are not named."""
+    boosts: Mapping[str, int] = field(
+        default_factory=lambda: {"title": 1, "category": 1, "creator": 1, "description": 1}
+    )
+    """How often a word in a field of an item counts for search; 0: the field is not read. 1 for declared columns of
+    text that are not named."""
     patience_ms: float = 100.0
     """How long a search is waited for where searches have threads of their own: with many items, or with shards."""
     fresh_days: float = 3.0

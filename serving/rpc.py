@@ -48,6 +48,15 @@ class StaleRules(RuntimeError):
         super().__init__(f"etag: {etag!r} given, the rules in force have {now!r}; read them with GetRules, try again")
 
 
+class StalePage(RuntimeError):
+    """The generation of the first page is gone."""
+
+    def __init__(self, generation: str) -> None:
+        super().__init__(
+            f"page_token: of an answer by generation {generation}, which is no longer kept; begin anew without a token"
+        )
+
+
 class CatalogFull(RuntimeError):
     """So much has changed since the last generation that the next one must be built first."""
 
@@ -65,6 +74,7 @@ _STATUS_OF: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (StaleExpected, grpc.StatusCode.FAILED_PRECONDITION),
     (StaleRules, grpc.StatusCode.FAILED_PRECONDITION),
     (StaleTraffic, grpc.StatusCode.FAILED_PRECONDITION),
+    (StalePage, grpc.StatusCode.FAILED_PRECONDITION),
     (CorruptGeneration, grpc.StatusCode.FAILED_PRECONDITION),
     (GenerationMismatch, grpc.StatusCode.FAILED_PRECONDITION),
     (CatalogFull, grpc.StatusCode.RESOURCE_EXHAUSTED),

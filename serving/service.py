@@ -24,9 +24,11 @@ from serving.catalog_log import UnknownChange
 from serving.clock import now_ms
 from serving.experiments import NOBODY, Plan
 from serving.explain import explain
+from serving.found import check_request
 from serving.generation import Generation, GenerationMismatch
 from serving.live import Live
 from serving.log import CorruptLog, LogUnavailable
+from serving.page_answering import answering_page
 from serving.parts import ActiveGeneration, Log, State, deadline, warn
 from serving.pipeline import Answer, Trace
 from serving.redis_store import StateUnavailable
@@ -148,7 +150,7 @@ class RecommenderService:
         current_call().request_id = asked.request_id
         if request.validate_only:
             generation = self._active()
-            codec.check_against(asked, generation)
+            check_request(request, asked, generation)
             response.request_id = asked.request_id
             response.generation = generation.id
             return response.SerializeToString()
@@ -214,26 +216,25 @@ class RecommenderService:
             turn.proceed()
             before = Trace()
             before.stage_ms["wait"] = 1000 * (time.perf_counter() - came_at)
-            generation = self._active()
-            call.generation = generation.id
-            codec.check_against(asked, generation)
+            active = self._active()
+            plan = NOBODY if self._experiments is None else self._experiments.router.plan(asked, active)
+            if asked.HasField("page"):
+                active, plan = answering_page(asked, plan, active, self._generations)
+            call.generation = active.id
+            check_request(request, asked, active)
             with before.stage("lookup"):
                 known = self._found(asked) if request.request_id and not request.no_log else None
             if known is not None:
-                return self._told_again(request, response, known, generation)
+                return self._told_again(request, response, known, active)
             with before.stage("state"):
                 claimed_until = time.monotonic() + LEASE_S
-                recalled = self._recall(
-                    asked, claim, before, forgotten_ms=generation.profiles.forgotten_ms(asked.user_id)
-                )
+                recalled = self._recall(asked, claim, before, forgotten_ms=active.profiles.forgotten_ms(asked.user_id))
                 if recalled.answered is not None:
                     self._telemetry.add("repeated", "state")
                     return self._as_now(recalled.answered, response, asked)
             log = None if request.no_log else self._log
             if log is not None and not log.available:
                 before.degraded |= Degraded.DEGRADED_LOG_UNAVAILABLE
-            plan = NOBODY if self._experiments is None else self._experiments.router.plan(asked, generation)
-            active = generation
             turn.proceed()
             generation, query, answer = self._answer_by(plan, asked, active, before, turn)
             call.generation = generation.id

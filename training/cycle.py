@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from candidate_gen.features import FeatureTable, feature_table
+from candidate_gen.features import FeatureTable, attribute_texts, feature_table
 from candidate_gen.items import Items
 from candidate_gen.sources import SOURCES
 from candidate_gen.towers import Towers
@@ -35,10 +35,19 @@ from serving.retrieval import RetrievalSettings
 from training.activity import activity, segment_column
 from training.catalogue import folded, with_users
 from training.counters import item_counters
-from training.data import Dataset, searchable
+from training.data import Dataset, field_boosts, searchable
 from training.estimate import examination
 from training.events import known_events
-from training.examples import Examples, from_impressions, from_log, item_attributes, item_rows, profiles, tower_pairs
+from training.examples import (
+    Examples,
+    described,
+    from_impressions,
+    from_log,
+    item_attributes,
+    item_rows,
+    profiles,
+    tower_pairs,
+)
 from training.gates import GateSettings, ranker_gates, skew_gates
 from training.point_in_time import users_known
 from training.publish import IndexSettings, Judge, Parts, Published, build_index, publish
@@ -90,6 +99,8 @@ class Prepared:
     """See `Dataset`."""
     catalog_seq: int
     """Number of the last change of the catalogue that `items` know of."""
+    boosts: Mapping[str, int] = field(default_factory=dict)
+    """Of every field that search reads, see `RetrievalSettings`."""
     earlier: Earlier | None = None
     """What the ranker goes on from; `examples` are what it has not learned from."""
     skew: Mapping[str, float] = field(default_factory=dict)
@@ -107,6 +118,7 @@ def prepare(
     earlier: Earlier | None = None,
     changes: Sequence[Entry] = (),
     store: GenerationStore | None = None,
+    boosts: Mapping[str, int] | None = None,
 ) -> Prepared:
     """Point-in-time rows of everything known at `as_of_ms`.
 
@@ -118,11 +130,16 @@ def prepare(
         changes: the whole catalogue log, which wins over the data set. Servers know all of it, so items and users do
             too, whatever the moment.
         store: of the generations that answered what was served; without it, skew is not looked at.
+        boosts: as in `RetrievalSettings`, whose default stands where not given.
+
+    Raises:
+        ValueError: a boost of a field that the data set does not have.
     """
     dataset = with_users(dataset, changes)
     served = served and served.remembering(forgotten_in(changes))
     items = dataset.items.filter(pl.col("published_ms") <= as_of_ms)
-    items = folded(items, changes, columns=dataset.item_columns)
+    items = folded(items, changes, columns={**dataset.item_columns, **dict.fromkeys(dataset.item_texts, ())})
+    boosts = field_boosts(RetrievalSettings().boosts if boosts is None else boosts, dataset.item_texts)
     events = dataset.events.filter(pl.col("visible_ms") <= as_of_ms)
     unserved = impressions = dataset.impressions.filter(pl.col("time_ms") <= as_of_ms)
     if served is not None:
@@ -147,7 +164,8 @@ def prepare(
     new_ms = 0 if earlier is None else earlier.learned_until_ms + 1
     if unserved.filter(pl.col("time_ms") >= new_ms).height:
         with TemporaryDirectory(prefix="cascade-lexical-") as folder:
-            lexical = LexicalIndex.build(Path(folder) / "lexical", searchable(items))
+            texts = searchable(items, dataset.item_texts)
+            lexical = LexicalIndex.build(Path(folder) / "lexical", texts, boosts=boosts)
         joined = from_impressions(
             table,
             users=dataset.told_of_users,
@@ -178,6 +196,7 @@ def prepare(
         positives=known_events(events.filter(pl.col("action") == table.actions[0])),
         repeats=dataset.repeats,
         catalog_seq=changes[-1].seq if changes else 0,
+        boosts=boosts,
         earlier=earlier,
         skew={} if served is None or store is None else sampled(served.impressions, store, events),
     )
@@ -271,13 +290,14 @@ def export(
     items = Items.of(
         ids=frame["item_id"].to_list(),
         titles=frame["title"].to_list(),
-        searchable=searchable(frame),
+        searchable=searchable(frame, prepared.boosts),
         row_I=prepared.item_row_I,
         published_ms=frame["published_ms"].to_numpy(),
         available=frame["available"].to_numpy(),
         popularity=prepared.popularity_I,
         embedding_ID=towers.encode_items(prepared.item_row_I),
         attributes=item_attributes(prepared.table, frame),
+        texts=attribute_texts(prepared.table, **described(prepared.table, frame)),
     )
     held_out = max(1, len(prepared.tower_query_N) // 10)
     retrieval = settings.retrieval
@@ -285,6 +305,7 @@ def export(
         retrieval,
         hide_seen=not prepared.repeats if retrieval.hide_seen is None else retrieval.hide_seen,
         popular_by=segment_column(prepared.table, retrieval.popular_by),
+        boosts=prepared.boosts,
     )
     predicted = {name: w for name, w in settings.policy.weights.items() if name in prepared.table.actions}
     return publish(
@@ -372,6 +393,7 @@ def run(
         earlier=earlier,
         changes=changes,
         store=store,
+        boosts=settings.retrieval.boosts,
     )
     towers, retrieval = fit_towers(prepared, settings, seed=seed, folder=folder)
     ranker, calibration, ranking = fit_ranker(prepared, settings, seed=seed, folder=folder)

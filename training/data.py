@@ -15,7 +15,7 @@ Adapters (`training.movielens`, `training.parquet`) and the simulated world make
 Shape letters: P positives, K slots, M negatives of a positive, I items.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +24,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from candidate_gen.counts import Spans
+from candidate_gen.search_text import FIELDS, field_order
 from candidate_gen.text import words
+from index.lexical import FIELD_END
 
 ITEM_SCHEMA = pl.Schema(
     {
@@ -97,6 +99,8 @@ class Dataset:
     """Utility of each action."""
     user_columns: Columns = field(default_factory=dict)
     item_columns: Columns = field(default_factory=dict)
+    item_texts: tuple[str, ...] = ()
+    """Declared item columns that search alone reads."""
     repeats: bool = False
     """Whether people come back to what they already had, as to a song and not as to a book."""
     spans: Spans = field(default_factory=Spans)
@@ -109,9 +113,13 @@ class Dataset:
         """What a request's profile is taken from: the user states, or where there are none the users."""
         return self.users if self.user_states is None else self.user_states
 
+    @property
+    def _item_schema(self) -> dict[str, Any]:
+        return {**ITEM_SCHEMA, **dict.fromkeys(self.item_columns), **dict.fromkeys(self.item_texts, pl.Utf8())}
+
     def __post_init__(self) -> None:
         frames: list[tuple[str, pl.DataFrame, Mapping[str, Any]]] = [
-            ("items", self.items, {**ITEM_SCHEMA, **dict.fromkeys(self.item_columns)}),
+            ("items", self.items, self._item_schema),
             ("users", self.users, {**USER_SCHEMA, **dict.fromkeys(self.user_columns)}),
             ("impressions", self.impressions, IMPRESSION_SCHEMA),
             ("events", self.events, EVENT_SCHEMA),
@@ -131,10 +139,25 @@ class Dataset:
             raise DataError(f"every action needs a weight; actions {self.actions}, weights {dict(self.weights)}")
 
 
-def searchable(items: pl.DataFrame) -> list[str]:
-    """What search reads of every item: title, category and, where the data has one, the description."""
-    columns = [name for name in ("title", "category", DESCRIPTION) if name in items.columns]
-    return items.select(pl.concat_str(columns, separator=" ", ignore_nulls=True)).to_series().to_list()
+def searchable(items: pl.DataFrame, texts: Iterable[str] = ()) -> list[str]:
+    """What search reads of every item, as fields of one text (`index.lexical`): title, category, creator, description
+    and declared texts. A category or creator that is not known says nothing."""
+    unknown = pl.col("category", "creator").replace(UNKNOWN, "")
+    known = items.with_columns(unknown, *(pl.lit("").alias(name) for name in FIELDS if name not in items.columns))
+    fields = pl.col(field_order(texts)).fill_null("").str.replace_all(FIELD_END, " ", literal=True)
+    return known.select(pl.concat_str(fields, separator=FIELD_END).str.strip_chars_end(FIELD_END)).to_series().to_list()
+
+
+def field_boosts(boosts: Mapping[str, int], texts: Iterable[str]) -> dict[str, int]:
+    """The boost of every field that search reads, in the order of `searchable`; 1 for those that are not named.
+
+    Raises:
+        ValueError: a boost of a field that is none of them.
+    """
+    fields = field_order(texts)
+    if unknown := sorted(set(boosts) - set(fields)):
+        raise ValueError(f"boosts names {unknown[0]!r}; search reads {', '.join(fields)}")
+    return {name: boosts.get(name, 1) for name in fields}
 
 
 def unattributed_events(

@@ -118,12 +118,16 @@ class Examples:
 
 def item_attributes(table: FeatureTable, items: pl.DataFrame) -> dict[str, NDArray[Any]]:
     """What requests can filter the frame's items by, in its order."""
-    return features.item_attributes(
-        table,
-        categories=items["category"].to_list(),
-        creators=items["creator"].to_list(),
-        columns={feature.name: items[feature.name].to_list() for feature in table.item_columns},
-    )
+    return features.item_attributes(table, **described(table, items))
+
+
+def described(table: FeatureTable, items: pl.DataFrame) -> dict[str, Any]:
+    """Categories, creators and declared columns of the frame's items."""
+    return {
+        "categories": items["category"].to_list(),
+        "creators": items["creator"].to_list(),
+        "columns": {feature.name: items[feature.name].to_list() for feature in table.item_columns},
+    }
 
 
 def item_rows(table: FeatureTable, items: pl.DataFrame, counters: ItemCounters) -> np.ndarray:
@@ -379,10 +383,8 @@ def _static_rows(table: FeatureTable, items: pl.DataFrame) -> np.ndarray:
     return features.item_rows(
         table,
         ids=items["item_id"].to_list(),
-        categories=items["category"].to_list(),
-        creators=items["creator"].to_list(),
         titles=items["title"].to_list(),
-        columns={feature.name: items[feature.name].to_list() for feature in table.item_columns},
+        **described(table, items),
     )
 
 

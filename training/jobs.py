@@ -389,6 +389,7 @@ def _prepared(settings: TrainSettings | PublishSettings) -> Prepared:
         earlier=earlier,
         changes=_changes(store),
         store=store,
+        boosts=settings.cycle.retrieval.boosts,
     )
 
 

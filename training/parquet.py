@@ -78,7 +78,7 @@ def from_parquet(
         value=log["value"] if "value" in interactions else None,
         event=log["event"] if "event" in interactions else None,
     )
-    item_frame, item_columns = _items(
+    item_frame, item_columns, item_texts = _items(
         root, items, log=path, item_name=interactions["item"], events=events, time_unit=time_unit
     )
     user_frame, user_columns, states = _users(
@@ -102,6 +102,7 @@ def from_parquet(
         weights={action: float(weight) for action, weight in weights.items()},
         user_columns=user_columns,
         item_columns=item_columns,
+        item_texts=item_texts,
         user_states=states,
         spans=spans,
     )
@@ -118,13 +119,13 @@ def _items(
     item_name: str,
     events: pl.DataFrame,
     time_unit: str,
-) -> tuple[pl.DataFrame, _Declared]:
-    """The catalogue and its declared columns."""
+) -> tuple[pl.DataFrame, _Declared, tuple[str, ...]]:
+    """The catalogue, its declared columns, and those that search alone reads."""
     first_seen = events.group_by("item_id").agg(first_ms=pl.col("time_ms").min())
     if items is None:
         frame = first_seen.select("item_id", title="item_id", published_ms="first_ms").sort("item_id")
         frame = frame.with_columns(category=pl.lit(UNKNOWN), creator=pl.lit(UNKNOWN), available=pl.lit(True))
-        return frame.select(*ITEM_SCHEMA), {}
+        return frame.select(*ITEM_SCHEMA), {}, ()
     optional = {"title", "category", "creator", "published", "available", DESCRIPTION, "columns"}
     _only(items, "items", {"path", "item"}, optional)
     path, table = _mapped(root, items, "items")
@@ -148,10 +149,12 @@ def _items(
     }
     available = pl.col("available").cast(pl.Boolean).fill_null(True) if "available" in items else pl.lit(True)
     frame = table.with_columns(published_ms=published, available=available, **texts)
-    frame, columns = _declared(path, frame, items.get("columns") or {}, [*ITEM_SCHEMA, DESCRIPTION])
+    searched: list[str] = []
+    taken = [*ITEM_SCHEMA, DESCRIPTION]
+    frame, columns = _declared(path, frame, items.get("columns") or {}, taken, texts=searched)
     require_known(log, events["item_id"], name=item_name, known=frame["item_id"], table=path)
     described = [DESCRIPTION] if DESCRIPTION in items else []
-    return frame.select(*ITEM_SCHEMA, *described, *columns), columns
+    return frame.select(*ITEM_SCHEMA, *described, *columns, *searched), columns, tuple(searched)
 
 
 def _users(
@@ -224,9 +227,18 @@ def _epoch_ms(path: Path, frame: pl.DataFrame, name: str, unit: str, column: str
 
 
 def _declared(
-    path: Path, frame: pl.DataFrame, columns: Mapping[str, str], taken: Collection[str]
+    path: Path,
+    frame: pl.DataFrame,
+    columns: Mapping[str, str],
+    taken: Collection[str],
+    *,
+    texts: list[str] | None = None,
 ) -> tuple[pl.DataFrame, dict[str, tuple[str, ...] | None]]:
-    """Declared columns in their canonical types, with the known values of each category."""
+    """Declared columns in their canonical types, with the known values of each category.
+
+    Args:
+        texts: takes the names of columns of text, where there may be any.
+    """
     declared: dict[str, tuple[str, ...] | None] = {}
     for name, kind in columns.items():
         if name in taken:
@@ -237,6 +249,10 @@ def _declared(
         elif kind == "category":
             frame = frame.with_columns(pl.col(name).cast(pl.Utf8))
             declared[name] = tuple(frame[name].drop_nulls().unique().sort())
+        elif kind == "text" and texts is not None:
+            frame = frame.with_columns(pl.col(name).cast(pl.Utf8))
+            texts.append(name)
         else:
-            raise DataError(f"{path}: column {name!r} must be declared as category or number, not {kind!r}")
+            kinds = "category, number or text" if texts is not None else "category or number"
+            raise DataError(f"{path}: column {name!r} must be declared as {kinds}, not {kind!r}")
     return frame, declared

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from tempfile import TemporaryDirectory
 from threading import Event
 from unittest.mock import patch
@@ -208,9 +209,9 @@ def test_titles_added_one_by_one_make_few_segments_and_are_written_few_times(
     written = []
     write = lexical._write
 
-    def counted(folder: Path, texts: Sequence[str], *, language: str, first: int = 0) -> None:
+    def counted(folder: Path, texts: Sequence[str], **how: Any) -> None:
         written.append(len(texts))
-        write(folder, texts, language=language, first=first)
+        write(folder, texts, **how)
 
     index = LexicalIndex.build(tmp_path, TITLES)
     monkeypatch.setattr(lexical, "_write", counted)

@@ -4,11 +4,11 @@ Shape letters: I items, N candidates, A actions.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import grpc
 import numpy as np
@@ -137,6 +137,15 @@ class OrderScorer:
         )
 
 
+class NoWords:
+    """A lexical index in which nothing matches."""
+
+    boosts: ClassVar[Mapping[str, int]] = {}
+
+    def matches(self, text: str, *, every: bool) -> NDArray[np.int64]:  # noqa: ARG002
+        return np.empty(0, np.int64)
+
+
 def item_ids(count: int = 60) -> list[str]:
     return [f"i{row}" for row in range(count)]
 
@@ -208,7 +217,7 @@ def generation(
         towers=cast(Any, None),
         encode_query=cast(Any, None),
         vectors=cast(Any, None),
-        lexical=cast(Any, None),
+        lexical=cast(Any, NoWords()),
         attributes=Attributes(items),
         scorer=cast(Any, None),
         retrieval=RetrievalSettings(),
@@ -227,6 +236,9 @@ class Fixed:
 
     def catch_up(self) -> Generation | None:
         return self.active
+
+    def kept(self, generation: str) -> Generation | None:
+        return self.active if self.active is not None and self.active.id == generation else None
 
 
 @dataclass(slots=True)

@@ -14,12 +14,10 @@ from serving_cases import NOW_MS, generation
 
 from index.strings import keys64
 from protos.events_pb2 import WriteEventsRequest
-from protos.impression_pb2 import FeatureValue, Impression, Kind, Outcome
+from protos.impression_pb2 import Boost, FeatureValue, HybridOptions, Impression, Kind, Outcome
 from protos.recommender_pb2 import (
-    Boost,
     Context,
     FacetRequest,
-    HybridOptions,
     PolicyOverrides,
     QueryOptions,
     RankRequest,
@@ -90,7 +88,19 @@ REFUSED: list[tuple[str, Callable[[], Request]]] = [
     ("seed_item_ids", lambda: RecommendRequest(seed_item_ids=[""])),
     ("exclude_item_ids", lambda: RecommendRequest(exclude_item_ids=["x"] * 1001)),
     ("exclude_item_ids", lambda: RecommendRequest(exclude_item_ids=["x" * 257])),
-    ("return_fields", lambda: RecommendRequest(return_fields=["price"])),
+    ("return_fields", lambda: RecommendRequest(return_fields=["price"] * 33)),
+    ("page_token", lambda: RecommendRequest(page_token="t")),
+    ("page_token", lambda: RecommendRequest(page_token="\u00fc" * 20_000)),
+    ("boosts", lambda: RecommendRequest(boosts=[Boost(condition="price < 3")] * 17)),
+    ("boosts[0].condition", lambda: RecommendRequest(boosts=[Boost()])),
+    ("boosts[0].strength", lambda: RecommendRequest(boosts=[Boost(condition="price < 3", strength=math.nan)])),
+    ("boosts[0].strength", lambda: RecommendRequest(boosts=[Boost(condition="price < 3", strength=1001)])),
+    ("facets", lambda: SearchRequest(query="a", facets=[FacetRequest()] * 17)),
+    ("facets[0].limit", lambda: SearchRequest(query="a", facets=[FacetRequest(field="category", limit=1001)])),
+    ("facets[0].bounds", lambda: SearchRequest(query="a", facets=[FacetRequest(field="price", bounds=[2, 1])])),
+    ("hybrid.mode", lambda: SearchRequest(query="a", hybrid=HybridOptions(mode=9))),  # type: ignore[arg-type]
+    ("hybrid.lexical_weight", lambda: SearchRequest(query="a", hybrid=HybridOptions(lexical_weight=1.5))),
+    ("order_by", lambda: SearchRequest(query="a", order_by="price upwards")),
     ("labels", lambda: RecommendRequest(labels={f"l{k}": "" for k in range(33)})),
     ("labels", lambda: RecommendRequest(labels={"l": "x" * 257})),
     ("labels", lambda: RecommendRequest(labels={"x" * 65: ""})),
@@ -107,15 +117,9 @@ REFUSED: list[tuple[str, Callable[[], Request]]] = [
 ]
 
 NOT_YET: list[tuple[str, Callable[[], Request]]] = [
-    ("page_token", lambda: RecommendRequest(page_token="t")),
-    ("filter_mode", lambda: RecommendRequest(filter_mode="FILTER_MODE_RELAX")),
     ("policy", lambda: RecommendRequest(policy=PolicyOverrides(temperature=0))),
-    ("boosts", lambda: RecommendRequest(boosts=[Boost()])),
     ("debug", lambda: RecommendRequest(debug="DEBUG_LEVEL_FULL")),
-    ("facets", lambda: SearchRequest(query="a", facets=[FacetRequest()])),
     ("query_options", lambda: SearchRequest(query="a", query_options=QueryOptions())),
-    ("hybrid", lambda: SearchRequest(query="a", hybrid=HybridOptions())),
-    ("order_by", lambda: SearchRequest(query="a", order_by="price asc")),
 ]
 
 
@@ -148,7 +152,7 @@ def test_every_field_of_a_request_is_used_or_refused() -> None:
     used = {
         *("context", "request_id", "page_size", "exclude_item_ids", "return_fields", "include_scores", "columns"),
         *("debug", "validate_only", "no_log", "labels", "seed_item_ids", "query", "item_ids"),
-        *("filter", "filter_mode"),
+        *("filter", "filter_mode", "page_token", "boosts", "facets", "hybrid", "order_by"),
     }
     for request in (RecommendRequest, SearchRequest, RankRequest):
         for field in request.DESCRIPTOR.fields:

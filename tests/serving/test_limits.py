@@ -17,7 +17,8 @@ from candidate_gen.features import FeatureTable, feature_table
 from candidate_gen.predicates import MAX_CHARACTERS
 from index.generations import GenerationStore
 from protos import admin_pb2, catalog_pb2, events_pb2, recommender_pb2
-from protos.impression_pb2 import Outcome
+from protos.impression_pb2 import Boost, Outcome
+from protos.recommender_pb2 import FacetRequest
 from serving import admin, catalog, codec
 from serving.rules import MAX_CHARS, MAX_NAMES, MAX_RULE_ITEMS, MAX_RULES, rule_book
 
@@ -98,13 +99,13 @@ SLATE: Mapping[str, Any] = {
     "context": CONTEXT,
     "request_id": ID,
     "page_size": Number(1, codec.MAX_PAGE),
-    "page_token": UNSUPPORTED,
+    "page_token": Text(codec.MAX_TOKEN_CHARS),
     "filter": Text(MAX_CHARACTERS),
     "filter_mode": ENUM,
     "policy": UNSUPPORTED,
-    "boosts": UNSUPPORTED,
+    "boosts": Several(codec.MAX_BOOSTS, lambda _: Boost(condition="published_ms > 3"), (Boost(),)),
     "exclude_item_ids": ids(codec.MAX_ITEM_IDS),
-    "return_fields": Several(3, lambda n: ("title", "category", "published_ms")[n % 3], ("password",)),
+    "return_fields": Several(codec.MAX_RETURN_FIELDS, lambda n: ("title", "category", "published_ms")[n % 3]),
     "include_scores": ANY,
     "columns": ANY,
     "debug": ENUM,
@@ -209,7 +210,14 @@ TABLES: Mapping[type[Message], tuple[Message, Callable[[Any], None], Mapping[str
     recommender_pb2.SearchRequest: (
         recommender_pb2.SearchRequest(**context(query="q")),
         slate,
-        {**SLATE, "query": TEXT} | dict.fromkeys(("facets", "query_options", "hybrid", "order_by"), UNSUPPORTED),
+        {
+            **SLATE,
+            "query": TEXT,
+            "facets": Several(codec.MAX_FACETS, lambda _: FacetRequest(field="category"), (FacetRequest(limit=-1),)),
+            "query_options": UNSUPPORTED,
+            "hybrid": {"mode": ENUM, "lexical_weight": Number(0, 1)},
+            "order_by": Text(codec.MAX_ID_CHARS),
+        },
     ),
     recommender_pb2.RankRequest: (
         recommender_pb2.RankRequest(**context(item_ids=["i1"])),
@@ -391,7 +399,7 @@ def check_text(kind: type[Message], path: str, most: int) -> None:
     beyond = verdict(kind, path, "x" * (most + 1))
     assert path.rpartition(".")[2] in beyond, "refused by name"
     assert len(beyond) < 1000, "what is too long is not sent back"
-    if path not in ("filter", "attribution_token"):  # which have a form of their own
+    if path not in ("filter", "attribution_token", "page_token", "order_by"):  # which have a form of their own
         assert verdict(kind, path, "x" * most) == ""
 
 
