@@ -123,6 +123,8 @@ def value_counts(items: Items, name: str, row_M: NDArray[np.int64], *, limit: in
         except ValueError:
             raise ValueError(f"one of {', '.join([*sorted(items.attributes), PUBLISHED[0], POPULARITY])}") from None
         return _most_frequent(value_M[~np.isnan(value_M)], limit, lambda number: f"{number:.15g}")
+    if len(items) and not len(items.texts):
+        raise ValueError(f"a number, for this generation does not know the texts of {name!r}; build the next one")
     key_M: NDArray[Any] = np.asarray(column[row_M])
     return _most_frequent(key_M[key_M != 0], limit, items.text_of)
 

@@ -73,7 +73,7 @@ class LexicalIndex:
     fields as in Robertson, Zaragoza and Taylor, "Simple BM25 Extension to Multiple Weighted Fields", 2004.
 
     Equal scores come in the order of rows, unless a build fills eight segments of 4 GB in memory each: tantivy merges
-    those in an order of its own. An index that has grown answers to the last bit as one that is built of all its titles.
+    those in an order of its own. An index that has grown answers to the last bit as one built of all its titles.
 
     Args:
         folder: what `build` wrote. It must stay there for as long as the index is to grow.

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 from tempfile import TemporaryDirectory
 from threading import Event
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from candidate_gen.features import FeatureTable, feature_table, item_attributes, item_rows
+from candidate_gen.features import FeatureTable, attribute_texts, feature_table, item_attributes, item_rows
 from candidate_gen.items import Items
 from candidate_gen.sources import SOURCES
 from candidate_gen.towers import Towers, TowerShape
@@ -84,6 +84,7 @@ def catalogue(encoder: Towers, count: int = COUNT) -> Items:
         available=np.arange(count) > 0,
         popularity=np.linspace(9, 1, count),
         attributes=item_attributes(TABLE, categories=categories, creators=creators, columns=columns),
+        texts=attribute_texts(TABLE, categories=categories, creators=creators, columns=columns),
     )
 
 
