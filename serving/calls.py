@@ -54,6 +54,7 @@ def recommend(
     include_scores: bool = False,
     columns: bool = False,
     no_log: bool = False,
+    page_token: str = "",
     deadline_s: float | None = None,
 ) -> Steps[ShownSlate]:
     """A slate for a user and/or seed items.
@@ -62,6 +63,7 @@ def recommend(
         filter: a condition on attributes, such as `category = "News" AND price < 20`.
         time_ms: as of when, for a server that trusts the caller's clock.
         columns: ask for the cheap form: no titles, no categories, reasons without item ids.
+        page_token: `next_page_token` of the slate before; all else as there.
 
     Raises:
         CallFailed: as all methods do.
@@ -83,6 +85,7 @@ def recommend(
         include_scores=include_scores,
         columns=columns,
         no_log=no_log,
+        page_token=page_token,
     )
     reply = yield _call("Recommender/Recommend", request, deadline_s)
     return slate_of(recommender_pb2.RecommendResponse.FromString(reply))
@@ -104,9 +107,17 @@ def search(
     include_scores: bool = False,
     columns: bool = False,
     no_log: bool = False,
+    page_token: str = "",
+    order_by: str = "",
+    facets: Sequence[str] = (),
     deadline_s: float | None = None,
 ) -> Steps[ShownSlate]:
-    """A slate for a typed query; arguments as of `recommend`."""
+    """A slate for a typed query; arguments as of `recommend`.
+
+    Args:
+        order_by: an attribute that is a number and a direction, such as "price asc"; by utility where empty.
+        facets: attributes whose values among all matches to count.
+    """
     request = recommender_pb2.SearchRequest(
         context=_context(
             user_id,
@@ -124,6 +135,9 @@ def search(
         include_scores=include_scores,
         columns=columns,
         no_log=no_log,
+        page_token=page_token,
+        order_by=order_by,
+        facets=[recommender_pb2.FacetRequest(field=name) for name in facets],
     )
     reply = yield _call("Recommender/Search", request, deadline_s)
     return slate_of(recommender_pb2.SearchResponse.FromString(reply))

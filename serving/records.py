@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from protos import recommender_pb2
 from protos.catalog_pb2 import CatalogItem, CatalogUser, ItemPatch
@@ -40,6 +41,12 @@ class ShownSlate:
     stage_ms: Mapping[str, float]
     experiment_arms: Mapping[str, str] = field(default_factory=dict)
     """Experiment to arm."""
+    next_page_token: str = ""
+    """To ask for what follows; empty where that is nothing."""
+    total_size: int = 0
+    """Matches of a search."""
+    facets: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Of a search: by attribute how many matches have each value, most frequent first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +183,14 @@ def slate_of(
         missing_ids=tuple(response.missing_ids),
         stage_ms={stage.stage: stage.milliseconds for stage in response.degradation.stages},
         experiment_arms=dict(response.experiment_arms),
+        next_page_token=response.next_page_token,
+        **(_found(response) if isinstance(response, recommender_pb2.SearchResponse) else {}),
     )
+
+
+def _found(response: recommender_pb2.SearchResponse) -> dict[str, Any]:
+    facets = {facet.field: {each.value: each.count for each in facet.values} for facet in response.facets}
+    return {"total_size": response.total_size, "facets": facets}
 
 
 def _from_items(items: Sequence[recommender_pb2.Item]) -> tuple[ShownItem, ...]:
