@@ -56,6 +56,8 @@ _META = "meta.json"
 _LOCKS = (".tantivy-meta.lock", ".tantivy-writer.lock")
 _HEAP_BYTES = 4_000_000_000
 """The most tantivy grants a writer thread. Taken as it fills; below it all titles make one segment."""
+_MOST_TEXTS, _MOST_ROWS = 1024, 1 << 22
+"""For which matches are kept, and of which they are in all; beyond it all are forgotten."""
 _FULL = 1 << 17
 """Characters from which on a segment of added titles is never written again."""
 
@@ -95,6 +97,8 @@ class LexicalIndex:
         self._folder = folder
         self._shelf = shelf
         self._added = tuple(added)
+        self._matched: dict[tuple[bool | str, ...], NDArray[np.int64]] = {}
+        self._keeping = Lock()
         self._words = _analyzer(language)
         self._schema = _schema()
         self._searcher = (shelf or _Shelf(folder)).searcher(self._added)
@@ -211,12 +215,25 @@ class LexicalIndex:
     def matches(self, text: str, *, every: bool) -> NDArray[np.int64]:
         """All rows that hold each of the text's words, or any of them, ascending. Words that no row holds do not count.
 
+        Many rows take long, 0.3 microseconds each, so those of the latest texts are kept.
+
         Args:
             every: each; otherwise any.
         """
         words = [word for word in self._words_of(text) if self._searcher.doc_freq("title", word)]
-        if not words:
-            return np.empty(0, np.int64)
+        asked = every, *words
+        row_M = self._matched.get(asked)
+        if row_M is None:
+            row_M = self._all_rows(words, every) if words else np.empty(0, np.int64)
+            row_M.flags.writeable = False
+            with self._keeping:
+                kept = sum(map(len, self._matched.values()))
+                if kept + len(row_M) > _MOST_ROWS or len(self._matched) >= _MOST_TEXTS:
+                    self._matched.clear()
+                self._matched[asked] = row_M
+        return row_M
+
+    def _all_rows(self, words: Sequence[str], every: bool) -> NDArray[np.int64]:
         query = self._query(words, tantivy.Occur.Must if every else tantivy.Occur.Should)
         count = self._searcher.search(query, limit=1, count=True).count  # type: ignore[attr-defined]  # not in its stubs
         found = self._searcher.search(query, limit=max(count, 1), count=False).hits  # the limit is set aside at once

@@ -236,7 +236,7 @@ def test_the_propensities_of_a_later_page_are_how_often_its_items_come(site: Sit
     again.size = 1
     drawn: dict[int, int] = {}
     told: dict[int, float] = {}
-    for n in range(300):
+    for n in range(200):
         again.page.first = f"seed{n}"
         answer = generation.pipeline.run(query_of(again, generation))
         row = int(answer.scored.candidates.row_N[answer.slate.index_K[0]])
@@ -244,4 +244,4 @@ def test_the_propensities_of_a_later_page_are_how_often_its_items_come(site: Sit
         told[row] = float(answer.slate.propensity_K[0])
     assert len(told) > 5
     for row, chance in told.items():
-        assert abs(drawn[row] / 300 - chance) < 5 * np.sqrt(chance * (1 - chance) / 300) + 1e-9
+        assert abs(drawn[row] / 200 - chance) < 5 * np.sqrt(chance * (1 - chance) / 200) + 1e-9
