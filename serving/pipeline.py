@@ -195,7 +195,7 @@ class Pipeline:
         listed_row_N = hydrated.listed_row_N if query.only_row_N is None else query.only_row_N
         if listed_row_N is not None:
             return only(listed_row_N, names)
-        mix, floor = self._mix(query), self.sources[-1]
+        mix, floor = self._mix(query), self.sources[-1][0]
         deeper = len(query.before_row_X)  # what earlier pages showed is found again, and then removed
         asked = [(source, quota + deeper) for source, quota in self.sources if not mix or source.name in mix]
         left_out = self._left_out(hydrated, asked, until, without)
@@ -209,10 +209,13 @@ class Pipeline:
         patient_until = until if math.isinf(until) else min(until, time.monotonic() + self.patience_s)
         found: dict[str, Hits] = {}
         in_turn = sorted(asked, key=lambda each: each[0].name in begun)  # others work meanwhile
-        for source, quota in [*in_turn, *([floor] if mix and floor not in asked and not query.page else [])]:
-            is_floor = source is floor[0]
-            if mix and is_floor and any(map(len, found.values())):
-                continue
+        for source, quota in [*in_turn, *self.sources[-1:]] if mix else in_turn:
+            if (
+                mix
+                and source is floor
+                and (any(map(len, found.values())) or (query.page and not trace.skipped_sources))
+            ):
+                continue  # what was typed is answered, on this page or on those before
             if source.name in left_out:
                 trace.skipped_sources[source.name] = why = left_out[source.name]
                 trace.degraded |= _BIT_OF[why]
@@ -222,7 +225,7 @@ class Pipeline:
             try:
                 if source.name in begun:
                     hits = self._said(source.name, partial(result, begun[source.name], patient_until), until)
-                elif is_floor or time.monotonic() <= until:
+                elif source is floor or time.monotonic() <= until:
                     hits = self._said(source.name, partial(source.retrieve, hydrated, quota), until)
             except Exception:
                 trace.skipped_sources[source.name] = "error"
@@ -243,7 +246,7 @@ class Pipeline:
         return with_rows(merge(names, [found.get(name) for name in names]), self.pinned(query))
 
     def _mix(self, query: Query) -> Mapping[str, float]:
-        return (query.mix or self.mix) if query.text else {}
+        return (query.mix or self.mix) if query.text and query.only_row_N is None else {}
 
     def _watch(self, name: str, until: float) -> Watch | Unwatched:
         return UNWATCHED if math.isinf(until) else self.watched.get(name, UNWATCHED)
