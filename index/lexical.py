@@ -97,7 +97,7 @@ class LexicalIndex:
         self._folder = folder
         self._shelf = shelf
         self._added = tuple(added)
-        self._matched: dict[tuple[bool | str, ...], NDArray[np.int64]] = {}
+        self._matched: dict[tuple[bool, tuple[str, ...]], NDArray[np.int64]] = {}
         self._keeping = Lock()
         self._words = _analyzer(language)
         self._schema = _schema()
@@ -221,7 +221,7 @@ class LexicalIndex:
             every: each; otherwise any.
         """
         words = [word for word in self._words_of(text) if self._searcher.doc_freq("title", word)]
-        asked = every, *words
+        asked = every, tuple(words)
         row_M = self._matched.get(asked)
         if row_M is None:
             row_M = self._all_rows(words, every) if words else np.empty(0, np.int64)

@@ -61,19 +61,22 @@ def next_page_token(shown: Impression) -> str:
         catalog_seq=shown.catalog_seq,
         question=question_of(shown),
         shown_item_key=keys,
-    ).SerializeToString()
-    return urlsafe_b64encode(_checksum(page) + page).rstrip(b"=").decode()
+    )
+    return _token(page.SerializeToString())
 
 
 def page_of(token: str) -> Page | None:
     """What `next_page_token` made the token of; None where it is none."""
     try:
-        wire = urlsafe_b64decode(token + "=" * (-len(token) % 4))
-        page = Page.FromString(wire[_CHECKSUM_BYTES:])
+        wire = urlsafe_b64decode(token + "=" * (-len(token) % 4))[_CHECKSUM_BYTES:]
+        page = Page.FromString(wire)
     except (Error, ValueError, DecodeError):
         return None
-    whole = urlsafe_b64encode(wire).rstrip(b"=").decode() == token and _checksum(wire[_CHECKSUM_BYTES:])
-    return page if whole and wire.startswith(whole) and page.number > 0 and page.first else None
+    return page if _token(wire) == token and page.number > 0 and page.first else None
+
+
+def _token(wire: bytes) -> str:
+    return urlsafe_b64encode(_checksum(wire) + wire).rstrip(b"=").decode()
 
 
 def _checksum(wire: bytes) -> bytes:

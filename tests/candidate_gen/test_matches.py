@@ -145,10 +145,11 @@ def test_an_order_is_an_attribute_and_a_direction(matching: Matching) -> None:
 
 def test_values_are_counted_exactly_and_ties_are_settled_by_value(matching: Matching) -> None:
     items, row_M = matching.items, np.arange(0, COUNT, 2)
+    brand_I, price_I = np.asarray(items.attributes["brand"]), np.asarray(items.attributes["price"])
     name_of = {key64(name): name for name in ("Zed", "Acme", "\u00dcber")}
-    brands = Counter(name_of[key] for row in row_M if (key := int(items.attributes["brand"][row])))
+    brands = Counter(name_of[key] for row in row_M if (key := int(brand_I[row])))
     by_count = sorted(brands.items(), key=lambda each: (-each[1], each[0]))
-    prices = Counter(float(items.attributes["price"][row]) for row in row_M)
+    prices = Counter(float(price_I[row]) for row in row_M)
     known = sorted(((p, n) for p, n in prices.items() if p == p), key=lambda each: (-each[1], each[0]))  # noqa: PLR0124
     for limit in (1, 2, 3, 30):
         assert value_counts(items, "brand", row_M, limit=limit) == by_count[:limit]

@@ -69,7 +69,8 @@ def ids(response: SearchResponse | RecommendResponse) -> list[str]:
 
 
 def all_pages(ask: Callable[..., SearchResponse | RecommendResponse], **asked: Any) -> list[list[str]]:
-    pages, token = [], ""
+    pages: list[list[str]] = []
+    token = ""
     while not pages or token:
         response = ask(page_token=token, **asked)
         pages.append(ids(response))
