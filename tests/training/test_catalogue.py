@@ -5,6 +5,8 @@ from typing import Any
 import polars as pl
 import pytest
 
+from candidate_gen.search_text import FIELDS, field_order
+from index.lexical import joined
 from protos.catalog_pb2 import (
     CatalogItem,
     CatalogUser,
@@ -17,6 +19,7 @@ from protos.catalog_pb2 import (
 )
 from protos.impression_pb2 import FeatureValue
 from serving.catalog_log import Change, Entry
+from serving.changes import searchable as what_a_server_reads
 from training.catalogue import folded, remembered, with_users
 from training.data import EVENT_SCHEMA, IMPRESSION_SCHEMA, ITEM_SCHEMA, STATE_SCHEMA, Dataset, searchable
 
@@ -116,7 +119,18 @@ def test_an_item_that_was_deleted_and_comes_back_is_new() -> None:
 
 def test_what_search_reads_of_an_item_is_what_a_server_reads() -> None:
     entry = Entry(1, 1000, upsert("d", title="Delta", description="deep"))
-    assert searchable(folded(ITEMS, [entry], columns=COLUMNS))[-1] == "Delta deep"
+    read = searchable(folded(ITEMS, [entry], columns=COLUMNS))[-1]
+    assert read == joined(["Delta", None, None, "deep"])
+    assert read == what_a_server_reads(upsert("d", title="Delta", description="deep").items[0], FIELDS)
+
+
+def test_a_text_that_is_declared_is_read_after_the_others() -> None:
+    item = upsert("d", title="Delta", attributes={"recipe": FeatureValue(text="salt")})
+    items = ITEMS.with_columns(recipe=pl.lit("flour"))
+    found = searchable(folded(items, [Entry(1, 1000, item)], columns={**COLUMNS, "recipe": ()}), ["recipe"])
+    assert found[-1] == joined(["Delta", None, None, None, "salt"])
+    assert found[-1] == what_a_server_reads(item.items[0], field_order(["recipe"]))
+    assert found[0].endswith("\x1fflour")
 
 
 def test_values_of_columns_that_are_not_declared_are_left_out() -> None:

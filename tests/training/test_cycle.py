@@ -14,6 +14,7 @@ from conftest import FIRST_DAYS, OPEN_GATES, SMALL, SMALL_RANKER, Loop
 
 from candidate_gen.sources import SOURCES
 from index.generations import GenerationStore
+from index.lexical import joined
 from protos.catalog_pb2 import CatalogItem, DeleteItemsRequest, ItemPatch, PatchItemsRequest, UpsertItemsRequest
 from ranking.model import Ranker
 from ranking.scorer import RankerScorer
@@ -385,10 +386,10 @@ def test_what_a_user_knows_is_hidden_as_suits_the_data(
     assert ("seen" in names) is not repeats
 
 
-def test_words_of_title_and_category_find_an_item(loop: Loop) -> None:
+def test_words_of_title_category_and_creator_find_an_item(loop: Loop) -> None:
     items = loop.dataset.items.head(3)
     texts = searchable(items)
-    assert texts == [f"{title} {category}" for title, category in items.select("title", "category").iter_rows()]
+    assert texts == [joined(fields) for fields in items.select("title", "category", "creator").iter_rows()]
     described = items.with_columns(description=pl.Series([None, "about a whale", ""]))
     assert "about a whale" in searchable(described)[1]
     assert searchable(described)[0] == texts[0]
