@@ -266,7 +266,8 @@ class Generation:
         other rules if they were put."""
         attributes = self.attributes if items is self.items else self.attributes.on(items)
         rules = rules_after(put, self.rules, items=items, attributes=attributes)
-        lexical = self.lexical.grown(items.searchable.take(np.arange(len(self.items), len(items))))
+        added_N = np.arange(len(self.items), len(items))
+        lexical = self.lexical.grown(items.searchable.take(added_N)) if len(added_N) else self.lexical
         parts = _ruled(self.settings, items, self.id, rules)
         if items is not self.items or profiles is not self.profiles:
             parts["hydrate"] = hydration(
