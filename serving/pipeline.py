@@ -241,7 +241,8 @@ class Pipeline:
         trace.named = {name: len(hits) for name, hits in found.items()}
         if trace.skipped_sources and not any(len(found.get(name, ())) for name in names[:-1]):
             trace.degraded |= Degraded.DEGRADED_POPULAR_FALLBACK
-        if LEXICAL in mix and LEXICAL in found and not len(found[LEXICAL]) and not query.page:
+        unmatched = LEXICAL in mix and LEXICAL in found and not len(found[LEXICAL])
+        if unmatched and not query.page and any(map(len, found.values())):
             trace.degraded |= Degraded.DEGRADED_NO_MATCH
         return with_rows(merge(names, [found.get(name) for name in names]), self.pinned(query))
 
