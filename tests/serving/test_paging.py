@@ -153,7 +153,7 @@ def test_a_token_is_for_the_same_question_alone(site: Site) -> None:
         {"query": "volume", "boosts": [Boost(condition="price < 9", strength=1)]},
         {"query": "volume", "order_by": "price"},
     ):
-        request = SearchRequest(context=AT, page_token=token, **asked)  # type: ignore[arg-type]
+        request = SearchRequest(context=AT, page_token=token, **asked)
         code, message = refusal(site.channel, "Recommender/Search", request.SerializeToString())
         assert (code, message.startswith("page_token")) == ("INVALID_ARGUMENT", True)
     request = SearchRequest(context=AT, page_token=token[:-1], query="volume")

@@ -245,7 +245,7 @@ def test_a_wrong_mapping_names_the_setting(own: Path) -> None:
         made(interactions={"path": "log.parquet", "user": "who", "item": "what"})
     with pytest.raises(DataError, match="time_unit must be ms or s, got 'us'"):
         made(time_unit="us")
-    with pytest.raises(DataError, match="column 'price' must be declared as category or number, not 'float'"):
+    with pytest.raises(DataError, match="column 'price' must be declared as category, number or text, not 'float'"):
         made(items={**ITEMS, "columns": {"price": "float"}})
     with pytest.raises(DataError, match="has no column 'weight'"):
         made(items={**ITEMS, "columns": {"weight": "number"}})
