@@ -215,7 +215,7 @@ def roll(site: Site) -> Iterator[Finding]:
                 break
     for each in replicas:
         each.close()
-    measured = f"{rolls} rolls, {len(load.answered):,} requests, {len(load.failed)} failed"
+    measured = f"{rolls} rolls, {len(load.answered):,} requests, {len(load.failed)} failed{said_of(load.failed)}"
     yield Finding(4, "rolling restart of 2 replicas", "0 failed", measured, not load.failed)
 
 
@@ -261,6 +261,12 @@ class Written:
     answered: list[str] = field(default_factory=list)
     acknowledged: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+
+
+def said_of(failed: Sequence[str]) -> str:
+    """The kinds of failures, most frequent first."""
+    kinds = Counter(each.partition(";")[0] for each in failed)
+    return f" ({', '.join(f'{count} x {kind}' for kind, count in kinds.most_common(3))})" if kinds else ""
 
 
 @contextmanager
