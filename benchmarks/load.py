@@ -114,17 +114,30 @@ def generator() -> tuple[str, Asking]:
 def ask_by_h2load(
     target: str, question: Question, requests: int, *, connections: int = 1, rate: float | None = None
 ) -> Load:
-    uri, log = f"http://{target}{_METHOD}", question.path.with_suffix(".log")
+    uri = f"http://{target}{_METHOD}"
+    if rate is None:
+        return _by_h2load(question, requests, ["-c", str(connections), "-m", "1", uri])
+    script = question.path.with_suffix(".script")
+    script.write_text("".join(f"{1000 * at_s:.3f}\t{uri}\n" for at_s in _arrivals(requests, rate)))
+    return _by_h2load(question, requests, ["-c", "1", "-m", str(_MOST_AT_ONCE), "--timing-script-file", str(script)])
+
+
+def offer_by_h2load(
+    target: str, question: Question, requests: int, *, rate: float, deadline_s: float, connections: int = 8
+) -> Load:
+    """So many a second, evenly spaced, whatever becomes of those before. On one connection gRPC has 100 at work at
+    most, and what is offered beyond that waits; so there are several."""
+    paced = ["-c", str(connections), "-m", str(_MOST_AT_ONCE), "--rps", str(max(1, round(rate / connections)))]
+    return _by_h2load(question, requests, [*paced, f"http://{target}{_METHOD}"], deadline_s=deadline_s)
+
+
+def _by_h2load(question: Question, requests: int, how: Sequence[str], *, deadline_s: float = _DEADLINE_S) -> Load:
+    log = question.path.with_suffix(".log")
     log.unlink(missing_ok=True)
     command = ["h2load", "-n", str(requests), "-d", str(question.path), "--log-file", str(log)]
-    for header in ("content-type: application/grpc", "te: trailers", f"grpc-timeout: {_DEADLINE_S}S"):
+    for header in ("content-type: application/grpc", "te: trailers", f"grpc-timeout: {round(1000 * deadline_s)}m"):
         command += ["-H", header]
-    if rate is None:
-        command += ["-c", str(connections), "-m", "1", uri]
-    else:
-        script = question.path.with_suffix(".script")
-        script.write_text("".join(f"{1000 * at_s:.3f}\t{uri}\n" for at_s in _arrivals(requests, rate)))
-        command += ["-c", "1", "-m", str(_MOST_AT_ONCE), "--timing-script-file", str(script)]
+    command += how
     with question.asking():
         run = subprocess.run(command, capture_output=True, text=True, check=True)
     seen_N3 = np.loadtxt(log, np.int64, ndmin=2)

@@ -41,10 +41,10 @@ class _Ids:
     ) -> None:
         stored, names = embed.state_dict(), [feature.shares or feature.name for feature in features]
         # Lists that compiled code knows by one reference each: as arguments, arrays would cost more than the sums.
-        self._table_F = List(
+        self._table_F = _listed(
             [stored[f"tables.{name}.weight"].cpu().numpy() for name in names] or [np.zeros((0, 0), "f4")]
         )
-        self._known_F = List([stored[f"known_{name}"].cpu().numpy() for name in names] or [np.zeros(0, np.int64)])
+        self._known_F = _listed([stored[f"known_{name}"].cpu().numpy() for name in names] or [np.zeros(0, np.int64)])
         hashes_F = [feature.hashes for feature in features]
         each = zip(at_F, hashes_F, listed_F, column_F, strict=True)
         self._where_F5 = np.array([(*at, hashes, listed, column) for at, hashes, listed, column in each], np.int64)
@@ -171,6 +171,26 @@ class PastEmbedding:
         self._ids.add(word_BW[0, self._word_LH[place_L]], out_LX)
         out_LX[:, self._width :] = number_FL[:, place_L].T
         return place_L, out_LX
+
+
+def _listed(arrays: Sequence[NDArray[Any]]) -> Any:
+    """At least one, of one type. Lists of numba made any other way compile for a second in every process."""
+    made = _list_of(arrays[0])
+    for each in arrays[1:]:
+        _append(made, each)
+    return made
+
+
+@_compiled
+def _list_of(array):  # type: ignore[no-untyped-def] # pragma: no cover - compiled
+    made = List()
+    made.append(array)
+    return made
+
+
+@_compiled
+def _append(made, array):  # type: ignore[no-untyped-def] # pragma: no cover - compiled
+    made.append(array)
 
 
 @_compiled

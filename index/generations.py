@@ -20,7 +20,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -370,8 +370,8 @@ class GenerationStore:
                 continue
         return activations
 
-    def prune(self, keep: int) -> list[str]:
-        """Remove all but the newest `keep`, the current one and the one before, and return what was removed.
+    def prune(self, keep: int, *, named: Collection[str] = ()) -> list[str]:
+        """Remove all but the newest `keep`, the current one, the one before and those named; returns what was removed.
 
         A process that has them mapped keeps its pages.
 
@@ -382,7 +382,7 @@ class GenerationStore:
             raise ValueError(f"keep is {keep}, it must be at least 1")
         with self._locked():
             ids = self.ids()
-            kept = {*ids[-keep:], self.current(), self.before()}
+            kept = {*ids[-keep:], self.current(), self.before(), *named}
             removed = [each for each in ids if each not in kept]
             for each in removed:
                 # One step takes it out of the store; if the next is cut short, `stage` removes the rest.

@@ -5,6 +5,7 @@ a bound, twice the load that a server can carry leaves it answering nothing in t
 tenant that floods waits behind itself.
 """
 
+import math
 import threading
 import time
 from collections import OrderedDict, deque
@@ -17,7 +18,7 @@ import grpc
 
 from protos.recommender_pb2 import PRIORITY_CRITICAL, PRIORITY_DEFAULT, PRIORITY_SHEDDABLE, PRIORITY_UNSPECIFIED
 
-Why = Literal["full", "deadline", "displaced", "rate"]
+Why = Literal["full", "deadline", "displaced", "rate", "unread"]
 
 _LEAST_PUSHBACK_MS = 10
 _SHEDDABLE_SHARE = 0.25
@@ -25,6 +26,14 @@ _SHEDDABLE_SHARE = 0.25
 _SMOOTHING = 0.05
 _MARGIN = 1.5
 """On what is expected: half of the calls take longer than usual, and a late answer is work for nothing."""
+_READ_A_TURN = 1.25
+"""Calls that are read and refused for each that had its turn: all up to twice the capacity."""
+_READ_A_MIXED_TURN = 3.0
+"""The same where callers differ: all up to four times the capacity."""
+_READ_AT_ONCE = 64.0
+"""More than that in a burst."""
+_MIXED_S = 1.0
+"""Callers differ for so long after one that was not like the one before."""
 _TENANTS = 4096
 """Whose rates are remembered, those that asked last."""
 _SAID: dict[Why, str] = {
@@ -32,6 +41,7 @@ _SAID: dict[Why, str] = {
     "deadline": "the wait would be longer than the deadline",
     "displaced": "a call that matters more has taken the place",
     "rate": "the tenant asks more often than it may",
+    "unread": "so many calls are refused that not all of them can be read",
 }
 
 
@@ -42,6 +52,11 @@ class Overloaded(RuntimeError):
         self.why = why
         self.retry_after_ms = max(_LEAST_PUSHBACK_MS, round(1000 * after_s))
         super().__init__(f"{_SAID[why]}; come back in {self.retry_after_ms} ms")
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What tells gRPC clients not to come back before."""
+        return (("grpc-retry-pushback-ms", str(self.retry_after_ms)),)
 
 
 class DeadlinePassed(RuntimeError):
@@ -162,11 +177,26 @@ class Admission:
         """Of tenants with calls that wait; the first one's turn is next."""
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
         self._held_s = 0.01
+        self._readable = _READ_AT_ONCE
+        """Calls that may still be read to be refused."""
+        self._kind: tuple[str, int] = ("", PRIORITY_DEFAULT)
+        self._mixed_until = -math.inf
 
     @property
     def inside(self) -> int:
         """Calls running or waiting now."""
         return self._running + self._waiting
+
+    @property
+    def unread(self) -> Overloaded | None:
+        """Why the next call is to be refused whoever makes it, before a byte of it is read; None where it is not.
+
+        To refuse a call for what it says costs a good part of what an answer does. So while calls wait, only so many
+        are read for each that has its turn, and more where tenants and priorities make it matter which.
+        """
+        if self._waiting < self._most_running or self._readable >= 1:
+            return None
+        return Overloaded("unread", after_s=self._waiting * self._held_s / self._most_running)
 
     def check(self, until: float, *, tenant: str = "", priority: int = PRIORITY_UNSPECIFIED) -> None:
         """Before any work is done for a call: whether the tenant's rate allows it, and whether there is a chance that
@@ -239,12 +269,14 @@ class Admission:
         That is the last of the longest line, so that nobody is kept out by another tenant's flood; where the
         newcomer's own line is as long, the last of its own, if that matters less.
         """
+        if (tenant, priority) != self._kind:
+            self._kind, self._mixed_until = (tenant, priority), self._clock() + _MIXED_S
         line = self._lines.get(tenant)
         ahead = line.before(priority) if line else 0
         ahead += sum(min(len(each), ahead + 1) for name, each in self._lines.items() if name != tenant)
         wait_s = (ahead + 1) * self._held_s / self._most_running
         if self._clock() + _MARGIN * (wait_s + self._held_s) > until:
-            raise Overloaded("deadline", after_s=wait_s)
+            raise self._refused("deadline", wait_s)
         if priority == PRIORITY_SHEDDABLE and self._waiting >= _SHEDDABLE_SHARE * self._most_waiting:
             raise self._full()
         if self._waiting < self._most_waiting:
@@ -258,7 +290,11 @@ class Admission:
         return last
 
     def _full(self) -> Overloaded:
-        return Overloaded("full", after_s=self._waiting * self._held_s / self._most_running)
+        return self._refused("full", self._waiting * self._held_s / self._most_running)
+
+    def _refused(self, why: Why, after_s: float) -> Overloaded:
+        self._readable = max(self._readable - 1, 0.0)
+        return Overloaded(why, after_s=after_s)
 
     def _wait(self, ticket: _Ticket) -> None:
         if not ticket.decided.acquire(timeout=max(ticket.until - self._clock(), 0)):
@@ -275,6 +311,8 @@ class Admission:
         with self._lock:
             self._held_s += _SMOOTHING * (held_s - self._held_s)
             self._running -= 1
+            more = _READ_A_MIXED_TURN if self._clock() < self._mixed_until else _READ_A_TURN
+            self._readable = min(self._readable + more, _READ_AT_ONCE)
             while self._waiting and self._running < self._most_running:
                 tenant, line = next(iter(self._lines.items()))
                 ticket = line.first()

@@ -491,9 +491,9 @@ class Generations:
         """
         with self._changing:
             before = self.store.before()
-            if before is not None:
-                self._prepare(before)
-            return self._swap(self._prepare(self.store.rollback(time_ms=now_ms())))
+            prepared = None if before is None else self._prepare(before)
+            current = self.store.rollback(time_ms=now_ms())
+            return self._swap(prepared if prepared is not None and prepared.id == current else self._prepare(current))
 
     def follow(self) -> Generation | None:
         """Take up what the store calls current, if that changed. The last good one stays where it fails to load."""

@@ -41,6 +41,8 @@ class _Job:
 
     frames: list[Frame]
     waiter: Future[list[Status]] | None
+    taken_s: float
+    """By the monotonic clock."""
     statuses: list[Status] = field(default_factory=list)
 
 
@@ -93,6 +95,8 @@ class ImpressionLog:
         self._wake = threading.Condition()
         self._queue: deque[_Job] = deque()
         self._waiting_rows = 0
+        self._waiting_since_s = 0.0
+        """When the oldest of them was accepted."""
         self._waited_for = False
         self._unsaved: dict[str, Frame] = {}
         self._fault = ""
@@ -111,6 +115,12 @@ class ImpressionLog:
         """Rows accepted and not yet committed."""
         with self._wake:
             return self._waiting_rows
+
+    @property
+    def lag_s(self) -> float:
+        """How long the oldest row has waited that is accepted and not yet committed; 0 where none has."""
+        with self._wake:
+            return time.monotonic() - self._waiting_since_s if self._waiting_rows else 0.0
 
     def append(self, impression: Impression) -> None:
         """Log an impression; a second one with the same request id changes nothing.
@@ -202,12 +212,14 @@ class ImpressionLog:
 
     def _enqueue(self, frames: list[Frame], *, wait: bool) -> Future[list[Status]] | None:
         waiter: Future[list[Status]] | None = Future() if wait else None
-        job = _Job(frames, waiter)  # the writer takes the waiter out of it once it is told
+        job = _Job(frames, waiter, time.monotonic())  # the writer takes the waiter out of it once it is told
         with self._wake:
             refusal = self._refusal(len(frames))
             if refusal:
                 raise LogUnavailable(f"{self._folder}: {refusal}")
             asleep = not self._queue
+            if not self._waiting_rows:
+                self._waiting_since_s = job.taken_s
             self._queue.append(job)
             self._waiting_rows += len(frames)
             self._waited_for |= wait
@@ -310,6 +322,7 @@ class ImpressionLog:
                 job.waiter = None
             if not fault:
                 group.clear()
+                self._waiting_since_s = self._queue[0].taken_s if self._queue else 0.0
             else:
                 group[:] = [job for job in group if job.frames]
         for job, waiter in waiters:

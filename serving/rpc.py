@@ -144,7 +144,7 @@ def _guarded(
             call.code = code.name
             if isinstance(error, Overloaded):
                 telemetry.add("shed", error.why)
-                context.set_trailing_metadata((("grpc-retry-pushback-ms", str(error.retry_after_ms)),))
+                context.set_trailing_metadata(error.metadata)
             context.abort(code, message)
         finally:
             call.ms = 1000 * (time.perf_counter() - started)

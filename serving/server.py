@@ -30,6 +30,7 @@ from serving.catalog import CatalogService
 from serving.clock import now_ms
 from serving.events import EventsService
 from serving.exchange import EventExchange
+from serving.gate import Gate
 from serving.generation import Generation, Generations
 from serving.health import HealthService
 from serving.live import Live
@@ -133,9 +134,10 @@ class Server:
             lambda: standing.of_rooms(rooms),
         )
         tokens = settings.security.tokens
-        self._doorkeepers: list[grpc.ServerInterceptor] = (
-            [Doorkeeper(Tokens(tokens), telemetry)] if tokens is not None else []
-        )
+        self._interceptors: list[grpc.ServerInterceptor] = [
+            Gate(dict(zip(_SERVICES, rooms.values(), strict=True)), telemetry),
+            *([Doorkeeper(Tokens(tokens), telemetry)] if tokens is not None else []),
+        ]
         places = sum(each.admission.places for each in services)
         self._server = self._listener(places, _SERVICES, shared=settings.processes > 1)
         self._server.add_generic_rpc_handlers(tuple(each.handler() for each in services))
@@ -194,7 +196,7 @@ class Server:
         threads = places + _SPARE_THREADS
         server = grpc.server(
             ThreadPoolExecutor(threads, "rpc"),
-            interceptors=self._doorkeepers,
+            interceptors=self._interceptors,
             maximum_concurrent_rpcs=4 * threads,
             options=(
                 ("grpc.so_reuseport", int(shared)),

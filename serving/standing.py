@@ -44,6 +44,7 @@ def of_rooms(rooms: Mapping[str, Admission]) -> Iterator[Reading]:
 
 def of_writer(log: ImpressionLog) -> Iterator[Reading]:
     yield Reading("log_waiting_rows", log.waiting, "Rows that the log took and has not committed")
+    yield Reading("log_lag_seconds", log.lag_s, "How long the oldest of them has waited")
 
 
 def of_user_state(state: UserState, live: Live) -> Iterator[Reading]:

@@ -7,10 +7,12 @@ until then the traffic before stays in force here.
 
 import logging
 import threading
+from contextlib import closing
 
+from index.generations import GenerationStore
 from protos.admin_pb2 import SetTrafficRequest
 from protos.impression_pb2 import Impression, Variation
-from serving.catalog_log import Change, Entry, UnknownChange
+from serving.catalog_log import FILE, CatalogLog, Change, Entry, UnknownChange
 from serving.drafting import check_teams
 from serving.experiments import INTERLEAVE, Plan, Side, Traffic
 from serving.generation import Generation, Generations
@@ -194,6 +196,17 @@ class TrafficRouter:
                     check_teams(made[0], made[1])
                 except ValueError as error:
                     raise ValueError(f"experiment {experiment.name!r}: {error}") from None
+
+
+def generations_named(store: GenerationStore) -> set[str]:
+    """By the arms of the traffic in force, which `GenerationStore.prune` must keep.
+
+    Raises:
+        CorruptLog, LogUnavailable, UnknownChange: see `CatalogLog`.
+    """
+    with closing(CatalogLog(store.root / FILE)) as log:
+        entry = log.traffic(until=log.head())
+    return _traffic_of(entry).generations if entry is not None else set()
 
 
 def _traffic_of(entry: Entry) -> Traffic:

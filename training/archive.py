@@ -187,6 +187,15 @@ def keys_of(folder: Path, part: Part) -> Iterator[tuple[str, int]]:
     yield from frame.iter_rows()
 
 
+def times_of(folder: Path, part: Part, *, users: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """User and time of every row of one of the users, without what it holds."""
+    with _reading(folder, part):
+        scanned = pl.scan_parquet(folder / part.name, hive_partitioning=False, glob=False)
+        of_users = scanned.filter(pl.col("user_id").is_in(pl.Series(users, dtype=pl.String).implode()))
+        frame = of_users.select("user_id", _TIME[part.table]).collect()
+    yield from frame.iter_rows()
+
+
 def rows_named(folder: Path, parts: Sequence[Part], keys: Sequence[str]) -> dict[str, StoredRow]:
     """Those rows of the parts that have one of the keys."""
     found: dict[str, StoredRow] = {}

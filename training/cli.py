@@ -306,7 +306,7 @@ def _add_generations(commands: Any) -> None:
     diff.add_argument("new")
     actions.add_parser("activate", help="make one current").add_argument("id")
     actions.add_parser("rollback", help="back to the one before")
-    prune = actions.add_parser("prune", help="delete old ones, never the current or the one before")
+    prune = actions.add_parser("prune", help="delete old ones, never the current, the one before, or what arms name")
     prune.add_argument("--keep", type=int, default=3, help="how many to keep; default: %(default)s")
     for action in actions.choices.values():
         action.add_argument("--store", type=Path, default=LATEST / "generations", help="default: %(default)s")

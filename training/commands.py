@@ -248,6 +248,7 @@ def generations(given: Namespace) -> None:
     """Look after a store."""
     from index.generations import GenerationStore
     from serving.clock import now_ms
+    from serving.traffic import generations_named
 
     if not given.store.is_dir():
         raise ValueError(f"{given.store} is no store of generations; name one with --store")
@@ -270,7 +271,7 @@ def generations(given: Namespace) -> None:
         case "rollback":
             _OUT.print(f"{store.rollback(time_ms=now_ms())} is current again")
         case "prune":
-            removed = store.prune(given.keep)
+            removed = store.prune(given.keep, named=generations_named(store))
             _OUT.print(f"removed {', '.join(removed) or 'nothing'}; {len(store.ids())} left")
 
 

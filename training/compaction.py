@@ -7,7 +7,7 @@ rows count once.
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +15,18 @@ from pathlib import Path
 from protos.impression_pb2 import Impression, Outcome
 from serving.log import SPOOLS, CorruptLog, LogUnavailable
 from serving.spool import OPEN, TABLES, Spool, Table, is_written, paths
-from training.archive import Manifest, Part, StoredRow, checked, day_of, keys_among, parsed, rows_of, write_parts
+from training.archive import (
+    Manifest,
+    Part,
+    StoredRow,
+    checked,
+    day_of,
+    keys_among,
+    parsed,
+    rows_of,
+    times_of,
+    write_parts,
+)
 from training.durable import remove
 from training.impression_log import opened
 
@@ -44,6 +55,10 @@ class Compacted:
     """Of groups that a writer was killed over; they were never acknowledged."""
     written_to: int = 0
     """Spools left alone: their writers live."""
+    recent: int = 0
+    """Spools left alone: their rows may yet be sent again."""
+    forgotten: int = 0
+    """Rows left out, or taken out of the archive: their users were forgotten."""
     damaged: dict[str, str] = field(default_factory=dict)
     """Spools left alone, and why."""
 
@@ -59,8 +74,16 @@ class Verified:
     """What is wrong, by path in the folder of the log."""
 
 
-def compact(folder: Path) -> Compacted:
+def compact(
+    folder: Path, *, forgotten: Mapping[str, int] | None = None, recent_since_s: float = float("inf")
+) -> Compacted:
     """Make Parquet of every spool that nobody writes to any more.
+
+    Args:
+        forgotten: users of whom nothing is kept up to a time, in ms: of them nothing gets into the archive, and what is
+            there goes.
+        recent_since_s: spools written to since then (epoch) are for a later compaction: a server that starts meanwhile
+            knows of their rows, and of those in the archive it does not.
 
     Raises:
         LogBusy: another process does this.
@@ -77,11 +100,17 @@ def compact(folder: Path) -> Compacted:
                 if path.suffix == OPEN and is_written(path):
                     done.written_to += 1
                     continue
+                if path.stat().st_mtime > recent_since_s:
+                    done.recent += 1
+                    continue
                 if sum(each.stat().st_size for each in (*batch, path)) > _BATCH_BYTES:
-                    _compact(folder, batch, done)
+                    _compact(folder, batch, done, forgotten or {})
                     batch = []
                 batch.append(path)
-        _compact(folder, batch, done)
+        _compact(folder, batch, done, forgotten or {})
+        for table in TABLES:
+            for part in Manifest.read(folder).of(table):
+                _forget(folder, part, forgotten or {}, done)
         return done
 
 
@@ -167,7 +196,7 @@ def status(folder: Path) -> dict[str, int | str]:
     return told
 
 
-def _compact(folder: Path, batch: list[Path], done: Compacted) -> None:
+def _compact(folder: Path, batch: list[Path], done: Compacted, forgotten: Mapping[str, int]) -> None:
     """Move the rows of these spools to the archive, in one step."""
     rows: dict[Table, dict[str, StoredRow]] = {table: {} for table in TABLES}
     taken = []
@@ -180,7 +209,11 @@ def _compact(folder: Path, batch: list[Path], done: Compacted) -> None:
                 done.damaged[path.name] = str(error)
                 continue
         for table, row in stored:
-            rows[table].setdefault(row.key, row)
+            if _is_forgotten(table, row, forgotten, path):
+                done.forgotten += 1
+                done.duplicates -= 1
+            else:
+                rows[table].setdefault(row.key, row)
         taken.append(path)
         done.spools += 1
         done.unfinished_bytes += unfinished
@@ -197,6 +230,26 @@ def _compact(folder: Path, batch: list[Path], done: Compacted) -> None:
     done.parts += len(made)
     done.rows += sum(part.rows for part in made)
     done.duplicates -= sum(part.rows for part in made)
+
+
+def _forget(folder: Path, part: Part, forgotten: Mapping[str, int], done: Compacted) -> None:
+    """Put a part without the rows of forgotten users in the place of one that has any, in one step."""
+    times = list(times_of(folder, part, users=list(forgotten)))
+    if not any(time_ms <= forgotten[user_id] for user_id, time_ms in times):
+        return
+    checked(folder, part)
+    kept = [row for row in rows_of(folder, part) if not _is_forgotten(part.table, row, forgotten, folder / part.name)]
+    made = write_parts(folder, part.table, kept)
+    manifest = Manifest.read(folder)
+    Manifest((*(each for each in manifest.parts if each.name != part.name), *made)).write(folder)
+    remove(folder / part.name)
+    done.forgotten += part.rows - len(kept)
+
+
+def _is_forgotten(table: Table, row: StoredRow, forgotten: Mapping[str, int], where: Path) -> bool:
+    if not forgotten:
+        return False
+    return row.time_ms <= forgotten.get(parsed(row, _RECORD[table], where=where).user_id, row.time_ms - 1)
 
 
 def _verified_part(folder: Path, part: Part) -> int:

@@ -208,7 +208,10 @@ def log(settings: LogSettings) -> dict[str, Any]:
     if settings.mode == "verify":
         done = compaction.verify(settings.log, quarantine=settings.quarantine)
     else:
-        done = compaction.compact(settings.log)
+        with closing(CatalogLog(settings.generations / FILE)) as catalog:
+            forgotten = catalog.forgotten()
+        recent_since_s = now_ms() / 1000 - 60 * settings.recent_minutes
+        done = compaction.compact(settings.log, forgotten=forgotten, recent_since_s=recent_since_s)
     told = {name.replace("_", " "): value for name, value in asdict(done).items() if name != "damaged"}
     if settings.days is not None and settings.mode == "retain":
         gone = compaction.retain(settings.log, days=settings.days, now_ms=now_ms())

@@ -104,11 +104,15 @@ class LogSettings:
 
     mode: Literal["status", "compact", "verify", "retain"]
     log: Path
+    generations: Path
+    recent_minutes: float
     days: int | None
     quarantine: bool
 
     def __post_init__(self) -> None:
         _at_least_one(days=self.days)
+        if not self.recent_minutes >= 0:
+            raise ValueError(f"recent_minutes is {self.recent_minutes}; it must not be negative")
         if self.mode == "retain" and self.days is None:
             raise ValueError("days is null; say how many days are kept: days=90")
         if self.mode != "verify" and self.quarantine:

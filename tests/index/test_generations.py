@@ -395,6 +395,12 @@ def test_the_audit_log_tells_who_followed_whom_and_survives_a_torn_line(store: G
     ]
 
 
+def test_pruning_keeps_what_is_named(store: GenerationStore) -> None:
+    ids = _published(store, 4)
+    assert store.prune(1, named={ids[1], "000009-gone"}) == [ids[0], ids[2]]
+    assert store.ids() == [ids[1], ids[3]]
+
+
 def test_pruning_keeps_the_newest_the_current_and_the_one_before(store: GenerationStore) -> None:
     ids = _published(store, 7)
     store.activate(ids[0], time_ms=1)

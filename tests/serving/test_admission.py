@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 
@@ -235,3 +236,47 @@ def test_a_block_that_fails_gives_its_place_back() -> None:
 def test_bounds_are_checked(running: int, waiting: int, rate: float | None) -> None:
     with pytest.raises(ValueError, match="must be"):
         Admission(running=running, waiting=waiting, tenant_per_s=rate)
+
+
+def test_while_calls_wait_only_so_many_are_read_to_be_refused() -> None:
+    with room(waiting=1) as busy:
+        assert not busy.admission.unread, "nobody waits"
+        busy.ask("waits")
+        turned_away = 0
+        while not (unread := busy.admission.unread):
+            assert why(lambda: busy.admission.check(time.monotonic() + LONG_S)) == "full"
+            turned_away += 1
+        assert 1 < turned_away < 200
+        assert unread.why == "unread"
+        assert unread.retry_after_ms >= 10
+    assert not busy.admission.unread, "nobody waits any more"
+
+
+@pytest.mark.parametrize("tenants", [1, 2])
+def test_of_callers_that_differ_more_are_read(tenants: int) -> None:
+    """Of one kind at least as many as are refused at twice the capacity, of several at three times."""
+    clock = Clock()
+    admission = Admission(running=1, waiting=1, clock=clock)
+    read, turns = 0, 500
+    with ThreadPoolExecutor(2) as pool:
+        for turn in range(turns):
+            leave = threading.Event()
+            callers = [pool.submit(stay, admission, leave, clock.now_s + LONG_S) for _ in range(2)]
+            while admission.inside < 2:
+                time.sleep(0.0001)
+            for caller in range(10):
+                if admission.unread is None:
+                    read += 1
+                    tenant = str((turn + caller) % tenants) if tenants > 1 else ""
+                    assert why(partial(admission.check, clock.now_s + LONG_S, tenant=tenant)) == "full"
+            leave.set()
+            for each in callers:
+                each.result()
+    per_turn = read / (2 * turns)
+    assert per_turn >= (2 if tenants > 1 else 1)
+    assert per_turn < (4 if tenants > 1 else 2)
+
+
+def stay(admission: Admission, leave: threading.Event, until: float) -> None:
+    with admission.enter(until):
+        leave.wait(LONG_S)

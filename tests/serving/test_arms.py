@@ -21,6 +21,7 @@ from protos.impression_pb2 import Degraded, Impression
 from serving.again import Snapshots, ask_again
 from serving.catalog_log import FILE, CatalogLog
 from serving.client import CallFailed, CascadeClient, ShownSlate
+from serving.traffic import generations_named
 from training.cli import MISUSE, main
 from training.impression_log import read_impressions
 from training.replay import verify
@@ -182,6 +183,7 @@ def test_all_servers_of_a_store_share_the_traffic_and_it_survives_them(site: Pat
         client.activate(other)
         assert {slate.generation for slate in ask(client, 12, prefix="active")} == {other}
         assert client.traffic().etag == "2"
+    assert generations_named(GenerationStore(site / "generations")) == {other}, "what is pruned by"
 
 
 def test_what_an_arm_cannot_answer_the_generation_in_use_does(site: Path) -> None:

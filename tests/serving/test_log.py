@@ -107,6 +107,8 @@ def test_many_threads_lose_nothing_and_share_commits(tmp_path: Path) -> None:
         for thread in threads:
             thread.join()
         assert log.waiting <= 6
+        log.flush()
+        assert log.lag_s == 0
     wanted = [100 * each + n for each in range(6) for n in range(50)]
     assert list(read_impressions(path)) == [impression(n) for n in wanted]
     assert list(read_outcomes(path)) == [outcome(n) for n in wanted]
@@ -132,6 +134,8 @@ def test_a_full_queue_refuses_and_recovers_when_the_disk_is_quick_again(
         with pytest.raises(LogUnavailable, match="the capacity is 5"):
             log.append(impression(99))
         assert accepted == 5
+        time.sleep(0.05)
+        assert log.lag_s >= 0.05
         free.set()
         assert until(lambda: log.available)
         log.append(impression(accepted))

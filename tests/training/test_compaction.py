@@ -3,12 +3,13 @@
 import hashlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-from test_impression_log import HOUR_MS, expected, impression, read, write
+from test_impression_log import HOUR_MS, expected, impression, outcome, read, write
 
 from serving.log import SPOOLS, CorruptLog, ImpressionLog
 from serving.spool import OPEN, paths
@@ -152,7 +153,7 @@ def test_damage_is_named_with_code_2_and_set_aside_so_that_the_rest_can_be_read(
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
-    for words in (["verify"], ["compact"]):
+    for words in (["verify"], ["compact", "recent_minutes=0"]):
         code, _, err = run(*words)
         assert (code, err.count("\n")) == (2, 1)
         assert str(spool) in err
@@ -195,3 +196,36 @@ def test_one_process_at_a_time_looks_after_a_log(tmp_path: Path) -> None:
         verify(tmp_path / "none", quarantine=False)
     told = status(tmp_path)
     assert (told["impressions"], told["outcomes"], told["spools"], told["spools being written"]) == (2, 2, 1, 0)
+
+
+def test_a_server_that_starts_after_a_compaction_knows_what_was_written_of_late(tmp_path: Path) -> None:
+    write(tmp_path, range(5))
+    compacted = compact(tmp_path, recent_since_s=time.time() - 900)
+    assert (compacted.spools, compacted.recent, compacted.rows) == (0, 1, 0)
+    with ImpressionLog(tmp_path) as log:
+        assert log.find(expected(range(5))[0][3]) == impression(3)
+        assert log.write_outcomes([outcome(3)]) == ["duplicate"]
+    assert read(tmp_path) == expected(range(5))
+    later = compact(tmp_path, recent_since_s=time.time() + 1)
+    assert (later.recent, later.rows) == (0, 10)
+
+
+def test_nothing_of_a_forgotten_user_stays_in_the_archive_or_gets_there(tmp_path: Path) -> None:
+    for numbers, user in ((range(6), "gone"), (range(6, 12), "here")):
+        write(tmp_path, numbers, user=user)
+    compact(tmp_path)
+    for numbers, user in ((range(12, 18), "gone"), (range(18, 24), "here")):
+        write(tmp_path, numbers, user=user)
+    until_ms = impression(14).time_ms
+    compacted = compact(tmp_path, forgotten={"gone": until_ms, "never seen": until_ms})
+    assert compacted.forgotten == 6 + 3, "the six before, and those up to the moment, that included"
+    assert compacted.duplicates == 0
+    left = {each.request_id: each.user_id for each in read_impressions(tmp_path)}
+    assert [name for name, user in left.items() if user == "gone"] == expected(range(15, 18))[0]
+    assert sum(user == "here" for user in left.values()) == 12
+    assert not paths(tmp_path / SPOOLS)
+    assert verify(tmp_path, quarantine=False).damaged == {}
+    named = {part.name for part in Manifest.read(tmp_path).parts}
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.parquet")} == named
+    again = compact(tmp_path, forgotten={"gone": until_ms})
+    assert (again.forgotten, again.parts) == (0, 0)
