@@ -6,9 +6,12 @@ Shape letters: I items (rows), N some of them, D embedding width, K results, S s
 and item.
 """
 
+import math
+from collections import OrderedDict
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
@@ -27,8 +30,10 @@ SOURCES = ("ann", "lexical", "similar", "covisitation", "trending", "fresh", "po
 
 NO_HITS = Hits(NO_ROWS, np.empty(0, np.float32))
 _DAY_MS = 86_400_000
-_MOST_KEPT = 8192
-"""Searches, of about 1.5 kB each; all are forgotten when there are more."""
+_MOST_KEPT = 16_384
+"""Searches, of about 2.4 kB each; those made longest ago are forgotten."""
+_ROUND = 64
+"""Searches ask for a multiple of this, so that one that was kept serves whoever wants fewer."""
 
 
 class VectorSearch(Protocol):
@@ -78,6 +83,7 @@ class SimilarToRecent:
     a search without a filter found is kept.
 
     Args:
+        index: as it is best asked about items, see `index.vectors.VectorIndex.of_items`.
         recent: how many of the newest are asked.
     """
 
@@ -90,8 +96,9 @@ class SimilarToRecent:
         self._embedding_ID = items.embedding_ID
         self._allowed = items.allowed
         self._recent = recent
-        self._kept: dict[tuple[int, int], Hits] = {}
-        """By row and how many were wanted."""
+        self._kept: OrderedDict[tuple[int, int], Hits] = OrderedDict()
+        """By row and how many were asked for."""
+        self._lock = Lock()
 
     def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
         query = hydrated.query
@@ -114,14 +121,16 @@ class SimilarToRecent:
         return Hits(row[chosen].astype(np.int64), score[chosen].astype(np.float32), partial)
 
     def _near(self, row: int, k: int, allowed: Mask | None) -> Hits:
-        hits = self._kept.get((row, k)) if allowed is self._allowed else None
+        asked = _ROUND * math.ceil(k / _ROUND)
+        hits = self._kept.get((row, asked)) if allowed is self._allowed else None
         if hits is None:
-            hits = self._index.search(self._embedding_ID[row], k, allowed)
+            hits = self._index.search(self._embedding_ID[row], asked, allowed)
             if allowed is self._allowed and not hits.partial:
-                if len(self._kept) >= _MOST_KEPT:
-                    self._kept.clear()
-                self._kept[row, k] = hits
-        return hits
+                with self._lock:
+                    self._kept[row, asked] = hits
+                    if len(self._kept) > _MOST_KEPT:
+                        self._kept.popitem(last=False)
+        return Hits(hits.row_K[:k], hits.score_K[:k], hits.partial)
 
 
 @dataclass(frozen=True, slots=True)

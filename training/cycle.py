@@ -295,7 +295,7 @@ def export(
             users=prepared.users,
             profile_U=prepared.profile_U,
             towers=towers,
-            scorer=bound(ranker, calibration, prepared.table, items, precision=_precision(ranker, prepared, settings)),
+            scorer=bound(ranker, calibration, prepared.table, items, precision=precision(ranker, prepared, settings)),
             policy=replace(settings.policy, weights=predicted),
             retrieval=retrieval,
             activity=activity(
@@ -331,7 +331,8 @@ def export(
     )
 
 
-def _precision(ranker: AnyRanker, prepared: Prepared, settings: CycleSettings) -> Precision:
+def precision(ranker: AnyRanker, prepared: Prepared, settings: CycleSettings) -> Precision:
+    """Of a ranker's large products, as what was held out from its training allows."""
     if not isinstance(ranker, Ranker):
         return Precision()
     _, held_out = split_by_time(prepared.examples, settings.ranker.validation)
