@@ -1,8 +1,8 @@
 """A generation of a million items: models that learned for a while from a small world, and a catalogue of its kind.
 
-Its ranker is a network of 256, 128 and 64 without crosses; a second store has the same generation with the default
-ranker, that of two crosses, and shares all other files. Both are made once, in the system's folder for temporary files,
-and again where they no longer load.
+Its ranker is a network of 256, 128 and 64 with 16-bit products, whatever these change after so short a training; a
+second store has the same generation with the default ranker, that of crosses, and shares all other files. Both are made
+once, in the system's folder for temporary files, and again where they no longer load.
 """
 
 import os
@@ -17,6 +17,7 @@ import polars as pl
 from candidate_gen.items import Items
 from index.generations import CorruptGeneration, GenerationStore
 from policy.settings import PolicySettings
+from ranking.inference import Precision
 from ranking.model import RankerShape
 from ranking.rankers import AnyScorer, bound
 from ranking.scorer import RankerScorer
@@ -96,7 +97,8 @@ def large_catalogue(size: Size) -> LargeCatalogue:
     events = folder / "events.parquet"
     if not (events.exists() and _loads(store) and _loads(crossed)):
         shutil.rmtree(folder, ignore_errors=True)
-        crossed.root.mkdir(parents=True)
+        for each in (store, crossed):
+            each.root.mkdir(parents=True)
         _make(size, store, crossed).write_parquet(events)
     return LargeCatalogue(folder, store, pl.read_parquet(events), crossed)
 
@@ -110,7 +112,7 @@ def _loads(store: GenerationStore) -> bool:
 
 
 def _make(size: Size, store: GenerationStore, crossed: GenerationStore) -> pl.DataFrame:
-    """Publish the generations; returns the events of the small world."""
+    """Publish both generations; returns the events of the small world."""
     with progress() as bar:
         making = bar.add_task("", total=7)
 
@@ -131,11 +133,13 @@ def _make(size: Size, store: GenerationStore, crossed: GenerationStore) -> pl.Da
         settings = replace(
             _SETTINGS,
             towers=TowerSettings(epochs=size.epochs, patience=2),
-            ranker=RankerSettings(shape=NETWORK, epochs=1, batch=4096),
+            ranker=RankerSettings(epochs=1, batch=4096),
         )
         towers, _ = cycle.fit_towers(prepared, settings, seed=0, folder=work)
-        step("ranker")
+        step("rankers")
         ranker, calibration, metrics = cycle.fit_ranker(prepared, settings, seed=0, folder=work)
+        shaped = replace(settings, ranker=RankerSettings(shape=NETWORK, epochs=1, batch=4096))
+        network, of_network, _ = cycle.fit_ranker(prepared, shaped, seed=0, folder=work)
         step("embeddings, index, files")
         items = items.filter(pl.col("published_ms") <= as_of_ms)
         counters = item_counters(dataset.impressions, dataset.events, items, as_of_ms=as_of_ms, table=table)
@@ -153,16 +157,13 @@ def _make(size: Size, store: GenerationStore, crossed: GenerationStore) -> pl.Da
             calibration,
             settings=settings,
             metrics={f"ranker.{name}": value for name, value in metrics.items()},
-            store=store,
+            store=crossed,
             now_ms=as_of_ms,
         )
-        store.activate(published.id, time_ms=as_of_ms)
-        step("ranker with crosses")
-        with_crosses = replace(settings, ranker=RankerSettings(epochs=1, batch=4096))
-        ranker, calibration, _ = cycle.fit_ranker(prepared, with_crosses, seed=0, folder=work)
-        rounded = cycle.precision(ranker, prepared, with_crosses)
-        scorer = bound(ranker, calibration, table, Items.load(store.folder(published.id)), precision=rounded)
-        _ranked_by(crossed, store, scorer)
+        crossed.activate(published.id, time_ms=as_of_ms)
+        step("the other ranker's part of the items")
+        same = Items.load(crossed.folder(published.id))
+        _ranked_by(store, crossed, bound(network, of_network, table, same, precision=Precision("bfloat16")))
         shutil.rmtree(work)
     return dataset.events.filter(pl.col("visible_ms") <= as_of_ms)
 

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from candidate_gen.items import Items
-from candidate_gen.merge import among
+from candidate_gen.merge import among, first_of_each, place_of, table_of
 from candidate_gen.types import NO_ROWS, HydratedQuery, Query
 from index.columns import Column
 from index.masks import Mask
@@ -28,6 +29,7 @@ from index.types import Hits
 SOURCES = ("ann", "lexical", "similar", "covisitation", "trending", "fresh", "popular")
 """Names in the order they are asked; the last is the floor that cannot fail."""
 
+_compiled: Any = njit(cache=True, nogil=True, boundscheck=False)
 NO_HITS = Hits(NO_ROWS, np.empty(0, np.float32))
 _DAY_MS = 86_400_000
 _MOST_KEPT = 16_384
@@ -108,17 +110,12 @@ class SimilarToRecent:
         left_out_X = known_to(query)
         wanted = k + len(left_out_X)
         hits = [self._near(row, wanted, hydrated.allowed) for row in asked_S.tolist()]
-        row = np.concatenate([each.row_K for each in hits])
-        score = np.concatenate([each.score_K for each in hits])
-        turn = np.concatenate([np.arange(len(each)) for each in hits])
-        kept = np.flatnonzero(~among(row, left_out_X))
-        best_first = kept[np.argsort(-score[kept], kind="stable")]
-        _, first = np.unique(row[best_first], return_index=True)
-        once = best_first[first]
-        chosen = once[np.lexsort((-score[once], turn[once]))[:k]]
-        chosen = chosen[np.argsort(-score[chosen], kind="stable")]
-        partial = any(each.partial for each in hits)
-        return Hits(row[chosen].astype(np.int64), score[chosen].astype(np.float32), partial)
+        row_H = np.concatenate([each.row_K for each in hits], dtype=np.int64)
+        score_H = np.concatenate([each.score_K for each in hits], dtype=np.float32, casting="same_kind")
+        row_N, score_N, turn_N = _taking_turns(row_H, score_H, np.array([len(each) for each in hits]), left_out_X)
+        chosen = np.lexsort((row_N, -score_N, turn_N))[:k]
+        chosen = chosen[np.argsort(-score_N[chosen], kind="stable")]
+        return Hits(row_N[chosen], score_N[chosen], any(each.partial for each in hits))
 
     def _near(self, row: int, k: int, allowed: Mask | None) -> Hits:
         asked = _ROUND * math.ceil(k / _ROUND)
@@ -216,12 +213,19 @@ class Popular:
         if segment and segment_P is not None:
             numbers = np.unique(segment_P["segment"]).tolist()
             self._listed = {number: segment_P[segment_P["segment"] == number] for number in numbers}
+        self._own = self._own_rows()
 
     def on(self, items: Items) -> "Popular":
         """Of the items that these have become."""
         grown = copy(self)
         grown._items, grown._order = items, self._order.on(items.popularity_I)
+        grown._own = grown._own_rows()
         return grown
+
+    def _own_rows(self) -> dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Of each segment the listed items that there are, and what they are worth to it."""
+        rows = {number: self._items.ids.rows(listed["item_key"]) for number, listed in self._listed.items()}
+        return {n: (row_N[row_N >= 0], self._listed[n]["popularity"][row_N >= 0]) for n, row_N in rows.items()}
 
     def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
         query = hydrated.query
@@ -232,14 +236,13 @@ class Popular:
 
         row_K = self._order.best(max(k, 0) + len(known_X), hydrated.allowed, keep=published)
         score_K = self._items.popularity_I[row_K]
-        listed = self._listed.get(int(hydrated.row[self._segment][0])) if self._listed else None
-        if listed is not None:
-            own_N = self._items.ids.rows(listed["item_key"])
-            shown_N = own_N >= 0
-            shown_N[shown_N] = published(own_N[shown_N])
+        own = self._own.get(int(hydrated.row[self._segment][0])) if self._own else None
+        if own is not None:
+            own_N, worth_N = own
+            shown_N = published(own_N)
             if hydrated.allowed is not None:
-                shown_N[shown_N] = hydrated.allowed.allowed_I[own_N[shown_N]]
-            own_N, worth_N = own_N[shown_N], listed["popularity"][shown_N]
+                shown_N &= hydrated.allowed.allowed_I[own_N]
+            own_N, worth_N = own_N[shown_N], worth_N[shown_N]
             kept_K = ~among(row_K, own_N)
             rest_K = np.minimum(score_K[kept_K], worth_N.min(initial=np.inf))
             row_K, score_K = np.concatenate([own_N, row_K[kept_K]]), np.concatenate([worth_N, rest_K])
@@ -324,11 +327,29 @@ class _Order:
 
 
 def known_to(query: Query) -> NDArray[np.int64]:
-    """Seeds, excluded items and the history."""
-    return np.unique(np.concatenate([query.seed_row_S, query.exclude_row_X, query.history.row_L]))
+    """Seeds, excluded items and the history, each once."""
+    return first_of_each(np.concatenate([query.seed_row_S, query.exclude_row_X, query.history.row_L]))
 
 
-def first_of_each(row_L: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Each row once, in the order of first appearance."""
-    _, first = np.unique(row_L, return_index=True)
-    return row_L[np.sort(first)]
+@_compiled
+def _taking_turns(row_H, score_H, count_S, left_out_X):  # type: ignore[no-untyped-def] # pragma: no cover - compiled
+    """Each row that is not left out, once: where it scores best, and of equal scores in the first list."""
+    key_P = table_of(len(row_H) + len(left_out_X))
+    index_P = np.empty(len(key_P), np.int64)
+    for row in left_out_X:
+        place = place_of(key_P, row)
+        key_P[place], index_P[place] = row, -1
+    row_N, score_N, turn_N = np.empty(len(row_H), np.int64), np.empty(len(row_H), np.float32), np.empty_like(row_H)
+    held, h = 0, 0
+    for count in count_S:
+        for turn in range(count):
+            row, score = row_H[h], score_H[h]
+            h += 1
+            place = place_of(key_P, row)
+            if key_P[place] != row:
+                key_P[place], index_P[place] = row, held
+                row_N[held], score_N[held], turn_N[held] = row, score, turn
+                held += 1
+            elif index_P[place] >= 0 and score > score_N[index_P[place]]:
+                score_N[index_P[place]], turn_N[index_P[place]] = score, turn
+    return row_N[:held].copy(), score_N[:held].copy(), turn_N[:held].copy()

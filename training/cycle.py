@@ -295,7 +295,7 @@ def export(
             users=prepared.users,
             profile_U=prepared.profile_U,
             towers=towers,
-            scorer=bound(ranker, calibration, prepared.table, items, precision=precision(ranker, prepared, settings)),
+            scorer=bound(ranker, calibration, prepared.table, items, precision=_precision(ranker, prepared, settings)),
             policy=replace(settings.policy, weights=predicted),
             retrieval=retrieval,
             activity=activity(
@@ -331,8 +331,7 @@ def export(
     )
 
 
-def precision(ranker: AnyRanker, prepared: Prepared, settings: CycleSettings) -> Precision:
-    """Of a ranker's large products, as what was held out from its training allows."""
+def _precision(ranker: AnyRanker, prepared: Prepared, settings: CycleSettings) -> Precision:
     if not isinstance(ranker, Ranker):
         return Precision()
     _, held_out = split_by_time(prepared.examples, settings.ranker.validation)
