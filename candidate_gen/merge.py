@@ -11,9 +11,11 @@ from numba import njit
 from numpy.typing import NDArray
 
 from candidate_gen.types import NO_ROWS, Candidates
+from index.columns import plain
 from index.types import Hits
 
 _FAR = 60.0
+_ROW = np.dtype(np.int64)
 _VACANT = -(2**63)
 _compiled: Any = njit(cache=True, nogil=True, boundscheck=False)
 _inlined: Any = njit(inline="always", boundscheck=False)
@@ -39,19 +41,14 @@ def merge(names: tuple[str, ...], hits: Sequence[Hits | None]) -> Candidates:
 
 def among(row_N: NDArray[np.int64], row_X: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which of the first rows are one of the second: `np.isin`, without what it does to choose a way."""
-    among_N: NDArray[np.bool_] = _among(plain_rows(row_N), plain_rows(row_X))
+    among_N: NDArray[np.bool_] = _among(plain(row_N, _ROW), plain(row_X, _ROW))
     return among_N
 
 
 def first_of_each(row_L: NDArray[np.int64]) -> NDArray[np.int64]:
     """Each row once, in the order of first appearance."""
-    row_N: NDArray[np.int64] = _first_of_each(plain_rows(row_L))
+    row_N: NDArray[np.int64] = _first_of_each(plain(row_L, _ROW))
     return row_N
-
-
-def plain_rows(row_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """As compiled code knows them, so that it is compiled once."""
-    return np.require(row_N, np.int64, ("C", "W"))
 
 
 def with_rows(candidates: Candidates, row_N: NDArray[np.int64]) -> Candidates:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import Any, Protocol
 
@@ -31,6 +32,8 @@ SOURCES = ("ann", "lexical", "similar", "covisitation", "trending", "fresh", "po
 
 _compiled: Any = njit(cache=True, nogil=True, boundscheck=False)
 NO_HITS = Hits(NO_ROWS, np.empty(0, np.float32))
+Keep = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
+"""Which of some rows to keep."""
 _DAY_MS = 86_400_000
 _MOST_KEPT = 16_384
 """Searches, of about 2.4 kB each; those made longest ago are forgotten."""
@@ -222,6 +225,9 @@ class Popular:
         grown._own = grown._own_rows()
         return grown
 
+    def _published(self, time_ms: int, row_N: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return np.asarray(self._items.published_ms_I[row_N] <= time_ms)
+
     def _own_rows(self) -> dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Of each segment the listed items that there are, and what they are worth to it."""
         rows = {number: self._items.ids.rows(listed["item_key"]) for number, listed in self._listed.items()}
@@ -229,11 +235,7 @@ class Popular:
 
     def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
         query = hydrated.query
-        known_X = known_to(query)
-
-        def published(row_N: NDArray[np.int64]) -> NDArray[np.bool_]:
-            return np.asarray(self._items.published_ms_I[row_N] <= query.time_ms)
-
+        known_X, published = known_to(query), partial(self._published, query.time_ms)
         row_K = self._order.best(max(k, 0) + len(known_X), hydrated.allowed, keep=published)
         score_K = self._items.popularity_I[row_K]
         own = self._own.get(int(hydrated.row[self._segment][0])) if self._own else None
@@ -281,16 +283,12 @@ class _Order:
         k: int,
         allowed: Mask | None,
         *,
-        keep: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None,
+        keep: Keep | None = None,
         above: float = -np.inf,
         up_to: float = np.inf,
     ) -> NDArray[np.int64]:
         """The k best that are allowed and kept, or as many as there are, with above < worth <= up_to."""
-
-        def shown(row_N: NDArray[np.int64]) -> NDArray[np.int64]:
-            row_N = row_N if allowed is None else row_N[allowed.allowed_I[row_N]]
-            return row_N if keep is None else row_N[keep(row_N)]
-
+        shown = partial(_shown, allowed, keep)
         if allowed is not None and allowed.count**2 <= k * len(allowed):  # fewer than would be walked past
             row_N = shown(allowed.row_A)
             row_N = row_N[(self._worth_I[row_N] > above) & (self._worth_I[row_N] <= up_to)]
@@ -324,6 +322,11 @@ class _Order:
         row_N[of_base] = base_I[first + at_N[of_base]]
         row_N[~of_base] = tail_I[start + at_N[~of_base] - (last - first)]
         return row_N if allowed is None else row_N[allowed.allowed_I[row_N]]
+
+
+def _shown(allowed: Mask | None, keep: Keep | None, row_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    row_N = row_N if allowed is None else row_N[allowed.allowed_I[row_N]]
+    return row_N if keep is None else row_N[keep(row_N)]
 
 
 def known_to(query: Query) -> NDArray[np.int64]:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candidate_gen.merge import among, fused, merge, only, with_rows
+from candidate_gen.merge import among, first_of_each, fused, merge, only, with_rows
 from index.types import Hits
 
 ranking = st.lists(st.integers(0, 30), unique=True, max_size=12)
