@@ -13,14 +13,13 @@ from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from candidate_gen.items import Items
-from candidate_gen.merge import among, first_of_each, place_of, table_of
+from candidate_gen.row_sets import among, first_of_each, taking_turns
 from candidate_gen.types import NO_ROWS, HydratedQuery, Query
 from index.columns import Column
 from index.masks import Mask
@@ -30,7 +29,6 @@ from index.types import Hits
 SOURCES = ("ann", "lexical", "similar", "covisitation", "trending", "fresh", "popular")
 """Names in the order they are asked; the last is the floor that cannot fail."""
 
-_compiled: Any = njit(cache=True, nogil=True, boundscheck=False)
 NO_HITS = Hits(NO_ROWS, np.empty(0, np.float32))
 Keep = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
 """Which of some rows to keep."""
@@ -115,7 +113,7 @@ class SimilarToRecent:
         hits = [self._near(row, wanted, hydrated.allowed) for row in asked_S.tolist()]
         row_H = np.concatenate([each.row_K for each in hits], dtype=np.int64)
         score_H = np.concatenate([each.score_K for each in hits], dtype=np.float32, casting="same_kind")
-        row_N, score_N, turn_N = _taking_turns(row_H, score_H, np.array([len(each) for each in hits]), left_out_X)
+        row_N, score_N, turn_N = taking_turns(row_H, score_H, np.array([len(each) for each in hits]), left_out_X)
         chosen = np.lexsort((row_N, -score_N, turn_N))[:k]
         chosen = chosen[np.argsort(-score_N[chosen], kind="stable")]
         return Hits(row_N[chosen], score_N[chosen], any(each.partial for each in hits))
@@ -332,27 +330,3 @@ def _shown(allowed: Mask | None, keep: Keep | None, row_N: NDArray[np.int64]) ->
 def known_to(query: Query) -> NDArray[np.int64]:
     """Seeds, excluded items and the history, each once."""
     return first_of_each(np.concatenate([query.seed_row_S, query.exclude_row_X, query.history.row_L]))
-
-
-@_compiled
-def _taking_turns(row_H, score_H, count_S, left_out_X):  # type: ignore[no-untyped-def] # pragma: no cover - compiled
-    """Each row that is not left out, once: where it scores best, and of equal scores in the first list."""
-    key_P = table_of(len(row_H) + len(left_out_X))
-    index_P = np.empty(len(key_P), np.int64)
-    for row in left_out_X:
-        place = place_of(key_P, row)
-        key_P[place], index_P[place] = row, -1
-    row_N, score_N, turn_N = np.empty(len(row_H), np.int64), np.empty(len(row_H), np.float32), np.empty_like(row_H)
-    held, h = 0, 0
-    for count in count_S:
-        for turn in range(count):
-            row, score = row_H[h], score_H[h]
-            h += 1
-            place = place_of(key_P, row)
-            if key_P[place] != row:
-                key_P[place], index_P[place] = row, held
-                row_N[held], score_N[held], turn_N[held] = row, score, turn
-                held += 1
-            elif index_P[place] >= 0 and score > score_N[index_P[place]]:
-                score_N[index_P[place]], turn_N[index_P[place]] = score, turn
-    return row_N[:held].copy(), score_N[:held].copy(), turn_N[:held].copy()

@@ -497,12 +497,19 @@ class VectorIndex:
         target: float,
         effort: int | None,
     ) -> None:
-        self.efforts, curve = self._tuned(told_ID, query_BD, ks, target, effort)
+        def efforts(query_BD: NDArray[np.float32]) -> tuple[dict[int, int], list[Certificate]]:
+            truth = Truth(told_ID, query_BD, ks[-1], row_A=self._all.row_A if self.quarantined else None)
+
+            def measured(k: int, effort: int) -> Recall:
+                return truth.recall(self._batch(query_BD, k, effort)[0])
+
+            return tuned(measured, self.codes.ladder, ks=ks, target=target, effort=effort)
+
+        self.efforts, curve = efforts(query_BD)
         self.item_efforts = self.efforts
         if effort is None and self.codes.nlist:
-            item_BD = told_ID[self._all.row_A[:: max(1, math.ceil(self._usable / QUERIES))]]
-            self.item_efforts, item_curve = self._tuned(told_ID, item_BD, ks, target, None)
-            self.item_curve = tuple(item_curve)
+            self.item_efforts, found = efforts(told_ID[self._all.row_A[:: max(1, math.ceil(self._usable / QUERIES))]])
+            self.item_curve = tuple(found)
         few_BD = query_BD[:: max(1, math.ceil(len(query_BD) / FILTERED_QUERIES))]
         curve += certified(
             lambda query_D, k, mask: self._among(query_D, k, mask).row_K,
@@ -512,22 +519,6 @@ class VectorIndex:
             efforts=self.efforts,
         )
         self.curve = tuple(curve)
-
-    def _tuned(
-        self,
-        told_ID: NDArray[np.float32],
-        query_BD: NDArray[np.float32],
-        ks: list[int],
-        target: float,
-        effort: int | None,
-    ) -> tuple[dict[int, int], list[Certificate]]:
-        """The effort of each k for such queries, and the curve."""
-        truth = Truth(told_ID, query_BD, ks[-1], row_A=self._all.row_A if self.quarantined else None)
-
-        def measured(k: int, effort: int) -> Recall:
-            return truth.recall(self._batch(query_BD, k, effort)[0])
-
-        return tuned(measured, self.codes.ladder, ks=ks, target=target, effort=effort)
 
 
 def _divisors(vector_ID: NDArray[np.float32], metric: Metric) -> NDArray[np.float32] | None:

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candidate_gen.merge import among, first_of_each, fused, merge, only, with_rows
+from candidate_gen.merge import fused, merge, only, with_rows
+from candidate_gen.row_sets import among
 from index.types import Hits
 
 ranking = st.lists(st.integers(0, 30), unique=True, max_size=12)
@@ -82,13 +83,3 @@ def test_rows_are_found_among_the_candidates_or_told_to_be_none_of_them() -> Non
     assert own.positions(np.array([9, 4, 5], np.int64)).tolist() == [2, -1, 0]
     assert own.positions(np.empty(0, np.int64)).tolist() == []
     assert only(np.empty(0, np.int64), ("a",)).positions(np.array([1], np.int64)).tolist() == [-1]
-
-
-@given(st.lists(st.integers(0, 40), max_size=60), st.lists(st.integers(0, 40), max_size=60))
-def test_rows_are_found_and_taken_once_as_numpy_would(row_N: list[int], row_X: list[int]) -> None:
-    some_N, some_X = np.array(row_N, np.int64), np.array(row_X, np.int64)
-    np.testing.assert_array_equal(among(some_N, some_X), np.isin(some_N, some_X))
-    assert first_of_each(some_N).tolist() == list(dict.fromkeys(row_N))
-    read_only = some_N[::-1]
-    read_only.flags.writeable = False
-    np.testing.assert_array_equal(among(read_only, some_X), np.isin(read_only, some_X))
