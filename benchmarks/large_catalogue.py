@@ -1,8 +1,11 @@
 """A generation of a million items: models that learned for a while from a small world, and a catalogue of its kind.
 
-It is made once, in the system's folder for temporary files, and again where it no longer loads.
+Its ranker is a network of 256, 128 and 64 with 16-bit products, whatever these change after so short a training; a
+second store has the same generation with the default ranker, that of crosses, and shares all other files. Both are made
+once, in the system's folder for temporary files, and again where they no longer load.
 """
 
+import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +14,13 @@ from tempfile import gettempdir
 import numpy as np
 import polars as pl
 
+from candidate_gen.items import Items
 from index.generations import CorruptGeneration, GenerationStore
 from policy.settings import PolicySettings
+from ranking.inference import Precision
+from ranking.model import RankerShape
+from ranking.rankers import AnyScorer, bound
+from ranking.scorer import RankerScorer
 from serving.generation import Generation, GenerationMismatch
 from serving.retrieval import RetrievalSettings
 from training import cycle
@@ -25,6 +33,7 @@ from training.tower import TowerSettings
 from training.world import World
 
 CANDIDATES = 500
+NETWORK = RankerShape(cross_layers=0, hidden=(256, 128, 64))
 _DAYS = 20
 _LEARNED_DAYS = 10
 _SETTINGS = cycle.CycleSettings(
@@ -59,7 +68,7 @@ class Size:
     epochs: int
 
 
-LARGE = Size(items=1_000_000, learned_items=20_000, users=5000, requests=30_000, epochs=3)
+LARGE = Size(items=1_000_000, learned_items=20_000, users=5000, requests=30_000, epochs=12)
 SMALL = Size(items=3000, learned_items=1000, users=300, requests=600, epochs=1)
 
 
@@ -72,6 +81,8 @@ class LargeCatalogue:
     store: GenerationStore
     events: pl.DataFrame
     """What its users did; see `training.data.EVENT_SCHEMA`."""
+    crossed: GenerationStore
+    """The same generation with the ranker that has crosses."""
 
     @property
     def generation(self) -> Path:
@@ -82,23 +93,28 @@ class LargeCatalogue:
 def large_catalogue(size: Size) -> LargeCatalogue:
     """The one of this size."""
     folder = Path(gettempdir()) / f"cascade-benchmark-{size.items}-items"
-    store, events = GenerationStore(folder / "generations"), folder / "events.parquet"
+    store, crossed = (GenerationStore(folder / name) for name in ("generations", "crossed"))
+    events = folder / "events.parquet"
+    if not (events.exists() and _loads(store) and _loads(crossed)):
+        shutil.rmtree(folder, ignore_errors=True)
+        for each in (store, crossed):
+            each.root.mkdir(parents=True)
+        _make(size, store, crossed).write_parquet(events)
+    return LargeCatalogue(folder, store, pl.read_parquet(events), crossed)
+
+
+def _loads(store: GenerationStore) -> bool:
     current = store.current()
     try:
-        loads = current is not None and events.exists() and bool(Generation.load(store, current).items)
+        return current is not None and bool(Generation.load(store, current).items)
     except (CorruptGeneration, GenerationMismatch):
-        loads = False
-    if not loads:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        _make(size, store).write_parquet(events)
-    return LargeCatalogue(folder, store, pl.read_parquet(events))
+        return False
 
 
-def _make(size: Size, store: GenerationStore) -> pl.DataFrame:
-    """Publish the generation; returns the events of the small world."""
+def _make(size: Size, store: GenerationStore, crossed: GenerationStore) -> pl.DataFrame:
+    """Publish both generations; returns the events of the small world."""
     with progress() as bar:
-        making = bar.add_task("", total=6)
+        making = bar.add_task("", total=7)
 
         def step(what: str) -> None:
             bar.update(making, description=f"{what}, of {size.items:,} items", advance=1)
@@ -115,11 +131,15 @@ def _make(size: Size, store: GenerationStore) -> pl.DataFrame:
         step("towers")
         work = store.root.parent / "work"
         settings = replace(
-            _SETTINGS, towers=TowerSettings(epochs=size.epochs), ranker=RankerSettings(epochs=1, batch=4096)
+            _SETTINGS,
+            towers=TowerSettings(epochs=size.epochs, patience=2),
+            ranker=RankerSettings(epochs=1, batch=4096),
         )
         towers, _ = cycle.fit_towers(prepared, settings, seed=0, folder=work)
-        step("ranker")
+        step("rankers")
         ranker, calibration, metrics = cycle.fit_ranker(prepared, settings, seed=0, folder=work)
+        shaped = replace(settings, ranker=RankerSettings(shape=NETWORK, epochs=1, batch=4096))
+        network, of_network, _ = cycle.fit_ranker(prepared, shaped, seed=0, folder=work)
         step("embeddings, index, files")
         items = items.filter(pl.col("published_ms") <= as_of_ms)
         counters = item_counters(dataset.impressions, dataset.events, items, as_of_ms=as_of_ms, table=table)
@@ -137,12 +157,38 @@ def _make(size: Size, store: GenerationStore) -> pl.DataFrame:
             calibration,
             settings=settings,
             metrics={f"ranker.{name}": value for name, value in metrics.items()},
-            store=store,
+            store=crossed,
             now_ms=as_of_ms,
         )
-        store.activate(published.id, time_ms=as_of_ms)
+        crossed.activate(published.id, time_ms=as_of_ms)
+        step("the other ranker's part of the items")
+        same = Items.load(crossed.folder(published.id))
+        _ranked_by(store, crossed, bound(network, of_network, table, same, precision=Precision("bfloat16")))
         shutil.rmtree(work)
     return dataset.events.filter(pl.col("visible_ms") <= as_of_ms)
+
+
+def _ranked_by(store: GenerationStore, other: GenerationStore, scorer: AnyScorer) -> None:
+    """Publish the generation of another store with another ranker; all other files are the same on the disk."""
+    manifest = other.manifest(other.ids()[0])
+    with store.stage() as folder:
+        for name in manifest.files:
+            if not name.startswith("ranker"):
+                (folder / name).parent.mkdir(exist_ok=True)
+                os.link(other.folder(manifest.id) / name, folder / name)
+        scorer.save(folder)
+        if isinstance(scorer, RankerScorer):
+            scorer.save_halves(folder)
+        published = store.publish(
+            folder,
+            fingerprints={**manifest.fingerprints, "ranker": scorer.fingerprint},
+            parent=None,
+            config={},
+            data_window=manifest.data_window,
+            metrics={},
+            created_ms=manifest.created_ms,
+        )
+    store.activate(published, time_ms=manifest.created_ms)
 
 
 def _akin(row_I: np.ndarray, *, learned: int) -> np.ndarray:

@@ -5,6 +5,8 @@ so many callers asks as soon as it is answered, and in an open one, at random ti
 not. The naive stack is asked in turn with ours. What the generator of the load cannot see, the server's own counters,
 its log and sampled answers tell: that every request was answered in full, by every stage, and logged.
 
+The ranker is a network of 256, 128 and 64; in the end a server with the default one, which has crosses, is asked too.
+
 Shape letters: B blocks.
 """
 
@@ -32,6 +34,7 @@ from benchmarks.naive import build_index, push_history, redis_of_items
 from candidate_gen.features import FeatureTable
 from candidate_gen.items import Items
 from candidate_gen.types import Query
+from index.generations import GenerationStore
 from policy.selector import SlatePolicy
 from protos.admin_pb2 import GetStatusResponse
 from protos.recommender_pb2 import RecommendResponse
@@ -132,7 +135,10 @@ def measure(bench: Bench) -> None:
         stack.callback(os.sched_setaffinity, 0, cores)
         os.sched_setaffinity(0, {first})  # what is started from here on stays there
         url, naive_url = stack.enter_context(_stores(catalogue, folder))
-        with _ours(catalogue, folder / "one", url, asking) as ours, _naive(catalogue, folder, naive_url) as target:
+        with (
+            _ours(catalogue.store, folder / "one", url, asking) as ours,
+            _naive(catalogue, folder, naive_url) as target,
+        ):
             os.sched_setaffinity(0, others or {first})
             naive = Asked(target, asking)
             _overlap(bench, catalogue, naive, url)
@@ -141,11 +147,17 @@ def measure(bench: Bench) -> None:
             faults = ours.faults()
         _logged(bench, folder / "one", ours, faults, processes=1)
         os.sched_setaffinity(0, cores if len(cores) < 3 else {first, others[0]})
-        with _ours(catalogue, folder / "two", url, asking, processes=2) as both:
+        with _ours(catalogue.store, folder / "two", url, asking, processes=2) as both:
             os.sched_setaffinity(0, cores if len(cores) < 3 else others[1:])
             _two(bench, plan, both, _questions(catalogue, folder)[0], cpu_ms=cpu_ms, apart=len(cores) > 2)
             faults = both.faults()
         _logged(bench, folder / "two", both, faults, processes=2)
+        os.sched_setaffinity(0, {first})
+        with _ours(catalogue.crossed, folder / "crossed", url, asking) as crossed:
+            os.sched_setaffinity(0, others or {first})
+            _crossed(bench, plan, crossed, _questions(catalogue, folder)[0])
+            faults = crossed.faults()
+        _logged(bench, folder / "crossed", crossed, faults, processes=1)
 
 
 @contextmanager
@@ -168,9 +180,9 @@ def _stores(catalogue: LargeCatalogue, folder: Path) -> Iterator[tuple[str, str]
 
 
 @contextmanager
-def _ours(catalogue: LargeCatalogue, folder: Path, url: str, asking: Asking, *, processes: int = 1) -> Iterator[Asked]:
+def _ours(store: GenerationStore, folder: Path, url: str, asking: Asking, *, processes: int = 1) -> Iterator[Asked]:
     folder.mkdir()
-    overrides = [f"generations={catalogue.store.root}", f"log={folder / 'log'}", f"redis={url}"]
+    overrides = [f"generations={store.root}", f"log={folder / 'log'}", f"redis={url}"]
     with server_process(folder, [*overrides, f"processes={processes}"]) as (target, admin_target):
         told = json.loads((folder / "server.json").read_text())
         yield Asked(target, asking, (admin_target, *told["other_admin_targets"]))
@@ -227,7 +239,7 @@ def _one(bench: Bench, plan: Plan, ours: Asked, naive: Asked, questions: Sequenc
     cpu_ms = 1000 * used_s / (plan.blocks * counts[0])
     resident = _memory_mb(status.pid)
     figure = bench.pair(
-        f"one core, 8 callers, slates of {question.size}",
+        f"one core, 8 callers, slates of {question.size}, ranker a network",
         1 / rate_B2[:, 0],
         1 / rate_B2[:, 1],
         peer_name="naive stack",
@@ -298,6 +310,17 @@ def _two(bench: Bench, plan: Plan, both: Asked, question: Question, *, cpu_ms: f
             + "; ".join(map(_told, memory)),
         )
     )
+
+
+def _crossed(bench: Bench, plan: Plan, crossed: Asked, question: Question) -> None:
+    """One process on one core whose ranker has crosses."""
+    crossed.ask(question, plan.warm, connections=8)
+    count, (status,) = _requests(crossed, question, plan, connections=8), crossed.statuses()
+    before_s = _cpu_s(status.pid)
+    load = crossed.ask(question, count, connections=8)
+    cpu_ms = 1000 * (_cpu_s(status.pid) - before_s) / count
+    note = f"{load.rate:,.0f} answers/s, {cpu_ms:.3g} ms of the server's CPU each"
+    bench.record("ranker with crosses, 8 callers", load.latency_s_N, unit="ms", note=note)
 
 
 def _requests(server: Asked, question: Question, plan: Plan, *, connections: int) -> int:

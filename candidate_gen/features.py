@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from candidate_gen.counts import NEVER_LOG_HOURS, Count, Cross, Crossing, Spans, counts, crosses
 from candidate_gen.text import token_ids
-from index.columns import Column
+from index.columns import Column, plain
 from index.strings import key64, keys64
 
 Owner = Literal["user", "context", "history", "item", "pair"]
@@ -233,8 +233,7 @@ class FeatureTable:
 
 def words(rows: np.ndarray) -> NDArray[np.int32]:
     """Records as words, (rows, words), for compiled code: which is compiled for arrays that can be written to."""
-    plain = np.require(rows, requirements=("C", "W"))
-    return plain.view(np.int32).reshape(len(rows), rows.dtype.itemsize // 4)
+    return plain(rows, rows.dtype).view(np.int32).reshape(len(rows), rows.dtype.itemsize // 4)
 
 
 def _defaults(features: Sequence[Feature]) -> np.ndarray:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from candidate_gen.covisitation import Covisitation
 from candidate_gen.items import Items
-from candidate_gen.merge import among
-from candidate_gen.sources import first_of_each, known_to
+from candidate_gen.row_sets import among, first_of_each
+from candidate_gen.sources import known_to
 from candidate_gen.trending import Trending
 from candidate_gen.types import Query
 from index.masks import Mask

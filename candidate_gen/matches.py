@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from candidate_gen.items import Items
-from candidate_gen.merge import among
+from candidate_gen.row_sets import among
 from candidate_gen.types import HydratedQuery, Order
 from index.masks import Mask
 

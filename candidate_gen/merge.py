@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from candidate_gen.row_sets import among, merged
 from candidate_gen.types import NO_ROWS, Candidates
 from index.types import Hits
 
@@ -26,28 +27,10 @@ def merge(names: tuple[str, ...], hits: Sequence[Hits | None]) -> Candidates:
     named = [each for each in hits if each is not None]
     if not count_S.any():
         return only(NO_ROWS, names)
-    row_H = np.concatenate([each.row_K for each in named])
-    order_H = np.argsort(row_H, kind="stable")
-    sorted_H = row_H[order_H]
-    is_first_H = np.concatenate(([True], sorted_H[1:] != sorted_H[:-1]))
-    first_N = order_H[is_first_H]
-    place_N = np.argsort(first_N)
-    candidates = only(row_H[first_N[place_N]], names)
-    index_N, index_H = np.empty(len(place_N), np.int64), np.empty(len(row_H), np.int64)
-    index_N[place_N] = np.arange(len(place_N))
-    index_H[order_H] = index_N[np.cumsum(is_first_H) - 1]
-    source_H = np.repeat(np.arange(len(names)), count_S)
-    candidates.rank_NS[index_H, source_H] = np.arange(len(row_H)) - np.repeat(np.cumsum(count_S) - count_S, count_S)
-    candidates.score_NS[index_H, source_H] = np.concatenate([each.score_K for each in named])
-    return candidates
-
-
-def among(row_N: NDArray[np.int64], row_X: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which of the first rows are one of the second: `np.isin`, without what it does to choose a way."""
-    if not len(row_X):
-        return np.zeros(len(row_N), np.bool_)
-    sorted_X = np.sort(row_X)
-    return np.equal(sorted_X[np.minimum(np.searchsorted(sorted_X, row_N), len(sorted_X) - 1)], row_N)
+    row_H = np.concatenate([each.row_K for each in named], dtype=np.int64)
+    score_H = np.concatenate([each.score_K for each in named], dtype=np.float32, casting="same_kind")
+    row_N, rank_NS, score_NS = merged(row_H, score_H, count_S)
+    return Candidates(row_N, names, rank_NS, score_NS)
 
 
 def with_rows(candidates: Candidates, row_N: NDArray[np.int64]) -> Candidates:

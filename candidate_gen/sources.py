@@ -6,16 +6,20 @@ Shape letters: I items (rows), N some of them, D embedding width, K results, S s
 and item.
 """
 
+import math
+from collections import OrderedDict
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from candidate_gen.items import Items
-from candidate_gen.merge import among
+from candidate_gen.row_sets import among, first_of_each, taking_turns
 from candidate_gen.types import NO_ROWS, HydratedQuery, Query
 from index.columns import Column
 from index.masks import Mask
@@ -26,9 +30,13 @@ SOURCES = ("ann", "lexical", "similar", "covisitation", "trending", "fresh", "po
 """Names in the order they are asked; the last is the floor that cannot fail."""
 
 NO_HITS = Hits(NO_ROWS, np.empty(0, np.float32))
+Keep = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
+"""Which of some rows to keep."""
 _DAY_MS = 86_400_000
-_MOST_KEPT = 8192
-"""Searches, of about 1.5 kB each; all are forgotten when there are more."""
+_MOST_KEPT = 16_384
+"""Searches, of about 2.4 kB each; those made longest ago are forgotten."""
+_ROUND = 64
+"""Searches ask for a multiple of this, so that one that was kept serves whoever wants fewer."""
 
 
 class VectorSearch(Protocol):
@@ -78,6 +86,7 @@ class SimilarToRecent:
     a search without a filter found is kept.
 
     Args:
+        index: as it is best asked about items, see `index.vectors.VectorIndex.of_items`.
         recent: how many of the newest are asked.
     """
 
@@ -90,8 +99,9 @@ class SimilarToRecent:
         self._embedding_ID = items.embedding_ID
         self._allowed = items.allowed
         self._recent = recent
-        self._kept: dict[tuple[int, int], Hits] = {}
-        """By row and how many were wanted."""
+        self._kept: OrderedDict[tuple[int, int], Hits] = OrderedDict()
+        """By row and how many were asked for."""
+        self._lock = Lock()
 
     def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
         query = hydrated.query
@@ -101,27 +111,24 @@ class SimilarToRecent:
         left_out_X = known_to(query)
         wanted = k + len(left_out_X)
         hits = [self._near(row, wanted, hydrated.allowed) for row in asked_S.tolist()]
-        row = np.concatenate([each.row_K for each in hits])
-        score = np.concatenate([each.score_K for each in hits])
-        turn = np.concatenate([np.arange(len(each)) for each in hits])
-        kept = np.flatnonzero(~among(row, left_out_X))
-        best_first = kept[np.argsort(-score[kept], kind="stable")]
-        _, first = np.unique(row[best_first], return_index=True)
-        once = best_first[first]
-        chosen = once[np.lexsort((-score[once], turn[once]))[:k]]
-        chosen = chosen[np.argsort(-score[chosen], kind="stable")]
-        partial = any(each.partial for each in hits)
-        return Hits(row[chosen].astype(np.int64), score[chosen].astype(np.float32), partial)
+        row_H = np.concatenate([each.row_K for each in hits], dtype=np.int64)
+        score_H = np.concatenate([each.score_K for each in hits], dtype=np.float32, casting="same_kind")
+        row_N, score_N, turn_N = taking_turns(row_H, score_H, np.array([len(each) for each in hits]), left_out_X)
+        chosen = np.lexsort((row_N, -score_N, turn_N))[:k]
+        chosen = chosen[np.argsort(-score_N[chosen], kind="stable")]
+        return Hits(row_N[chosen], score_N[chosen], any(each.partial for each in hits))
 
     def _near(self, row: int, k: int, allowed: Mask | None) -> Hits:
-        hits = self._kept.get((row, k)) if allowed is self._allowed else None
+        asked = _ROUND * math.ceil(k / _ROUND)
+        hits = self._kept.get((row, asked)) if allowed is self._allowed else None
         if hits is None:
-            hits = self._index.search(self._embedding_ID[row], k, allowed)
+            hits = self._index.search(self._embedding_ID[row], asked, allowed)
             if allowed is self._allowed and not hits.partial:
-                if len(self._kept) >= _MOST_KEPT:
-                    self._kept.clear()
-                self._kept[row, k] = hits
-        return hits
+                with self._lock:
+                    self._kept[row, asked] = hits
+                    if len(self._kept) > _MOST_KEPT:
+                        self._kept.popitem(last=False)
+        return Hits(hits.row_K[:k], hits.score_K[:k], hits.partial)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,30 +214,35 @@ class Popular:
         if segment and segment_P is not None:
             numbers = np.unique(segment_P["segment"]).tolist()
             self._listed = {number: segment_P[segment_P["segment"] == number] for number in numbers}
+        self._own = self._own_rows()
 
     def on(self, items: Items) -> "Popular":
         """Of the items that these have become."""
         grown = copy(self)
         grown._items, grown._order = items, self._order.on(items.popularity_I)
+        grown._own = grown._own_rows()
         return grown
+
+    def _published(self, time_ms: int, row_N: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return np.asarray(self._items.published_ms_I[row_N] <= time_ms)
+
+    def _own_rows(self) -> dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Of each segment the listed items that there are, and what they are worth to it."""
+        rows = {number: self._items.ids.rows(listed["item_key"]) for number, listed in self._listed.items()}
+        return {n: (row_N[row_N >= 0], self._listed[n]["popularity"][row_N >= 0]) for n, row_N in rows.items()}
 
     def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
         query = hydrated.query
-        known_X = known_to(query)
-
-        def published(row_N: NDArray[np.int64]) -> NDArray[np.bool_]:
-            return np.asarray(self._items.published_ms_I[row_N] <= query.time_ms)
-
+        known_X, published = known_to(query), partial(self._published, query.time_ms)
         row_K = self._order.best(max(k, 0) + len(known_X), hydrated.allowed, keep=published)
         score_K = self._items.popularity_I[row_K]
-        listed = self._listed.get(int(hydrated.row[self._segment][0])) if self._listed else None
-        if listed is not None:
-            own_N = self._items.ids.rows(listed["item_key"])
-            shown_N = own_N >= 0
-            shown_N[shown_N] = published(own_N[shown_N])
+        own = self._own.get(int(hydrated.row[self._segment][0])) if self._own else None
+        if own is not None:
+            own_N, worth_N = own
+            shown_N = published(own_N)
             if hydrated.allowed is not None:
-                shown_N[shown_N] = hydrated.allowed.allowed_I[own_N[shown_N]]
-            own_N, worth_N = own_N[shown_N], listed["popularity"][shown_N]
+                shown_N &= hydrated.allowed.allowed_I[own_N]
+            own_N, worth_N = own_N[shown_N], worth_N[shown_N]
             kept_K = ~among(row_K, own_N)
             rest_K = np.minimum(score_K[kept_K], worth_N.min(initial=np.inf))
             row_K, score_K = np.concatenate([own_N, row_K[kept_K]]), np.concatenate([worth_N, rest_K])
@@ -269,16 +281,12 @@ class _Order:
         k: int,
         allowed: Mask | None,
         *,
-        keep: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None,
+        keep: Keep | None = None,
         above: float = -np.inf,
         up_to: float = np.inf,
     ) -> NDArray[np.int64]:
         """The k best that are allowed and kept, or as many as there are, with above < worth <= up_to."""
-
-        def shown(row_N: NDArray[np.int64]) -> NDArray[np.int64]:
-            row_N = row_N if allowed is None else row_N[allowed.allowed_I[row_N]]
-            return row_N if keep is None else row_N[keep(row_N)]
-
+        shown = partial(_shown, allowed, keep)
         if allowed is not None and allowed.count**2 <= k * len(allowed):  # fewer than would be walked past
             row_N = shown(allowed.row_A)
             row_N = row_N[(self._worth_I[row_N] > above) & (self._worth_I[row_N] <= up_to)]
@@ -314,12 +322,13 @@ class _Order:
         return row_N if allowed is None else row_N[allowed.allowed_I[row_N]]
 
 
+def _shown(allowed: Mask | None, keep: Keep | None, row_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    row_N = row_N if allowed is None else row_N[allowed.allowed_I[row_N]]
+    return row_N if keep is None else row_N[keep(row_N)]
+
+
 def known_to(query: Query) -> NDArray[np.int64]:
-    """Seeds, excluded items, the history and what earlier pages showed."""
-    return np.unique(np.concatenate([query.seed_row_S, query.exclude_row_X, query.history.row_L, query.before_row_X]))
-
-
-def first_of_each(row_L: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Each row once, in the order of first appearance."""
-    _, first = np.unique(row_L, return_index=True)
-    return row_L[np.sort(first)]
+    """Seeds, excluded items, the history and what earlier pages showed, each once."""
+    return first_of_each(
+        np.concatenate([query.seed_row_S, query.exclude_row_X, query.history.row_L, query.before_row_X])
+    )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from candidate_gen.decay import Decay
-from candidate_gen.merge import among
+from candidate_gen.row_sets import among
 from candidate_gen.sources import known_to
 from candidate_gen.types import NO_ROWS, HydratedQuery
 from index.masks import Mask

@@ -120,7 +120,12 @@ def true_scores(
 
 
 def tuned(
-    measure: Callable[[int, int], Recall], ladder: Callable[[int], tuple[int, int]], *, ks: list[int], target: float
+    measure: Callable[[int, int], Recall],
+    ladder: Callable[[int], tuple[int, int]],
+    *,
+    ks: list[int],
+    target: float,
+    effort: int | None = None,
 ) -> tuple[dict[int, int], list[Certificate]]:
     """The effort of each k, and everything that was measured to find it.
 
@@ -130,7 +135,11 @@ def tuned(
         measure: recall at k with an effort.
         ladder: least and greatest effort at k.
         ks: ascending.
+        effort: None finds it; another is taken as it is, so far as there is such a one.
     """
+    if effort is not None:
+        fixed = {k: max(least, min(effort, most)) for k in ks for least, most in (ladder(k),)}
+        return fixed, [Certificate(measure(k, each), each) for k, each in fixed.items()]
     efforts: dict[int, int] = {}
     curve: list[Certificate] = []
     found = 1

@@ -120,6 +120,14 @@ def _taken(rows: NDArray[Any], row_N: NDArray[np.integer[Any]]) -> NDArray[Any]:
     return found_N
 
 
+def plain(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """As compiled code knows arrays of a type, whatever it was given: side by side, and such as can be written to. For
+    others it would be compiled again, in the middle of a request."""
+    if array.flags.carray and array.dtype == dtype:
+        return array
+    return np.require(array, dtype, ("C", "W"))
+
+
 def growing(column: Column) -> GrownColumn:
     """The same column, with `append`."""
     return column if isinstance(column, GrownColumn) else GrownColumn(column, column[:0])

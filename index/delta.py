@@ -3,7 +3,7 @@
 Shape letters: B queries, D embedding width, I rows of the base, J rows of the tail, K results, N rows or hits.
 """
 
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ class Base(Protocol):
     def metric(self) -> str: ...
     @property
     def d(self) -> int: ...
+    @property
+    def of_items(self) -> Self: ...
     def __len__(self) -> int: ...
     def search(self, query_D: NDArray[np.float32], k: int, allowed: Mask | None = None) -> Hits: ...
     def search_batch(self, query_BD: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]: ...
@@ -60,6 +62,11 @@ class GrownIndex:
     @property
     def d(self) -> int:
         return self.base.d
+
+    @property
+    def of_items(self) -> "GrownIndex":
+        """As `VectorIndex.of_items`."""
+        return GrownIndex(self.base.of_items, self.tail_JD)
 
     def __len__(self) -> int:
         return len(self.base) + len(self.tail_JD)

@@ -216,11 +216,7 @@ class ShardedIndex:
         def measured(k: int, effort: int) -> Recall:
             return truth.recall(made({k: effort}).search_batch(query_BD, k)[0])
 
-        if effort is None:
-            efforts, curve = tuned(measured, ladder, ks=ks, target=recall_target)
-        else:
-            efforts = {each: _between(ladder(each), effort) for each in ks}
-            curve = [Certificate(measured(each, fixed), fixed) for each, fixed in efforts.items()]
+        efforts, curve = tuned(measured, ladder, ks=ks, target=recall_target, effort=effort)
         index = made(efforts)
         few_BD = told_BD[:: math.ceil(len(told_BD) / FILTERED_QUERIES)]
         index.curve = (*curve, *certified(index._whole, told_ID, few_BD, usable, efforts=efforts))
@@ -304,6 +300,11 @@ class ShardedIndex:
             "curve": [asdict(each) for each in self.curve],
         }
         (folder / _FACTS).write_text(json.dumps(stored, indent=1) + "\n")
+
+    @property
+    def of_items(self) -> Self:
+        """This index: its shards are asked about items as about queries."""
+        return self
 
     def __len__(self) -> int:
         """Rows of the catalogue, the quarantined ones among them."""

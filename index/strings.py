@@ -14,9 +14,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from index.columns import Column, growing
+from index.columns import Column, growing, plain
 
 _KEYS_A_BUCKET = 4
+_KEY = np.dtype(np.uint64)
 _compiled: Any = njit(cache=True, nogil=True, boundscheck=False)
 
 
@@ -224,8 +225,8 @@ class _Table:
 
     def newest(self, key_Q: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Last row of each key; -1 where there is none."""
-        plain_Q = np.require(key_Q, np.uint64, ("C", "W"))
-        row_Q: NDArray[np.int64] = _newest(self.key_T, self.row_T, self._first_B, np.uint64(64 - self._bits), plain_Q)
+        shift, key_Q = np.uint64(64 - self._bits), plain(key_Q, _KEY)
+        row_Q: NDArray[np.int64] = _newest(self.key_T, self.row_T, self._first_B, shift, key_Q)
         return row_Q
 
     @cached_property

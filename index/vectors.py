@@ -68,6 +68,8 @@ class VectorIndex:
         typical_norm: float,
         efforts: dict[int, int],
         curve: tuple[Certificate, ...] = (),
+        item_efforts: dict[int, int] | None = None,
+        item_curve: tuple[Certificate, ...] = (),
     ) -> None:
         self.codes = codes
         self.vector_ID = vector_ID
@@ -83,6 +85,9 @@ class VectorIndex:
         """By k certified, ascending."""
         self.curve = curve
         """Everything that was measured at build time."""
+        self.item_efforts = efforts if item_efforts is None else item_efforts
+        """The same of searches for what is near an item: its own vector is an easier question than a query's."""
+        self.item_curve = item_curve
         self._device: Device | None = None
         self._efforts: dict[int, int] = {}
         self._usable = len(vector_ID) - len(quarantined_Q)
@@ -190,6 +195,8 @@ class VectorIndex:
                 "typical_norm": math.nan if stored["typical_norm"] is None else float(stored["typical_norm"]),
                 "efforts": {int(k): int(effort) for k, effort in stored["efforts"].items()},
                 "curve": tuple(Certificate.stored(each) for each in stored["curve"]),
+                "item_efforts": {int(k): int(e) for k, e in stored.get("item_efforts", stored["efforts"]).items()},
+                "item_curve": tuple(Certificate.stored(each) for each in stored.get("item_curve", ())),
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{facts} does not describe a vector index: {error!r}") from error
@@ -221,6 +228,8 @@ class VectorIndex:
             "quarantined": self.quarantined_Q.tolist(),
             "efforts": self.efforts,
             "curve": [asdict(each) for each in self.curve],
+            "item_efforts": self.item_efforts,
+            "item_curve": [asdict(each) for each in self.item_curve],
         }
         (folder / _FACTS).write_text(json.dumps(stored, indent=1) + "\n")
 
@@ -229,6 +238,15 @@ class VectorIndex:
         index = copy(self)
         index._device = device
         index._readings = WeakKeyDictionary()
+        index.__dict__.pop("of_items", None)
+        return index
+
+    @cached_property
+    def of_items(self) -> Self:
+        """This index, reading no more than a search takes whose query is the vector of an item."""
+        index = copy(self)
+        index.efforts, index.curve = self.item_efforts, self.item_curve
+        index._efforts, index._readings = {}, WeakKeyDictionary()
         return index
 
     def __len__(self) -> int:
@@ -479,17 +497,19 @@ class VectorIndex:
         target: float,
         effort: int | None,
     ) -> None:
-        truth = Truth(told_ID, query_BD, ks[-1], row_A=self._all.row_A if self.quarantined else None)
+        def efforts(query_BD: NDArray[np.float32]) -> tuple[dict[int, int], list[Certificate]]:
+            truth = Truth(told_ID, query_BD, ks[-1], row_A=self._all.row_A if self.quarantined else None)
 
-        def measured(k: int, effort: int) -> Recall:
-            return truth.recall(self._batch(query_BD, k, effort)[0])
+            def measured(k: int, effort: int) -> Recall:
+                return truth.recall(self._batch(query_BD, k, effort)[0])
 
-        if effort is None:
-            efforts, curve = tuned(measured, self.codes.ladder, ks=ks, target=target)
-        else:
-            efforts = {k: max(self.codes.ladder(k)[0], min(effort, self.codes.ladder(k)[1])) for k in ks}
-            curve = [Certificate(measured(k, fixed), fixed) for k, fixed in efforts.items()]
-        self.efforts = efforts
+            return tuned(measured, self.codes.ladder, ks=ks, target=target, effort=effort)
+
+        self.efforts, curve = efforts(query_BD)
+        self.item_efforts = self.efforts
+        if effort is None and self.codes.nlist:
+            self.item_efforts, found = efforts(told_ID[self._all.row_A[:: max(1, math.ceil(self._usable / QUERIES))]])
+            self.item_curve = tuple(found)
         few_BD = query_BD[:: max(1, math.ceil(len(query_BD) / FILTERED_QUERIES))]
         curve += certified(
             lambda query_D, k, mask: self._among(query_D, k, mask).row_K,

@@ -16,7 +16,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from candidate_gen.merge import among, fused, joined, merge, only, with_rows
+from candidate_gen.merge import fused, joined, merge, only, with_rows
+from candidate_gen.row_sets import among
 from candidate_gen.types import NO_ROWS, Candidates, HydratedQuery, Query
 from index.types import Hits
 from policy.types import Slate

@@ -8,14 +8,12 @@ from candidate_gen.activity import Activity
 from candidate_gen.features import FeatureTable
 from candidate_gen.items import Items
 from candidate_gen.live import LIVE
-from candidate_gen.sources import SOURCES, Ann, Fresh, Lexical, Popular, SimilarToRecent, TextSearch, Told, VectorSearch
+from candidate_gen.sources import SOURCES, Ann, Fresh, Lexical, Popular, SimilarToRecent, TextSearch, Told
+from index.delta import Base
 from index.lexical import check_boosts
 from index.vectors import VectorIndex
 from serving.fan_out import FanOut
 from serving.pipeline import Source
-
-_WORTH_THREADS = 50_000
-"""Items from which on a search costs more than handing it to a thread."""
 
 Quotas = Sequence[tuple[Source, int]]
 
@@ -48,7 +46,7 @@ class RetrievalSettings:
     """How often a word in a field of an item counts for search; 0: the field is not read. 1 for declared columns of
     text that are not named."""
     patience_ms: float = 100.0
-    """How long a search is waited for where searches have threads of their own: with many items, or with shards."""
+    """How long a search is waited for where searches have threads of their own: where the index is in shards."""
     fresh_days: float = 3.0
     fresh_explored: float = 0.2
     """Share of the fresh source's places that goes to fresh items drawn evenly, not to the newest."""
@@ -95,7 +93,7 @@ def chosen(
     settings: RetrievalSettings,
     items: Items,
     *,
-    vectors: VectorSearch,
+    vectors: Base,
     lexical: TextSearch,
     activity: Activity,
     table: FeatureTable,
@@ -105,7 +103,7 @@ def chosen(
     sources: tuple[Source, ...] = (
         Ann(vectors),
         Lexical(lexical),
-        SimilarToRecent(vectors, items),
+        SimilarToRecent(vectors.of_items, items),
         *(Told(name) for name in LIVE),
         Fresh(items, horizon_days=settings.fresh_days, explored=settings.fresh_explored),
         Popular(items, segment=segment or "", segment_P=activity.segment_P),
@@ -113,7 +111,7 @@ def chosen(
     return [(each, quota) for each in sources if (quota := settings.quotas.get(each.name))]
 
 
-def grown(sources: Quotas, items: Items, *, vectors: VectorSearch, lexical: TextSearch) -> Quotas:
+def grown(sources: Quotas, items: Items, *, vectors: Base, lexical: TextSearch) -> Quotas:
     """The same of the items that theirs have become."""
 
     def of(source: Source) -> Source:
@@ -123,7 +121,7 @@ def grown(sources: Quotas, items: Items, *, vectors: VectorSearch, lexical: Text
             case Lexical():
                 return Lexical(lexical)
             case SimilarToRecent():
-                return SimilarToRecent(vectors, items)
+                return SimilarToRecent(vectors.of_items, items)
             case Fresh() | Popular():
                 return source.on(items)
         return source
@@ -131,7 +129,7 @@ def grown(sources: Quotas, items: Items, *, vectors: VectorSearch, lexical: Text
     return [(of(source), quota) for source, quota in sources]
 
 
-def fan_out(vectors: VectorSearch) -> FanOut:
-    """Threads for the sources that search: where that takes long enough to pay for them, or shards may keep silent."""
-    small = isinstance(vectors, VectorIndex) and len(vectors) < _WORTH_THREADS
-    return FanOut(() if small else ("ann", "lexical", "similar"))
+def fan_out(vectors: Base) -> FanOut:
+    """Threads for the sources that search, where shards may keep silent. What this process searches itself it does in
+    turn: threads would wait for each other's turn of the interpreter, and with a process for each core of no other."""
+    return FanOut(() if isinstance(vectors, VectorIndex) else ("ann", "lexical", "similar"))

@@ -28,6 +28,7 @@ HOMES = {
         "policy/",
         "candidate_gen/counts.py",
         "candidate_gen/row_embedding.py",
+        "candidate_gen/row_sets.py",
         "candidate_gen/compiled_tower.py",
     ),
     "lark": ("candidate_gen/",),

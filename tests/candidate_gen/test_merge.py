@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candidate_gen.merge import among, fused, merge, only, with_rows
+from candidate_gen.merge import fused, merge, only, with_rows
+from candidate_gen.row_sets import among
 from index.types import Hits
 
 ranking = st.lists(st.integers(0, 30), unique=True, max_size=12)

@@ -369,8 +369,10 @@ def test_what_is_near_an_item_is_searched_once_unless_under_a_filter_or_in_part(
     filtered = [source.retrieve(replace(query, allowed=mask), 9).row_K.tolist() for _ in range(2)]
     assert filtered[0] == filtered[1] != first.row_K.tolist()
     assert search.calls == 6
-    assert source.retrieve(query, 10).row_K.tolist() != first.row_K.tolist()
-    assert search.calls == 8
+    more = source.retrieve(query, 10).row_K.tolist()
+    assert len(more) == 10
+    assert set(first.row_K.tolist()) <= set(more)
+    assert search.calls == 6  # what was kept holds enough
     failing = Counted(VECTORS, partial=True)
     lame = SimilarToRecent(failing, ITEMS)
     assert lame.retrieve(query, 9).partial

@@ -92,6 +92,10 @@ class _Partial:
     def __len__(self) -> int:
         return BASE
 
+    @property
+    def of_items(self) -> "_Partial":
+        return self
+
     def search(self, query_D: NDArray[np.float32], k: int, allowed: Mask | None = None) -> Hits:  # noqa: ARG002
         return Hits(np.array([3]), np.array([0.5], F), partial=True)
 

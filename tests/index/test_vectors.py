@@ -365,6 +365,31 @@ def test_more_poison_than_one_in_a_thousand_refuses_the_build(rows: int, poisone
         VectorIndex.build(vector_ID, towers="t")
 
 
+def test_what_is_near_an_item_is_found_with_the_effort_that_items_need(tmp_path: Path) -> None:
+    made = VectorIndex.build(ITEM_ID, towers="t", kind="ivf_sq8", lists=40, query_BD=TEST_BD)
+    assert made.of_items.efforts == made.item_efforts
+    assert all(each.effort in made.item_efforts.values() for each in made.of_items.certificates if each.share == 1)
+    assert made.of_items.recall >= 0.97
+    made.save(tmp_path)
+    loaded = VectorIndex.load(tmp_path, ITEM_ID).of_items
+    assert (loaded.efforts, loaded.curve) == (made.item_efforts, made.item_curve)
+    missed = 0
+    for row in range(0, len(ITEM_ID), 40):
+        near = loaded.search(ITEM_ID[row], 100).row_K
+        missed += 100 - len(np.intersect1d(near, np.argsort(-(ITEM_ID @ ITEM_ID[row]))[:100]))
+    assert missed <= 0.03 * 100 * len(ITEM_ID[::40])
+
+
+def test_an_index_from_before_there_were_efforts_of_items_asks_as_for_queries(
+    index: VectorIndex, tmp_path: Path
+) -> None:
+    index.save(tmp_path)
+    facts = json.loads((tmp_path / "vectors.json").read_text())
+    del facts["item_efforts"], facts["item_curve"]
+    (tmp_path / "vectors.json").write_text(json.dumps(facts))
+    assert VectorIndex.load(tmp_path, ITEM_ID).of_items.efforts == index.efforts
+
+
 def test_what_is_saved_is_what_is_loaded(index: VectorIndex, tmp_path: Path) -> None:
     index.save(tmp_path)
     loaded = VectorIndex.load(tmp_path, ITEM_ID)
