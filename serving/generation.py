@@ -55,6 +55,8 @@ from serving.rules import rules_after
 
 _NO_ACTIVITY = Activity.none().fingerprint
 """Of generations made before there was any."""
+_ADMIN_PORT = "the admin port"
+"""Who activates and rolls back here, for the audit log of the store."""
 
 
 class GenerationMismatch(ValueError):
@@ -484,7 +486,7 @@ class Generations:
             held = generation in self._ready
             prepared = self._prepare(generation)
             verified = None if held else prepared.manifest  # a moment ago; once is enough
-            self.store.activate(generation, time_ms=now_ms(), expected=expected, verified=verified)
+            self.store.activate(generation, time_ms=now_ms(), by=_ADMIN_PORT, expected=expected, verified=verified)
             return self._swap(prepared)
 
     def roll_back(self) -> Generation:
@@ -497,7 +499,7 @@ class Generations:
             before = self.store.before()
             if before is not None:
                 self._prepare(before)
-            return self._swap(self._prepare(self.store.rollback(time_ms=now_ms())))
+            return self._swap(self._prepare(self.store.rollback(time_ms=now_ms(), by=_ADMIN_PORT)))
 
     def follow(self) -> Generation | None:
         """Take up what the store calls current, if that changed. The last good one stays where it fails to load."""
