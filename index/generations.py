@@ -3,7 +3,7 @@
     root/
         000001-3fa1c20b/        a generation: its files and manifest.json
         CURRENT                 the id in force, then those in force before it, newest first, one a line
-        history.jsonl           what was activated when and why, append-only
+        history.jsonl           what was activated when, why and by whom, append-only
         .lock                   held while the store changes
         .job-*                  the lease of a job that changes it, see `index.leases`
         .staging-*              folders being written; one whose writer has died is removed by the next `stage`
@@ -105,6 +105,8 @@ class Activation:
     previous: str | None
     time_ms: int
     reason: str
+    by: str = ""
+    """Who did it, as far as they said."""
 
 
 class GenerationStore:
@@ -312,6 +314,7 @@ class GenerationStore:
         *,
         time_ms: int,
         reason: str = "",
+        by: str = "",
         expected: str | EllipsisType | None = ...,
         job: Lease | None = None,
         verified: Manifest | None = None,
@@ -319,6 +322,7 @@ class GenerationStore:
         """Put a generation in force, after reading all of it, and return the one it replaces.
 
         Args:
+            reason, by: for the audit log: why, and who.
             expected: what the caller believes is current (None: nothing is); the ellipsis goes ahead whatever is.
             job: whose lease must still be good.
             verified: what `verify` has just returned to the caller; then the files are not read again.
@@ -340,10 +344,10 @@ class GenerationStore:
                 raise StaleExpected(f"expected {expected} to be current, found {previous}")
             if previous != generation:
                 older = [each for each in lines if each != generation and self._holds(each)]
-                self._switch([generation, *older], time_ms=time_ms, reason=reason)
+                self._switch([generation, *older], time_ms=time_ms, reason=reason, by=by)
         return previous
 
-    def rollback(self, *, time_ms: int, reason: str = "rollback") -> str:
+    def rollback(self, *, time_ms: int, reason: str = "rollback", by: str = "") -> str:
         """Go back to the generation that was in force before, and return it; again, and it goes one further back.
 
         Raises:
@@ -355,7 +359,7 @@ class GenerationStore:
             if target is None:
                 raise UnknownGeneration(f"no generation was in force before {lines[0] if lines else None}")
             self.verify(target)
-            self._switch(lines[lines.index(target) :], time_ms=time_ms, reason=reason)
+            self._switch(lines[lines.index(target) :], time_ms=time_ms, reason=reason, by=by)
         return target
 
     def history(self) -> list[Activation]:
@@ -420,9 +424,9 @@ class GenerationStore:
         except FileNotFoundError:
             return []
 
-    def _switch(self, lines: list[str], *, time_ms: int, reason: str) -> None:
+    def _switch(self, lines: list[str], *, time_ms: int, reason: str, by: str) -> None:
         before = self._lines()
-        line = Activation(lines[0], before[0] if before else None, time_ms, reason)
+        line = Activation(lines[0], before[0] if before else None, time_ms, reason, by)
         history = self.root / "history.jsonl"
         torn = history.exists() and not history.read_bytes().endswith(b"\n")
         with history.open("a") as file:

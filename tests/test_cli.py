@@ -21,7 +21,7 @@ from training.evaluation import tasks
 from training.settings import TrainSettings
 
 COMMANDS = (
-    *("demo", "data", "train", "export", "rebuild", "serve", "call", "replay", "ope", "nightly"),
+    *("demo", "data", "train", "export", "rebuild", "serve", "call", "replay", "ope", "nightly", "batch"),
     *("generations", "state", "evaluate", "report"),
 )
 DAY_MS = 86_400_000
@@ -270,8 +270,14 @@ def test_a_generation_is_shown_activated_and_rolled_back(
     assert "config.epochs" in run_here(capsys, "generations", "show", *where)[1]
     assert run_here(capsys, "generations", "activate", newest, *where)[0] == 0
     assert store.current() == newest
-    assert run_here(capsys, "generations", "rollback", *where)[0] == 0
+    code, out, _ = run_here(capsys, "generations", "rollback", "--reason", "clicks fell", *where)
+    assert (code, out.strip()) == (0, f"{store.ids()[1]} is current again; before: {newest}")
     assert store.current() == store.ids()[1]
+    audited = store.history()[-1]
+    assert (audited.previous, audited.id, audited.reason) == (newest, store.ids()[1], "clicks fell")
+    assert " on " in audited.by
+    first = run_here(capsys, "generations", "history", *where)[1].splitlines()[1]
+    assert all(part in first for part in (newest, store.ids()[1], "clicks fell", audited.by))
     code, _, err = run_here(capsys, "generations", "activate", "000009-00000000", *where)
     assert code == 2
     assert "000009-00000000" in err

@@ -114,10 +114,25 @@ _JOBS = {
         "cascade report experiment new-ranker log=outputs/latest/log alpha=0.01",
     ),
     "nightly": (
-        "one cycle from the log: examples, train, embed, index, gates, publish",
-        "Trains on everything logged so far and publishes the next generation. A red gate stops it, and the current "
-        "generation stays.",
-        "cascade nightly data=world log=outputs/latest/log generations=outputs/latest/generations",
+        "the line from the log to what is in force: check, train, embed, index, gates, publish, try, activate",
+        "Makes the next generation of everything logged so far, holds it to every gate, tries it beside the one in "
+        "force, and puts it in force. The first red gate ends it with code 3 and a page, nightly.html; what is in "
+        "force stays. Killed at any point, the same command goes on where it was; done, it does nothing twice. "
+        "dry_run=true shows what is to be done; from_stage=ranker does all from there on again. docs/nightly.md "
+        "describes stages and gates.",
+        "cascade nightly log=outputs/latest/log generations=outputs/latest/generations\n"
+        "cascade nightly dry_run=true\n"
+        "cascade nightly from_stage=ranker ranker=trees\n"
+        "cascade nightly ranker.warm_start=true gates.uplift.hours=24 trial.server=127.0.0.1:50052",
+    ),
+    "batch": (
+        "slates for all users, or a list of them, in Parquet files",
+        "`recommend` runs every user through the pipeline that serves, in processes side by side, and writes slates "
+        "with their exact propensities. Users are those of the generation and of the log, or of users=<Parquet>. "
+        "Stopped, the same command goes on where it was.",
+        "cascade batch recommend\n"
+        "cascade batch recommend users=users.parquet size=20 output=slates\n"
+        "cascade batch recommend generation=<id> quotas.ann=50 workers=2",
     ),
     "serve": (
         "answer requests over gRPC",
@@ -129,6 +144,7 @@ _JOBS = {
     ),
 }  # fmt: skip
 _MODES = {
+    "batch": ("recommend",),
     "train": ("tower", "ranker"),
     "log": ("status", "compact", "verify", "retain"),
     "replay": ("verify", "counterfactual"),
@@ -139,7 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit code: 0; 2 for misuse; 3 for an estimate that is refused and for skew over its budget; 1 for a
+        The exit code: 0; 2 for misuse; 3 for an estimate that is refused, for skew over its budget
+        and for a night with a red gate; 1 for a
         defect; 130 for Ctrl-C.
     """
     given = _parse(sys.argv[1:] if arguments is None else arguments)
@@ -164,7 +181,7 @@ def _explain(error: Exception) -> int:
         print(f"cascade: defect: {type(error).__name__}: {text} (--traceback shows where)", file=sys.stderr)
         return DEFECT
     print(f"cascade: error: {text or type(error).__name__}", file=sys.stderr)
-    return REFUSED if type(error).__name__ in ("InsufficientOverlap", "SkewOverBudget") else MISUSE
+    return REFUSED if type(error).__name__ in ("InsufficientOverlap", "NightStopped", "SkewOverBudget") else MISUSE
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -197,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_job(commands, name)
     _add_call(commands)
     _add_token(commands)
-    for name in ("log", "replay", "ope", "nightly"):
+    for name in ("log", "replay", "ope", "nightly", "batch"):
         _add_job(commands, name)
     _add_generations(commands)
     _add_state(commands)
@@ -293,10 +310,10 @@ def _add_generations(commands: Any) -> None:
         commands,
         "generations",
         run="generations",
-        summary="list, show, compare, activate, roll back, prune",
+        summary="list, show, compare, activate, roll back, audit, prune",
         text="Looks after a store of generations. A running server takes up what is made current here.",
         examples="cascade generations list\ncascade generations diff OLD NEW\ncascade generations activate NEW\n"
-        "cascade generations rollback\ncascade generations prune --keep 3",
+        "cascade generations rollback --reason 'clicks fell by half'\ncascade generations prune --keep 3",
     )
     actions = generations.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("list", help="all of them, newest first")
@@ -304,8 +321,12 @@ def _add_generations(commands: Any) -> None:
     diff = actions.add_parser("diff", help="what differs between two")
     diff.add_argument("old")
     diff.add_argument("new")
-    actions.add_parser("activate", help="make one current").add_argument("id")
-    actions.add_parser("rollback", help="back to the one before")
+    activate = actions.add_parser("activate", help="make one current")
+    activate.add_argument("id")
+    rollback = actions.add_parser("rollback", help="back to the one before, at once: nothing is built")
+    for action in (activate, rollback):
+        action.add_argument("--reason", default="", help="why, for the audit log")
+    actions.add_parser("history", help="the audit log: when, from what, to what, why, who; newest first")
     prune = actions.add_parser("prune", help="delete old ones, never the current, the one before, or what arms name")
     prune.add_argument("--keep", type=int, default=3, help="how many to keep; default: %(default)s")
     for action in actions.choices.values():

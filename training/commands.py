@@ -46,7 +46,9 @@ def job(given: Namespace) -> None:
         return
     from training import jobs, run_record
 
-    run = run_record.train if given.command == "train" else getattr(jobs, given.command)
+    run = {"train": run_record.train, "nightly": _nightly, "batch": _batch}.get(given.command) or getattr(
+        jobs, given.command
+    )
     if getattr(given, "multirun", False):
         results = configuration.sweep(given.command, overrides, run)
         names = dict.fromkeys(name for result in results.values() for name in result)
@@ -69,6 +71,20 @@ def job(given: Namespace) -> None:
         _OUT.print(f"\n{result['page']}")
     else:
         _OUT.print(tabulated(result))
+
+
+def _nightly(settings: Any) -> dict[str, Any]:
+    from serving.clock import now_ms
+    from training import jobs
+    from training.nightly import line
+
+    return line.nightly(settings, holder=jobs.holder(), now_ms=now_ms())
+
+
+def _batch(settings: Any) -> dict[str, Any]:
+    from training import batch_slates
+
+    return batch_slates.recommend(settings)
 
 
 def _names_sweep(text: str) -> bool:
@@ -266,13 +282,25 @@ def generations(given: Namespace) -> None:
         case "diff":
             _OUT.print(_differences(asdict(store.diff(given.old, given.new)), given.old, given.new))
         case "activate":
-            before = store.activate(given.id, time_ms=now_ms(), reason="cascade generations activate")
+            reason = given.reason or "cascade generations activate"
+            before = store.activate(given.id, time_ms=now_ms(), reason=reason, by=_operator())
             _OUT.print(f"{given.id} is current; before: {before or 'none'}")
         case "rollback":
-            _OUT.print(f"{store.rollback(time_ms=now_ms())} is current again")
+            reason, left = given.reason or "cascade generations rollback", store.current()
+            back = store.rollback(time_ms=now_ms(), reason=reason, by=_operator())
+            _OUT.print(f"{back} is current again; before: {left}")
+        case "history":
+            _OUT.print(_audited(store))
         case "prune":
             removed = store.prune(given.keep, named=generations_named(store))
             _OUT.print(f"removed {', '.join(removed) or 'nothing'}; {len(store.ids())} left")
+
+
+def _operator() -> str:
+    from getpass import getuser
+    from socket import gethostname
+
+    return f"{getuser()} on {gethostname()}"
 
 
 def evaluate(given: Namespace) -> None:
@@ -461,6 +489,15 @@ def _listed(store: "GenerationStore") -> Table:
             manifest.parent or "",
             f"{manifest.bytes / 1e6:.1f}",
         )
+    return table
+
+
+def _audited(store: "GenerationStore") -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("when", "from", "to", "why", "who"):
+        table.add_column(name)
+    for each in reversed(store.history()):
+        table.add_row(utc(each.time_ms), each.previous or "", each.id, each.reason, each.by)
     return table
 
 

@@ -28,7 +28,7 @@ from policy.settings import PolicySettings
 from ranking.calibration import Calibration
 from ranking.inference import Precision, checked_precision
 from ranking.model import Ranker
-from ranking.rankers import AnyRanker, bound, load_scorer
+from ranking.rankers import AnyRanker, AnyScorer, bound, load_scorer
 from ranking.scorer import RankerScorer
 from serving.catalog_log import Entry, forgotten_in
 from serving.retrieval import RetrievalSettings
@@ -50,7 +50,7 @@ from training.examples import (
 )
 from training.gates import GateSettings, ranker_gates, skew_gates
 from training.point_in_time import users_known
-from training.publish import IndexSettings, Judge, Parts, Published, build_index, publish
+from training.publish import Built, IndexSettings, Judge, Parts, Published, build_index, publish
 from training.ranker import Earlier, RankerSettings, split_by_time, train_ranker
 from training.served import ServedLog
 from training.skew import sampled
@@ -207,7 +207,13 @@ def in_force(store: GenerationStore, settings: CycleSettings) -> tuple[FeatureTa
 
     The ranker only where `RankerSettings.warm_start` asks for it and its shape is the one that is asked for.
     """
-    current = store.current()
+    return left_by(store, store.current(), settings)
+
+
+def left_by(
+    store: GenerationStore, current: str | None, settings: CycleSettings
+) -> tuple[FeatureTable | None, Earlier | None]:
+    """What `current` leaves to the next, likewise."""
     if current is None:
         return None, None
     folder, metrics, told = store.folder(current), store.manifest(current).metrics, settings.ranker
@@ -278,16 +284,35 @@ def export(
 ) -> Published:
     """Embed, build the index, pass the gates, publish. Nothing is published where a gate is red.
 
-    Policy weights of actions that the data does not have are left out.
-
     Args:
         judges: see `publish`.
 
     Raises:
         GateFailed, GenerationMismatch, LeaseLost: see `publish`.
     """
+    items = items_of(prepared, towers.encode_items(prepared.item_row_I))
+    built = build_index(
+        items, settings.index, towers=towers.fingerprint, query_BD=towers.encode_queries(held_out_queries(prepared))
+    )
+    scorer = bound(ranker, calibration, prepared.table, items, precision=precision_of(ranker, prepared, settings))
+    return offer(
+        prepared,
+        parts_of(prepared, items, towers, scorer, settings),
+        built,
+        settings=settings,
+        metrics={**metrics, **prepared.skew},
+        store=store,
+        parent=store.current(),
+        now_ms=now_ms,
+        judges=judges,
+        job=job,
+    )
+
+
+def items_of(prepared: Prepared, embedding_ID: NDArray[np.float32]) -> Items:
+    """The catalogue, with the vectors that the towers gave it."""
     frame = prepared.items
-    items = Items.of(
+    return Items.of(
         ids=frame["item_id"].to_list(),
         titles=frame["title"].to_list(),
         searchable=searchable(frame, prepared.boosts),
@@ -295,11 +320,19 @@ def export(
         published_ms=frame["published_ms"].to_numpy(),
         available=frame["available"].to_numpy(),
         popularity=prepared.popularity_I,
-        embedding_ID=towers.encode_items(prepared.item_row_I),
+        embedding_ID=embedding_ID,
         attributes=item_attributes(prepared.table, frame),
         texts=attribute_texts(prepared.table, **described(prepared.table, frame)),
     )
-    held_out = max(1, len(prepared.tower_query_N) // 10)
+
+
+def held_out_queries(prepared: Prepared) -> np.ndarray:
+    """Query rows to tune the index with: the last tenth of those that the towers learned from."""
+    return prepared.tower_query_N[-max(1, len(prepared.tower_query_N) // 10) :]
+
+
+def parts_of(prepared: Prepared, items: Items, towers: Towers, scorer: AnyScorer, settings: CycleSettings) -> Parts:
+    """What the generation is made of. Policy weights of actions that the data does not have are left out."""
     retrieval = settings.retrieval
     retrieval = replace(
         retrieval,
@@ -308,41 +341,61 @@ def export(
         boosts=prepared.boosts,
     )
     predicted = {name: w for name, w in settings.policy.weights.items() if name in prepared.table.actions}
-    return publish(
-        store,
-        Parts(
+    return Parts(
+        table=prepared.table,
+        items=items,
+        users=prepared.users,
+        profile_U=prepared.profile_U,
+        towers=towers,
+        scorer=scorer,
+        policy=replace(settings.policy, weights=predicted),
+        retrieval=retrieval,
+        activity=activity(
+            prepared.positives,
             table=prepared.table,
-            items=items,
+            items=items.ids,
             users=prepared.users,
             profile_U=prepared.profile_U,
-            towers=towers,
-            scorer=bound(ranker, calibration, prepared.table, items, precision=_precision(ranker, prepared, settings)),
-            policy=replace(settings.policy, weights=predicted),
-            retrieval=retrieval,
-            activity=activity(
-                prepared.positives,
-                table=prepared.table,
-                items=items.ids,
-                users=prepared.users,
-                profile_U=prepared.profile_U,
-                as_of_ms=prepared.as_of_ms,
-                recent=retrieval.recent_events,
-                popular_by=retrieval.popular_by or "",
-            ),
+            as_of_ms=prepared.as_of_ms,
+            recent=retrieval.recent_events,
+            popular_by=retrieval.popular_by or "",
         ),
-        build_index(
-            items,
-            settings.index,
-            towers=towers.fingerprint,
-            query_BD=towers.encode_queries(prepared.tower_query_N[-held_out:]),
-        ),
+    )
+
+
+def offer(
+    prepared: Prepared,
+    parts: Parts,
+    built: Built,
+    *,
+    settings: CycleSettings,
+    metrics: Mapping[str, float],
+    store: GenerationStore,
+    parent: str | None,
+    now_ms: int,
+    judges: Sequence[Judge] = (),
+    job: Lease | None = None,
+) -> Published:
+    """Pass the gates, or be refused; publish.
+
+    Args:
+        metrics: of the ranker, and of skew where that was looked at.
+        parent: the generation that it is compared with.
+
+    Raises:
+        GateFailed, GenerationMismatch, LeaseLost: see `publish`.
+    """
+    return publish(
+        store,
+        parts,
+        built,
         gates=settings.gates,
         others=(
             *ranker_gates(settings.gates, metrics, action=prepared.table.actions[0]),
-            *skew_gates(settings.gates, prepared.skew),
+            *skew_gates(settings.gates, metrics),
         ),
-        metrics={**metrics, **prepared.skew},
-        parent=store.current(),
+        metrics=metrics,
+        parent=parent,
         config=asdict(settings),
         data_window=prepared.window,
         catalog_seq=prepared.catalog_seq,
@@ -352,7 +405,8 @@ def export(
     )
 
 
-def _precision(ranker: AnyRanker, prepared: Prepared, settings: CycleSettings) -> Precision:
+def precision_of(ranker: AnyRanker, prepared: Prepared, settings: CycleSettings) -> Precision:
+    """Of the ranker's products: the cheapest that orders held-out exposures as well."""
     if not isinstance(ranker, Ranker):
         return Precision()
     _, held_out = split_by_time(prepared.examples, settings.ranker.validation)

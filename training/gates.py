@@ -11,10 +11,6 @@ SKEW, SKEW_STATE, SKEW_REQUESTS = "skew.", "skew.state.", "skew.requests"
 """How figures of features that differ begin, of those made of a user's history, and how many requests were compared."""
 
 
-class GateFailed(ValueError):
-    """A generation that must not be published; the message lists every red gate with its figures."""
-
-
 OnNoOverlap = Literal["refuse", "pass"]
 
 
@@ -55,6 +51,28 @@ class SearchGateSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class IncumbentGateSettings:
+    """How `cascade nightly` holds a generation against the one in force, before it is published."""
+
+    offline: float = -0.05
+    """Least lower bound of the change of ndcg@10 of held-out impressions; where too few were followed by an outcome to
+    say, the gate is red."""
+    latency: float = 2.0
+    """Most times the median that the one in force takes for the same logged requests."""
+    size: float = 2.0
+    """Most times its bytes."""
+    replayed: int = 200
+    """Logged requests, the newest, that must give the same answer again, bit by bit; of latency too."""
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.offline <= 1:
+            raise ValueError(f"offline is {self.offline}; it must be from -1 to 1")
+        for name in ("latency", "size", "replayed"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+
+
+@dataclass(frozen=True, slots=True)
 class GateSettings:
     """Limits between 0 and 1. A gate whose figure is undefined (NaN) is red."""
 
@@ -76,9 +94,10 @@ class GateSettings:
     """Of single features by their names, in place of those two."""
     uplift: UpliftSettings = field(default_factory=UpliftSettings)
     search: SearchGateSettings = field(default_factory=SearchGateSettings)
+    incumbent: IncumbentGateSettings = field(default_factory=IncumbentGateSettings)
 
     def __post_init__(self) -> None:
-        apart = ("skew_of", "uplift", "search")
+        apart = ("skew_of", "uplift", "search", "incumbent")
         limits = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in apart}
         for name, limit in (limits | {f"skew_of.{name}": limit for name, limit in self.skew_of.items()}).items():
             if not 0 <= limit <= 1:
@@ -95,6 +114,15 @@ class Gate:
     passed: bool
 
 
+class GateFailed(ValueError):
+    """A generation that must not be published; the message lists every red gate with its figures."""
+
+    def __init__(self, told: str, gates: tuple[Gate, ...] = ()) -> None:
+        super().__init__(told)
+        self.gates = gates
+        """All that were held, the green ones too."""
+
+
 def index_gates(
     settings: GateSettings, metrics: Mapping[str, float], *, incumbent: Mapping[str, float]
 ) -> tuple[Gate, ...]:
@@ -105,22 +133,22 @@ def index_gates(
     """
     before = incumbent.get("index.items") or 0.0
     return (
-        _least("index.items", metrics, max(1.0, (1 - settings.shrink) * before)),
-        _most("index.poisoned", metrics, POISON_SHARE),
-        _least("index.recall_low", metrics, settings.index_recall),
+        least("index.items", metrics, max(1.0, (1 - settings.shrink) * before)),
+        most("index.poisoned", metrics, POISON_SHARE),
+        least("index.recall_low", metrics, settings.index_recall),
     )
 
 
 def smoke_gates(settings: GateSettings, metrics: Mapping[str, float]) -> tuple[Gate, ...]:
     """Of a generation that is written and has answered its first queries."""
-    return (_least("index.found", metrics, settings.found),)
+    return (least("index.found", metrics, settings.found),)
 
 
 def ranker_gates(settings: GateSettings, metrics: Mapping[str, float], *, action: str) -> tuple[Gate, ...]:
     """Of a ranker that is trained, for the main action."""
     return (
-        _least(f"ranker.{action}.auc", metrics, settings.ranker_auc),
-        _most(f"ranker.{action}.ece", metrics, settings.ranker_ece),
+        least(f"ranker.{action}.auc", metrics, settings.ranker_auc),
+        most(f"ranker.{action}.ece", metrics, settings.ranker_ece),
     )
 
 
@@ -128,12 +156,12 @@ def uplift_gate(settings: UpliftSettings, metrics: Mapping[str, float]) -> Gate:
     """Of a generation that was judged by what the incumbent logged: the lower bound of its uplift, as a share of what
     the incumbent earned."""
     low, earned = metrics["uplift.low"], abs(metrics["uplift.earned"])
-    return _least("uplift.low_share", {"uplift.low_share": low / earned if earned else nan}, settings.least)
+    return least("uplift.low_share", {"uplift.low_share": low / earned if earned else nan}, settings.least)
 
 
 def search_gate(settings: SearchGateSettings, metrics: Mapping[str, float]) -> Gate:
     """Of a generation whose search was held against judgments beside the incumbent's: the change of ndcg@10."""
-    return _least("search.change_low", metrics, settings.least)
+    return least("search.change_low", metrics, settings.least)
 
 
 def skew_gates(settings: GateSettings, metrics: Mapping[str, float]) -> tuple[Gate, ...]:
@@ -143,7 +171,7 @@ def skew_gates(settings: GateSettings, metrics: Mapping[str, float]) -> tuple[Ga
         if name.startswith(SKEW) and name != SKEW_REQUESTS:
             limit = settings.skew_state if name.startswith(SKEW_STATE) else settings.skew
             feature = name.removeprefix(SKEW_STATE).removeprefix(SKEW)
-            gates.append(_most(name, metrics, settings.skew_of.get(feature, limit)))
+            gates.append(most(name, metrics, settings.skew_of.get(feature, limit)))
     return tuple(gates)
 
 
@@ -152,16 +180,24 @@ def require(gates: Iterable[Gate]) -> None:
     Raises:
         GateFailed: naming every red gate.
     """
-    red = [f"{gate.name} is {gate.value:.4g}, must be {gate.limit}" for gate in gates if not gate.passed]
+    held = tuple(gates)
+    red = [f"{gate.name} is {gate.value:.4g}, must be {gate.limit}" for gate in held if not gate.passed]
     if red:
-        raise GateFailed("; ".join(red))
+        raise GateFailed("; ".join(red), held)
 
 
-def _least(name: str, metrics: Mapping[str, float], limit: float) -> Gate:
+def free_gate(name: str) -> Gate:
+    """Of what cannot be compared, for nothing is in force."""
+    return Gate(name, nan, "anything, for nothing is in force", passed=True)
+
+
+def least(name: str, metrics: Mapping[str, float], limit: float) -> Gate:
+    """Of a figure by its name; red where it is undefined."""
     value = metrics.get(name, nan)
     return Gate(name, value, f">= {limit:.4g}", value >= limit)
 
 
-def _most(name: str, metrics: Mapping[str, float], limit: float) -> Gate:
+def most(name: str, metrics: Mapping[str, float], limit: float) -> Gate:
+    """Likewise, with an upper limit."""
     value = metrics.get(name, nan)
     return Gate(name, value, f"<= {limit:.4g}", value <= limit)

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from socket import gethostname
 from typing import Any
@@ -36,7 +35,6 @@ from training import (
     experiment_report,
     passes,
     rebuild_report,
-    search_judged,
     skew_report,
 )
 from training import experiment as experiments
@@ -51,7 +49,7 @@ from training.estimate import rewarded
 from training.gates import GateFailed, require, skew_gates
 from training.impression_log import read_impressions
 from training.progress import progress
-from training.publish import Judge, Published
+from training.publish import Published
 from training.served import ServedLog, read_events, shown
 from training.settings import (
     Data,
@@ -66,13 +64,12 @@ from training.settings import (
     TrainSettings,
 )
 from training.tables import read_table
-from training.uplift import estimated, judged
+from training.uplift import estimated
 from training.world import World
 
 _FIRST_DAYS, _FIRST_REQUESTS = 10, 8000
 _METRICS = "metrics.json"
-_JOB = "nightly"
-_HOUR_MS = 3_600_000
+JOB = "nightly"
 
 
 class ReplayMismatch(ValueError):
@@ -112,7 +109,7 @@ def train(settings: TrainSettings) -> dict[str, float]:
         _leave(settings.output / "towers", towers.save, named)
     else:
         ranker, calibration, metrics = cycle.fit_ranker(prepared, settings.cycle, seed=settings.seed, folder=work)
-        scorer = bound(ranker, calibration, prepared.table, _catalogue(prepared))
+        scorer = bound(ranker, calibration, prepared.table, catalogue(prepared))
         named = {f"ranker.{name}": value for name, value in metrics.items()}
         _leave(settings.output / "ranker", scorer.save, named)
     return named
@@ -132,10 +129,10 @@ def export(settings: PublishSettings) -> dict[str, Any]:
             raise ValueError(f"{path} is missing; first `cascade train {word} output={settings.output}`")
         metrics |= json.loads(path.read_text())
     store = GenerationStore(settings.generations)
-    with store.job(_JOB, holder=_holder()) as job:
+    with store.job(JOB, holder=holder()) as job:
         prepared = _prepared(settings)
         towers = Towers.load(settings.output / "towers", prepared.table)
-        scorer = load_scorer(settings.output / "ranker", prepared.table, _catalogue(prepared))
+        scorer = load_scorer(settings.output / "ranker", prepared.table, catalogue(prepared))
         published = cycle.export(
             prepared,
             towers,
@@ -150,48 +147,13 @@ def export(settings: PublishSettings) -> dict[str, Any]:
         return _activated(store, published, settings.activate, job) | published.metrics
 
 
-def nightly(settings: PublishSettings) -> dict[str, Any]:
-    """One cycle: everything known becomes a generation.
-
-    Raises:
-        GateFailed: naming every red gate; what is current stays.
-        LeaseHeld: another process does this; who, and since when.
-    """
-    store = GenerationStore(settings.generations)
-    with store.job(_JOB, holder=_holder()) as job:
-        dataset = read(settings.data, seed=settings.seed)
-        uplift, search, incumbent = settings.cycle.gates.uplift, settings.cycle.gates.search, store.current()
-        judges: list[Judge] = []
-        kept_ms = 0
-        if search.judgments is not None:
-            judges.append(partial(search_judged.judged, settings=search, incumbent=incumbent, store=store))
-        if uplift.hours and incumbent is not None and settings.log is not None:
-            judges.append(partial(judged, settings=uplift, incumbent=incumbent, log=settings.log, store=store))
-            kept_ms = int(uplift.hours * _HOUR_MS)
-        served, as_of_ms = _served(settings.log, dataset, kept_ms=kept_ms)
-        published = cycle.run(
-            dataset,
-            settings=settings.cycle,
-            store=store,
-            folder=settings.output,
-            as_of_ms=as_of_ms,
-            seed=settings.seed,
-            now_ms=now_ms(),
-            served=served,
-            changes=_changes(store),
-            judges=judges,
-            job=job,
-        )
-        return _activated(store, published, settings.activate, job) | published.metrics
-
-
 def rebuild(settings: RebuildSettings) -> dict[str, Any]:
     """A generation with the changes of the catalogue folded in, and a new index; models stay as they are.
 
     Raises:
         GateFailed, LeaseHeld, LeaseLost, StaleExpected: see `training.rebuild`.
     """
-    report = rebuilds.rebuild(settings, holder=_holder(), now_ms=now_ms())
+    report = rebuilds.rebuild(settings, holder=holder(), now_ms=now_ms())
     return rebuild_report.told(report) | {"current": GenerationStore(settings.generations).current()}
 
 
@@ -390,33 +352,31 @@ def _prepared(settings: TrainSettings | PublishSettings) -> Prepared:
         served=served,
         table=table,
         earlier=earlier,
-        changes=_changes(store),
+        changes=changes(store),
         store=store,
         boosts=settings.cycle.retrieval.boosts,
     )
 
 
-def _changes(store: GenerationStore) -> list[Entry]:
+def changes(store: GenerationStore) -> list[Entry]:
     """The catalogue log of a store, all of it."""
     current = store.current()
     with closing(CatalogLog(store.root / FILE)) as log:
         return log.since(0, until=head_of(log, store.manifest(current) if current else None))
 
 
-def _served(log: Path | None, dataset: Dataset, *, kept_ms: int = 0) -> tuple[ServedLog | None, int]:
-    """The log, and the moment after the last thing known; without the last `kept_ms` of the log, if any."""
-    seen_ms = max(dataset.events["visible_ms"].max(), dataset.impressions["time_ms"].max())  # type: ignore[type-var]
-    assert isinstance(seen_ms, int)
-    if log is None:
-        return None, seen_ms + 1
-    served = ServedLog.read(log, until_ms=np.iinfo(np.int64).max)
-    if kept_ms:
-        as_of_ms = served.impressions[-1].time_ms + 1 - kept_ms
-        return ServedLog.read(log, until_ms=as_of_ms), as_of_ms
-    times = [seen_ms, served.impressions[-1].time_ms]
-    if served.events.height:
-        times.append(served.events["visible_ms"].to_list()[-1])
-    return served, max(times) + 1
+def _served(log: Path | None, dataset: Dataset) -> tuple[ServedLog | None, int]:
+    """The log, and the moment after the last thing known."""
+    served = None if log is None else ServedLog.read(log, until_ms=np.iinfo(np.int64).max)
+    return served, last_ms(dataset, served) + 1
+
+
+def last_ms(dataset: Dataset, served: ServedLog | None) -> int:
+    """When the last thing happened or became known that the data set and the log tell of."""
+    times = [dataset.events["visible_ms"].max(), dataset.impressions["time_ms"].max()]
+    if served is not None:
+        times += [served.impressions[-1].time_ms, served.events["visible_ms"].max()]
+    return max(each for each in times if isinstance(each, int))
 
 
 def _refuse_strangers(store: GenerationStore, settings: SkewSettings, answered: Mapping[str, int]) -> None:
@@ -439,7 +399,7 @@ def _one_sided(log: Path) -> Iterator[Impression]:
     return (each for each in shown(read_impressions(log)) if not each.HasField("drafted"))
 
 
-def _catalogue(prepared: Prepared) -> Items:
+def catalogue(prepared: Prepared) -> Items:
     """The items, for what needs them by name and has no use for vectors."""
     frame = prepared.items
     return Items.of(
@@ -470,7 +430,8 @@ def _activated(store: GenerationStore, published: Published, activate: bool, job
     return {"generation": published.id, "current": store.current()}
 
 
-def _holder() -> str:
+def holder() -> str:
+    """Who this process is, for others that find a lease taken."""
     return f"process {os.getpid()} on {gethostname()}"
 
 

@@ -110,7 +110,7 @@ def rebuild(settings: RebuildSettings, *, holder: str, now_ms: int) -> dict[str,
         with progress(*columns) as bar:
             run = _Run(folder, job, bar)
             report = _read(folder / _PUBLISHED)
-            if not _is_whole(store, report.get("generation", "")):
+            if not is_whole(store, report.get("generation", "")):
                 report = _published(
                     store, base, log.since(base.catalog_seq, seq), settings, run, seq=seq, now_ms=now_ms
                 )
@@ -258,7 +258,8 @@ def _history(store: GenerationStore, generation: str) -> list[dict[str, Any]]:
     return line[::-1]
 
 
-def _is_whole(store: GenerationStore, generation: str) -> bool:
+def is_whole(store: GenerationStore, generation: str) -> bool:
+    """Whether the store holds it as it was published."""
     try:
         store.verify(generation)
     except (UnknownGeneration, CorruptGeneration):

@@ -19,7 +19,7 @@ from training.data import DataError
 from training.evaluation.judged_texts import RELEVANT
 from training.evaluation.search_run import SHOWN, SearchRun, retrieval_figures
 from training.evaluation.topk import ItemSets, difference
-from training.gates import Gate, SearchGateSettings, search_gate
+from training.gates import Gate, SearchGateSettings, free_gate, search_gate
 from training.judgments import read_judgments
 
 _PLACES = 100
@@ -97,7 +97,7 @@ def judged(
     run = run_of(target, judgments)
     figures = {f"search.{name}": value for name, value in run.metrics(seed=0).items() if not math.isnan(value)}
     if incumbent is None:
-        return Gate("search.change_low", math.nan, "anything, for nothing is in force", passed=True), figures
+        return free_gate("search.change_low"), figures
     both = run.beside(run_of(Generation.load(store, incumbent), judgments))
     change = difference(both["ndcg@10"].to_numpy(), both["ndcg@10.before"].to_numpy(), seed=0)
     figures |= {"search.change": change.mean, "search.change_low": change.low, "search.change_high": change.high}

@@ -74,7 +74,7 @@ class TrainSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishSettings:
-    """What `cascade export` and `cascade nightly` are told."""
+    """What `cascade export` is told."""
 
     data: Data
     cycle: CycleSettings

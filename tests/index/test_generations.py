@@ -386,8 +386,9 @@ def test_the_audit_log_tells_who_followed_whom_and_survives_a_torn_line(store: G
     store.activate(a, time_ms=2, reason="nothing changes")
     with (store.root / "history.jsonl").open("a") as file:
         file.write('{"id": "0000')
-    store.activate(b, time_ms=3, reason="better")
-    store.rollback(time_ms=4)
+    store.activate(b, time_ms=3, reason="better", by="a job")
+    store.rollback(time_ms=4, by="an operator")
+    assert [each.by for each in store.history()] == ["", "a job", "an operator"]
     assert [(each.id, each.previous, each.time_ms, each.reason) for each in store.history()] == [
         (a, None, 1, "first"),
         (b, a, 3, "better"),

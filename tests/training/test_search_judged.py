@@ -1,20 +1,16 @@
 """A published generation's search against judgments made of its own titles."""
 
-import shutil
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
 from conftest import Loop
 from test_replay import with_settings
 
-from training import cli
 from training.data import DataError
 from training.evaluation.search import evaluate
 from training.gates import SearchGateSettings
 from training.judgments import SCHEMA, write_judgments
-from training.publish import Published
 from training.search_judged import judged, run_of
 
 
@@ -74,26 +70,6 @@ def test_the_gate_is_the_change_beside_what_is_in_force(loop: Loop, tmp_path: Pa
     assert not strict.passed
     first, _ = judged(loop.generations[0], settings, incumbent=None, store=loop.store)
     assert first.passed
-
-
-def test_nightly_holds_a_new_generation_against_the_list_that_it_is_told(
-    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "judged.parquet"
-    write_judgments(own_titles(loop), path)
-    asked: dict[str, Any] = {}
-
-    def run(dataset: object, **told: Any) -> Published:
-        gates, _ = zip(*[judge(loop.generations[0]) for judge in told["judges"]], strict=True)
-        asked["gates"] = gates
-        return Published(loop.second.id, {}, ())
-
-    shutil.copytree(loop.store.root, tmp_path / "store")
-    monkeypatch.setattr("training.cycle.run", run)
-    monkeypatch.setattr("training.jobs.read", lambda *_, **__: loop.dataset)
-    words = ["nightly", f"log={loop.log}", f"generations={tmp_path / 'store'}", "activate=false", f"output={tmp_path}"]
-    assert cli.main([*words, f"gates.search.judgments={path}"]) == 0
-    assert [gate.name for gate in asked["gates"]] == ["search.change_low"]
 
 
 def test_the_command_measures_a_generation_and_compares_two(loop: Loop, tmp_path: Path) -> None:

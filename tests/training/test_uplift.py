@@ -3,18 +3,19 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import Loop
 from test_replay import with_settings
 
+from index.generations import GenerationStore
 from policy.ope import InsufficientOverlap
 from serving.generation import Generation
 from training import cli
+from training.configuration import settings
 from training.estimate import estimate, examination, outcome_rewards
 from training.gates import Gate, GateFailed, UpliftSettings
-from training.publish import Published
+from training.nightly import inputs
 from training.replay import counterfactual
 from training.uplift import judged
 
@@ -24,8 +25,8 @@ def until(generation: Generation, end_ms: int) -> Generation:
     return replace(generation, manifest=replace(generation.manifest, data_window=(0, end_ms)))
 
 
-def verdict(loop: Loop, target: Generation, settings: UpliftSettings) -> tuple[Gate, dict[str, float]]:
-    return judged(target, settings, incumbent=loop.first.id, log=loop.log, store=loop.store)
+def verdict(loop: Loop, target: Generation, told: UpliftSettings) -> tuple[Gate, dict[str, float]]:
+    return judged(target, told, incumbent=loop.first.id, log=loop.log, store=loop.store)
 
 
 def test_the_figures_are_those_of_the_estimate(loop: Loop) -> None:
@@ -62,26 +63,23 @@ def test_an_incumbent_that_answered_nothing_since_refuses_too(loop: Loop) -> Non
 def test_nightly_keeps_the_last_hours_for_the_verdict_and_a_refusal_ends_with_code_3(
     loop: Loop, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: dict[str, Any] = {}
-
-    def run(dataset: object, **told: Any) -> Published:
-        asked.update(told)
-        for judge in told["judges"]:
-            judge(until(loop.generations[1], told["as_of_ms"]))
-        return Published(loop.second.id, {}, ())
-
-    shutil.copytree(loop.store.root, tmp_path / "store")
-    monkeypatch.setattr("training.cycle.run", run)
+    shutil.copytree(loop.store.root, tmp_path / "generations")
+    shutil.copytree(loop.log, tmp_path / "log")
     monkeypatch.setattr("training.jobs.read", lambda *_, **__: loop.dataset)
-    words = ["nightly", f"log={loop.log}", f"generations={tmp_path / 'store'}", "activate=false"]
-    words.append(f"output={tmp_path}")
+    words = [
+        f"log={tmp_path / 'log'}",
+        f"generations={tmp_path / 'generations'}",
+        f"output={tmp_path}",
+        "gates.uplift.hours=6",
+    ]
+    small = ["experiment=quick", "gates=open", "contract=open", "gates.incumbent.replayed=2"]
     last_ms = max(each.time_ms for each in loop.everything.impressions)
-    assert cli.main(words) == 0
-    assert asked["judges"] == []
-    assert asked["as_of_ms"] > last_ms
-    assert cli.main([*words, "gates.uplift.hours=6"]) == 3, "the incumbent, the second, answered few"
-    assert asked["as_of_ms"] == last_ms + 1 - 6 * 3_600_000
-    assert all(each.time_ms < asked["as_of_ms"] for each in asked["served"].impressions)
+    begun = inputs.begun(settings("nightly", words), loop.store)
+    assert begun.as_of_ms == last_ms + 1 - 6 * 3_600_000
+    assert begun.served is not None
+    assert all(each.time_ms < begun.as_of_ms for each in begun.served.impressions)
+    assert cli.main(["nightly", *words, *small]) == 3, "the incumbent, the second, answered few"
     err = capsys.readouterr().err
-    assert err.startswith("cascade: error: too little overlap of the two policies: effective sample size")
+    assert err.startswith("cascade: error: publish: too little overlap of the two policies: effective sample size")
     assert err.count("\n") == 1
+    assert GenerationStore(tmp_path / "generations").ids() == loop.store.ids()

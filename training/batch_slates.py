@@ -1,0 +1,241 @@
+"""Slates for many users at once, in Parquet files: the pipeline that serves, asked by nobody.
+
+Users are cut into chunks, a file each, made in processes side by side; files that are there are not made again. What a
+user did comes from the log and from what was known before it; what is trending, from the generation, as a server begins
+with it. The request id is made of the moment and the user, so the same slates are drawn again from the same files.
+
+A row is a user's slate: `user_id`, `request_id`, `generation`, `time_ms`, `degraded` (bits of protos/impression.proto),
+and, slot by slot, `item_id`, `propensity` (P(item in its slot | slots before), exact) and `utility`.
+
+Shape letters: K slots, N candidates.
+"""
+
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+
+from candidate_gen.types import Query
+from index.generations import GenerationStore
+from index.strings import keys64
+from protos.impression_pb2 import Variation
+from serving.catalog_log import FILE, CatalogLog
+from serving.fan_out import FanOut
+from serving.generation import Generation, action_key
+from serving.live import Live
+from serving.state import KEPT_EVENTS
+from serving.variants import varied
+from training import passes
+from training.catalogue import remembered
+from training.data import EVENT_SCHEMA, DataError
+from training.durable import appearing
+from training.impression_log import Segment
+from training.resumable import Journal, Result, Work, cores, over
+from training.served import read_events
+from training.tables import read_table
+
+_ASKED = "asked.parquet"
+_JOURNAL = "batch.jsonl"
+ROW = pl.Schema(
+    {
+        "user_id": pl.String(),
+        "request_id": pl.String(),
+        "generation": pl.String(),
+        "time_ms": pl.Int64(),
+        "degraded": pl.Int64(),
+        "item_id": pl.List(pl.String()),
+        "propensity": pl.List(pl.Float64()),
+        "utility": pl.List(pl.Float32()),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSettings:
+    """What `cascade batch recommend` is told."""
+
+    mode: Literal["recommend"]
+    generations: Path
+    generation: str
+    log: Path | None
+    history: Path | None
+    users: Path | None
+    size: int
+    surface: str
+    time_ms: int | None
+    output: Path
+    workers: int | None
+    chunk: int
+    quotas: Mapping[str, int] = field(default_factory=dict)
+    """Candidates by source, in place of the generation's."""
+
+    def __post_init__(self) -> None:
+        for name in ("size", "workers", "chunk"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+
+
+def recommend(settings: BatchSettings) -> dict[str, Any]:
+    """Make the slates that are missing; what is to be told of all of them.
+
+    Raises:
+        ValueError: for a generation that the store does not hold, for a source that it has not, without any user.
+        DataError: for a list of users or a history that is no such table.
+        CorruptGeneration, GenerationMismatch, CorruptLog: see `Generation.load` and `read_events`.
+    """
+    store = GenerationStore(settings.generations)
+    name = settings.generation or store.current()
+    if name is None:
+        raise ValueError(f"no generation of {store.root} is current; name one: generation=...")
+    generation = _loaded(settings, name)
+    events = _events(settings)
+    asked = _asked(settings, events, generation)
+    if not asked.height:
+        raise ValueError("there is nobody to recommend to: neither the generation nor the log knows a user")
+    last_ms = events["visible_ms"].max()
+    time_ms = (
+        settings.time_ms or max(generation.manifest.data_window[1], last_ms if isinstance(last_ms, int) else 0) + 1
+    )
+    about = {
+        "program": passes.program(),
+        "generation": f"{name} {sorted(generation.manifest.fingerprints.items())} {generation.catalog_seq}",
+        "request": f"{time_ms} {settings.size} {settings.surface} {sorted(settings.quotas.items())}",
+        "users": f"{asked.height} {asked.hash_rows(seed=0).implode().hash(seed=0).item()}",
+    }
+    journal = Journal(settings.output / _JOURNAL, about)
+    cut = [
+        Segment(_ASKED, first, min(first + settings.chunk, asked.height), min(settings.chunk, asked.height - first), 0)
+        for first in range(0, asked.height, settings.chunk)
+    ]
+    journal.done = {
+        each: made for each, made in journal.done.items() if each in cut and _file(settings, each).is_file()
+    }
+    for stale in set(settings.output.glob("slates-*.parquet")) - {_file(settings, each) for each in journal.done}:
+        stale.unlink()
+    with appearing(settings.output / _ASKED) as draft:
+        asked.write_parquet(draft)
+    resumed = sum(each.rows for each in journal.done)
+    started_s = time.perf_counter()
+    make = partial(_recommending, settings, name, time_ms)
+    results = list(over(cut, make, journal=journal, workers=cores(settings.workers), title="recommended"))
+    seconds = time.perf_counter() - started_s
+    return {
+        "users": asked.height,
+        "made before": resumed,
+        "empty slates": sum(each["empty"] for each in results),
+        "degraded slates": sum(each["degraded"] for each in results),
+        "generation": name,
+        "users_per_s": (asked.height - resumed) / seconds,
+        "files": str(settings.output / "slates-*.parquet"),
+    }
+
+
+def _loaded(settings: BatchSettings, name: str) -> Generation:
+    """The generation with all that its catalogue was told since, and with the quotas that are asked for."""
+    store = GenerationStore(settings.generations)
+    generation = Generation.load(store, name)
+    with closing(CatalogLog(store.root / FILE)) as catalog:
+        generation = generation.changed(catalog.since(generation.catalog_seq))
+    return varied(generation, Variation(quotas=settings.quotas))
+
+
+def _events(settings: BatchSettings) -> pl.DataFrame:
+    """What users did, and was known by the moment, without those who were forgotten."""
+    known = [pl.DataFrame(schema=EVENT_SCHEMA)]
+    if settings.log is not None:
+        known.append(read_events(settings.log))
+    if settings.history is not None:
+        before = read_table(settings.history, list(EVENT_SCHEMA)).select(*EVENT_SCHEMA)
+        if before.schema != EVENT_SCHEMA:
+            raise DataError(f"{settings.history} must hold events with the columns {dict(EVENT_SCHEMA)}")
+        known.append(before)
+    with closing(CatalogLog(settings.generations / FILE)) as catalog:
+        events = remembered(pl.concat(known).unique("event_id", keep="first"), catalog.forgotten())
+    return events if settings.time_ms is None else events.filter(pl.col("visible_ms") <= settings.time_ms)
+
+
+def _asked(settings: BatchSettings, events: pl.DataFrame, generation: Generation) -> pl.DataFrame:
+    """Who is asked for, each once, with the newest of what they did, as the user state would hold it: newest first."""
+    lately = (
+        events.filter(pl.col("user_id") != "")
+        .sort("visible_ms", "time_ms", "event_id", descending=True)
+        .group_by("user_id", maintain_order=True)
+        .head(KEPT_EVENTS)
+    )
+    lately = (
+        lately.select(
+            "user_id",
+            "time_ms",
+            pl.Series("item_key", keys64(lately["item_id"].to_list()), pl.UInt64),
+            pl.Series("action_key", [action_key(each) for each in lately["action"]], pl.UInt32),
+        )
+        .group_by("user_id", maintain_order=True)
+        .agg("item_key", "action_key", "time_ms")
+    )
+    if settings.users is None:
+        ids = generation.profiles.users.ids
+        stored = pl.Series("user_id", ids.take(np.arange(len(ids))), pl.String)
+        users = pl.concat([stored, lately["user_id"]])
+    else:
+        users = read_table(settings.users, ["user_id"])["user_id"].cast(pl.String)
+    return users.unique(maintain_order=True).to_frame().join(lately, on="user_id", how="left", maintain_order="left")
+
+
+def _recommending(settings: BatchSettings, name: str, time_ms: int) -> Work:
+    torch.set_num_threads(1)  # as in a server, for equal sums
+    generation = _loaded(settings, name)
+    # Every core has a process of its own, so no source is worth a thread.
+    pipeline = replace(generation.pipeline, fan_out=FanOut(()))
+    asked = pl.read_parquet(settings.output / _ASKED)
+    live = Live(lambda: generation)
+    ids, allowed = generation.items.ids.ids, generation.attributes.allowed("")
+
+    def work(chunk: Segment) -> Result:
+        rows: list[tuple[object, ...]] = []
+        for user_id, item_keys, action_keys, times_ms in asked[chunk.first : chunk.last].iter_rows():
+            query = Query(
+                f"batch/{time_ms}/{user_id}",
+                time_ms,
+                settings.surface,
+                settings.size,
+                user_id=user_id,
+                history=generation.history(
+                    np.array(item_keys or (), np.uint64),
+                    np.array(action_keys or (), np.uint32),
+                    np.array(times_ms or (), np.int64),
+                ),
+            )
+            query = replace(query, live=live.named(query, generation, allowed))
+            answer = pipeline.run(query)
+            slate = answer.slate
+            rows.append(
+                (
+                    user_id,
+                    query.request_id,
+                    name,
+                    time_ms,
+                    answer.trace.degraded,
+                    ids.take(answer.scored.candidates.row_N[slate.index_K]),
+                    slate.propensity_K.tolist(),
+                    slate.utility_N[slate.index_K].tolist(),
+                )
+            )
+        frame = pl.DataFrame(rows, ROW, orient="row")
+        with appearing(_file(settings, chunk)) as draft:
+            frame.write_parquet(draft)
+        empty = int((frame["item_id"].list.len() == 0).sum())
+        return {"empty": empty, "degraded": int((frame["degraded"] > 0).sum())}
+
+    return work
+
+
+def _file(settings: BatchSettings, chunk: Segment) -> Path:
+    return settings.output / f"slates-{chunk.first:012d}.parquet"
