@@ -1,0 +1,310 @@
+"""Do planted drifts sound an alarm on their first day, and do clean days stay silent?
+
+A simulated world is served day by day through the services of a server (without its socket), a new generation is
+launched in the middle, tastes drift and items arrive all the time: none of that is to sound an alarm. Then one day is
+served again and again, each time with something wrong, and held against the days before it.
+"""
+
+import copy
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import polars as pl
+
+from benchmarks.in_process import InProcess
+from candidate_gen.towers import TowerShape
+from index.generations import GenerationStore
+from index.strings import key64
+from policy.settings import PolicySettings
+from protos.catalog_pb2 import UpsertItemsRequest
+from protos.impression_pb2 import Impression
+from ranking.model import RankerShape
+from serving.catalog import accepted_items
+from serving.records import ItemEntry
+from serving.retrieval import RetrievalSettings
+from training import cycle
+from training.cycle import CycleSettings
+from training.data import EVENT_SCHEMA, Dataset
+from training.gates import GateSettings
+from training.impression_log import read_impressions, read_outcomes
+from training.materialise import materialise
+from training.monitoring.answerers import Answerers
+from training.monitoring.checks import Check, checks
+from training.monitoring.days import Day, summarised
+from training.monitoring.limits import Limits
+from training.ranker import RankerSettings
+from training.tower import TowerSettings
+from training.world import World, WorldRequest
+
+Rows = list[dict[str, Any]]
+"""Of events."""
+SLATE = 10
+LABEL_MS = 3_600_000
+_ANY_QUALITY = GateSettings(index_recall=0.0, ranker_auc=0.0, ranker_ece=1.0)
+_QUOTAS = {"ann": 60, "lexical": 40, "similar": 30, "fresh": 40, "popular": 30}
+"""Without sources that learn while they serve: a day that is served again would find them knowing it."""
+
+
+_CYCLE = CycleSettings(
+    policy=PolicySettings(weights=dict(World.weights)),
+    towers=TowerSettings(shape=TowerShape(width=16, embedding=16, hidden=32, heads=1), epochs=2, batch=256),
+    ranker=RankerSettings(shape=RankerShape(dim=8, query_width=16, cross_layers=1, hidden=(32,)), epochs=2),
+    retrieval=RetrievalSettings(quotas=_QUOTAS),
+    gates=_ANY_QUALITY,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How large the world is and how long it is looked at."""
+
+    users: int = 600
+    items: int = 800
+    first_days: int = 8
+    first_requests: int = 4000
+    reference_days: int = 7
+    clean_days: int = 20
+    requests: int = 800
+    """A day."""
+    cycle: CycleSettings = field(default_factory=lambda: _CYCLE)
+
+    @property
+    def served_days(self) -> int:
+        return self.reference_days + self.clean_days
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """Something wrong with a day."""
+
+    name: str
+    expected: tuple[str, ...]
+    """Sections, one of which must sound an alarm."""
+    requests: Callable[[World, list[WorldRequest]], list[WorldRequest]] = lambda _, requests: requests
+    responses: Callable[[Rows], Rows] = lambda rows: rows
+    prepare: Callable[["Shop"], None] = lambda _: None
+    impressions: Callable[["Shop", Iterable[Impression]], Iterable[Impression]] = lambda _, logged: logged
+
+
+class Users:
+    """The world's, but for what they do: it is what `Planted.responses` makes of it."""
+
+    def __init__(self, world: World, responses: Callable[[Rows], Rows]) -> None:
+        self._world, self._responses = world, responses
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._world, name)
+
+    def respond(self, request: WorldRequest, item_ids: Sequence[str]) -> Rows:
+        return self._responses(cast(Rows, self._world.respond(request, item_ids)))
+
+
+@dataclass(slots=True)
+class Shop:
+    """A store, its server, and all that was known when the first generation was trained."""
+
+    scale: Scale
+    world: World
+    dataset: Dataset
+    served: InProcess
+    folder: Path
+
+    @classmethod
+    def open(cls, scale: Scale, seed: int, folder: Path) -> "Shop":
+        world = World(seed, users=scale.users, items=scale.items, days=scale.first_days + scale.served_days)
+        asked = world.requests(world.start_ms, world.day_ms(scale.first_days), scale.first_requests)
+        dataset = world.dataset(*world.first_log(asked, slate_size=SLATE))
+        store = GenerationStore(folder / "generations")
+        served = InProcess(store, world, folder, from_ms=world.day_ms(scale.first_days))
+        materialise(dataset.events, cast(Any, served.histories))
+        return cls(scale, world, dataset, served, folder)
+
+    def launch(self, day: int, dataset: Dataset | None = None) -> None:
+        """Train on everything that is known at the beginning of a day, and serve it."""
+        as_of_ms = self.start_ms(day)
+        published = cycle.run(
+            dataset or self.dataset,
+            settings=self.scale.cycle,
+            store=self.served.generations.store,
+            folder=self.folder / f"training-{day}",
+            as_of_ms=as_of_ms,
+            seed=self.world.seed,
+            now_ms=as_of_ms,
+            served=self.served.log(as_of_ms) if day and dataset is None else None,
+            changes=self.served.generations.catalog.since(0),
+        )
+        self.served.launch(published.id)
+
+    def start_ms(self, day: int) -> int:
+        return self.world.day_ms(self.scale.first_days + day)
+
+    def asked(self, day: int) -> list[WorldRequest]:
+        return self.world.requests(self.start_ms(day), self.start_ms(day + 1), self.scale.requests)
+
+    def day(self, day: int, plant: Planted | None = None) -> Day:
+        """Serve a day and read it."""
+        requests = self.asked(day)
+        if plant is not None:
+            self.served.world = cast(World, Users(self.world, plant.responses))
+            requests = plant.requests(self.world, requests)
+        self.served.serve(requests, size=SLATE)
+        self.served.log(self.start_ms(day + 1))
+        within = {"since_ms": self.start_ms(day), "until_ms": self.start_ms(day + 1)}
+        logged: Iterable[Impression] = timed(read_impressions(self.served.path, **within))
+        return summarised(
+            plant.impressions(self, logged) if plant is not None else logged,
+            read_outcomes(self.served.path, **within),
+            Answerers.load(self.served.generations.store),
+            start_ms=self.start_ms(day),
+            label_ms=LABEL_MS,
+            sample=2000,
+        )
+
+    def again(self, day: int, folder: Path) -> "Shop":
+        """The same shop at the beginning of a day, to be spoilt."""
+        shutil.copytree(self.served.generations.store.root, folder / "generations")
+        store = GenerationStore(folder / "generations")
+        served = InProcess(store, self.world, folder, from_ms=self.start_ms(day))
+        served.histories._events_of.update(copy.deepcopy(self.served.histories._events_of))
+        served.launch(cast(str, store.current()))
+        return replace(self, served=served, folder=folder)
+
+
+def timed(logged: Iterable[Impression]) -> Iterator[Impression]:
+    """With times of stages that are drawn: how busy this machine is, is not to be measured here."""
+    for each in logged:
+        ms = float(np.random.default_rng(key64(each.request_id)).lognormal(1.0, 0.4))
+        for stage in each.stages:
+            stage.milliseconds = ms / len(each.stages)
+        yield each
+
+
+# -- What goes wrong
+
+
+def _crowd(world: World, requests: list[WorldRequest]) -> list[WorldRequest]:
+    """Two of five visits are of one segment, as after a campaign."""
+    of_one = world.users.filter(pl.col("segment") == world.users["segment"][0])["user_id"].to_list()
+    moved = []
+    for each in requests:
+        rng = np.random.default_rng(key64(each.request_id))
+        user_id = of_one[int(rng.integers(len(of_one)))] if rng.random() < 0.4 else each.user_id
+        moved.append(replace(each, user_id=user_id))
+    return moved
+
+
+def _lost_column(shop: Shop, logged: Iterable[Impression]) -> Iterator[Impression]:
+    """A column of the profiles is not filled in for three requests of ten."""
+    table = shop.served.generations.active.table
+    for each in logged:
+        if key64(f"lost {each.request_id}") % 10 < 3:
+            rows = np.frombuffer(each.query_row, table.dtype("query")).copy()
+            rows["segment"] = 0
+            each.query_row = rows.tobytes()
+        yield each
+
+
+def _scaled(shop: Shop, logged: Iterable[Impression]) -> Iterator[Impression]:
+    """The query tower's vectors are half as long again."""
+    table = shop.served.generations.active.table
+    for each in logged:
+        rows = np.frombuffer(each.pair_rows, table.dtype("pair")).copy()
+        rows["tower_score"] *= 1.5
+        each.pair_rows = rows.tobytes()
+        yield each
+
+
+def _less_catalogue(shop: Shop) -> None:
+    """The three largest categories are not delivered."""
+    items = shop.world.items_at(shop.start_ms(shop.scale.served_days))
+    largest = items["category"].value_counts(sort=True).head(3)["category"].implode()
+    gone = items.filter(pl.col("category").is_in(largest)).with_columns(available=pl.lit(False))
+    listed = [ItemEntry(**row).on_the_wire() for row in gone.iter_rows(named=True)]
+    request = UpsertItemsRequest(items=listed)
+    shop.served.generations.change(
+        lambda active: accepted_items(request, active)[0], time_ms=shop.start_ms(shop.scale.served_days)
+    )
+
+
+def _wrong_model(shop: Shop) -> None:
+    """Trained on a log whose clicks are said of items that somebody else was shown."""
+    events = shop.dataset.events
+    mixed = events.with_columns(item_id=events["item_id"].shuffle(seed=1)).select(*EVENT_SCHEMA)
+    impressions = shop.dataset.impressions.with_columns(item_ids=shop.dataset.impressions["item_ids"].shuffle(seed=2))
+    shop.launch(shop.scale.served_days, replace(shop.dataset, events=mixed, impressions=impressions))
+
+
+def _fewer_clicks(rows: Rows) -> Rows:
+    """Every third outcome gets lost, or people care less."""
+    return [row for row in rows if key64(f"lost {row['event_id'].rpartition('/')[0]}") % 3]
+
+
+def _late(rows: Rows) -> Rows:
+    """One outcome of five becomes known half an hour to two hours late."""
+    for row in rows:
+        draw = key64(f"late {row['event_id']}")
+        if draw % 5 == 0:
+            row["visible_ms"] += 1_800_000 + draw % 5_400_000
+    return rows
+
+
+def _twice(rows: Rows) -> Rows:
+    """One outcome of ten is sent again under another id."""
+    again = [row | {"event_id": f"{row['event_id']}/again"} for row in rows if key64(f"x {row['event_id']}") % 10 == 0]
+    return rows + again
+
+
+PLANTED = (
+    Planted("users of one segment crowd in", ("features",), requests=_crowd),
+    Planted("a profile column is lost for 30%", ("quality", "features"), impressions=_lost_column),
+    Planted("three categories are missing", ("popularity", "features"), prepare=_less_catalogue),
+    Planted("a third of the outcomes is gone", ("outcomes",), responses=_fewer_clicks),
+    Planted("the query tower is scaled by 1.5", ("scores",), impressions=_scaled),
+    Planted("a wrong model is launched", ("scores", "embeddings", "calibration", "outcomes"), prepare=_wrong_model),
+    Planted("20% of outcomes come late", ("outcomes", "quality"), responses=_late),
+    Planted("10% of outcomes come twice", ("quality",), responses=_twice),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a world's days sounded."""
+
+    clean: tuple[list[Check], ...]
+    """By day."""
+    planted: Mapping[str, list[Check]]
+
+
+def found(scale: Scale, seed: int, folder: Path, *, planted: Sequence[Planted], step: Callable[[], None]) -> Found:
+    """Serve the clean days, then one day with each of these."""
+    shop = Shop.open(scale, seed, folder / "clean")
+    days: list[Day] = []
+    spoilt: dict[str, list[Check]] = {}
+    try:
+        for day in range(scale.served_days):
+            if day in (0, scale.reference_days + scale.clean_days // 2):
+                shop.launch(day)
+            days.append(shop.day(day))
+            step()
+        answerers = Answerers.load(shop.served.generations.store)
+        for number, plant in enumerate(planted):
+            other = shop.again(scale.served_days, folder / f"planted-{number}")
+            try:
+                plant.prepare(other)
+                day = other.day(scale.served_days, plant)
+                among = Answerers.load(other.served.generations.store)
+                spoilt[plant.name] = checks([day], days[-scale.reference_days :], among, Limits(generation_days=1000))
+            finally:
+                other.served.close()
+            step()
+    finally:
+        shop.served.close()
+    clean = tuple(
+        checks([days[n]], days[n - scale.reference_days : n], answerers, Limits(generation_days=1000))
+        for n in range(scale.reference_days, scale.served_days)
+    )
+    return Found(clean, spoilt)
