@@ -28,7 +28,7 @@ from serving.records import ItemEntry
 from serving.retrieval import RetrievalSettings
 from training import cycle
 from training.cycle import CycleSettings
-from training.data import EVENT_SCHEMA, Dataset
+from training.data import Dataset
 from training.gates import GateSettings
 from training.impression_log import read_impressions, read_outcomes
 from training.materialise import materialise
@@ -152,7 +152,7 @@ class Shop:
             self.served.world = cast(World, Users(self.world, plant.responses))
             requests = plant.requests(self.world, requests)
         self.served.serve(requests, size=SLATE)
-        self.served.log(self.start_ms(day + 1))
+        self.served.flush()
         within = {"since_ms": self.start_ms(day), "until_ms": self.start_ms(day + 1)}
         logged: Iterable[Impression] = timed(read_impressions(self.served.path, **within))
         return summarised(
@@ -231,11 +231,10 @@ def _less_catalogue(shop: Shop) -> None:
 
 
 def _wrong_model(shop: Shop) -> None:
-    """Trained on a log whose clicks are said of items that somebody else was shown."""
-    events = shop.dataset.events
-    mixed = events.with_columns(item_id=events["item_id"].shuffle(seed=1)).select(*EVENT_SCHEMA)
-    impressions = shop.dataset.impressions.with_columns(item_ids=shop.dataset.impressions["item_ids"].shuffle(seed=2))
-    shop.launch(shop.scale.served_days, replace(shop.dataset, events=mixed, impressions=impressions))
+    """Trained on a log in which clicks and hides were mistaken for each other."""
+    mistaken = pl.col("action").replace({"click": "hide", "hide": "click"})
+    events = shop.dataset.events.with_columns(mistaken)
+    shop.launch(shop.scale.served_days, replace(shop.dataset, events=events))
 
 
 def _fewer_clicks(rows: Rows) -> Rows:

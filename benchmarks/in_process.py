@@ -120,9 +120,13 @@ class InProcess:
                 self._events.write(WriteEventsRequest(events=done).SerializeToString(), cast(Any, _Patient()))
         return shown
 
+    def flush(self) -> None:
+        """Return when everything is in the log."""
+        self._log.flush()
+
     def log(self, until_ms: int) -> ServedLog:
         """What has been logged."""
-        self._log.flush()
+        self.flush()
         return ServedLog.read(self.path, until_ms=until_ms)
 
     def close(self) -> None:

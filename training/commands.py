@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from training.cli import LATEST
+from training.cli import LATEST, REPORTS
 from training.findings import flat, utc
 
 if TYPE_CHECKING:
@@ -67,6 +67,10 @@ def job(given: Namespace) -> None:
         for finding in result["findings"]:
             _OUT.print(finding["text"])
         _OUT.print(f"\n{result['page']}")
+    elif given.command == "monitor":
+        from training.monitoring import page
+
+        _OUT.print(tabulated(page.told(result)), f"\n{result['page']}")
     else:
         _OUT.print(tabulated(result))
 
@@ -300,8 +304,8 @@ def explain(given: Namespace) -> None:
 
 
 def report(given: Namespace) -> None:
-    """A run's numbers, and its page drawn again; or the jobs `skew` and `experiment`."""
-    if given.folder in (Path("skew"), Path("experiment")):
+    """A run's numbers, and its page drawn again; or one of the jobs `REPORTS`."""
+    if str(given.folder) in REPORTS:
         given.command = given.folder.name
         named = given.options[:1] if given.command == "experiment" and "=" not in "".join(given.options[:1]) else []
         given.options = [*(f"name={each}" for each in named), *given.options[len(named) :]]

@@ -67,6 +67,8 @@ ESTIMATORS = {
 }
 _styled = mpl.rc_context(_STYLE)
 _WIDTH, _HEIGHT = 5.6, 3.3
+_NAME = 44
+"""Letters of a name beside a bar."""
 
 
 @_styled
@@ -325,6 +327,69 @@ def lines(panels: Mapping[str, Sequence[Curve]], names: Sequence[str], *, name: 
         axes.margins(x=0.08, y=0.12)
     figure.legend(*axes_of[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, borderaxespad=0)
     return _svg(figure, name)
+
+
+@_styled
+def shares_of_limit(ratios: Mapping[str, float]) -> str:
+    """A bar each beside the limit, on a scale that is cut at three times the limit; the text says how long it is."""
+    figure, (axes,) = _figure(height=0.7 + 0.3 * len(ratios))
+    cut = {name: min(ratio, 3.0) for name, ratio in ratios.items()}
+    colours = [SERIES[1] if ratio > 1 else SERIES[0] for ratio in ratios.values()]
+    axes.barh(range(len(cut)), list(cut.values()), color=colours, height=0.62)
+    for row, ratio in enumerate(ratios.values()):
+        where = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "color": INK}
+        axes.annotate(_short(ratio), (min(ratio, 3.0), row), **where)
+    axes.axvline(1, color=_REFERENCE, linestyle=(0, (4, 3)), linewidth=1.5)
+    names = [name if len(name) <= _NAME else f"{name[: _NAME - 3]}..." for name in cut]
+    axes.set_yticks(range(len(cut)), names, color=INK, fontsize=9)
+    axes.set(xlabel="of the limit", xlim=(0, 3.4), ylim=(len(cut) - 0.4, -0.6))
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False, axis="y")
+    return _svg(figure, "limits")
+
+
+@_styled
+def beside(labels: Sequence[str], then: Sequence[float], now: Sequence[float], *, name: str) -> str:
+    """Two bars a label: what was, grey, and what is."""
+    figure, (axes,) = _figure(height=0.8 + 0.36 * len(labels))
+    rows = np.arange(len(labels))
+    axes.barh(rows - 0.2, then, color=_REFERENCE, height=0.36, label="before")
+    axes.barh(rows + 0.2, now, color=SERIES[0], height=0.36, label="now")
+    axes.set_yticks(rows, labels, color=INK)
+    axes.set(xlabel="share of the rows", ylim=(len(labels) - 0.4, -0.6))
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False, axis="y")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, borderaxespad=0)
+    return _svg(figure, f"beside {name}")
+
+
+@_styled
+def cumulated(curves: Sequence[Curve], *, name: str) -> str:
+    """Distribution functions: what was, grey, and what is."""
+    figure, (axes,) = _figure()
+    for curve, colour in zip(curves, (_REFERENCE, SERIES[0]), strict=True):
+        axes.step(curve.x, curve.y, where="post", color=colour, label=curve.label)
+    axes.set(xlabel=name.rpartition(": ")[2], ylabel="share up to there", ylim=(0, 1.02))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, borderaxespad=0)
+    return _svg(figure, f"cumulated {name}")
+
+
+@_styled
+def by_day(curves: Sequence[Curve], names: Sequence[str], *, after: int, name: str) -> str:
+    """Lines over days; those from number `after` on are shaded."""
+    figure, (axes,) = _figure(height=_HEIGHT + 0.12 * len(curves))
+    axes.axvspan(after - 0.5, len(names) - 0.5, color=GRID, alpha=0.6, linewidth=0, zorder=0)
+    for number, curve in enumerate(curves):
+        style = ("solid", (0, (4, 2)), (0, (1, 1)))[number // len(SERIES) % 3]
+        axes.plot(curve.x, curve.y, color=SERIES[number % len(SERIES)], linestyle=style, marker="o", label=curve.label)
+    shown = range(len(names) - 1, -1, -max(1, -(-len(names) // 8)))
+    axes.set_xticks(list(shown), [names[day] for day in shown])
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.set_ylim(0, None)
+    axes.margins(y=0.12)
+    if len(curves) > 1:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, borderaxespad=0, fontsize=9)
+    return _svg(figure, f"by day {name}")
 
 
 @_styled

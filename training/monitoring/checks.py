@@ -16,7 +16,7 @@ Shape letters: G cells, D days.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -27,11 +27,9 @@ from scipy.stats import norm, t
 from training.monitoring import distance
 from training.monitoring.answerers import Answerers
 from training.monitoring.days import Day
-from training.monitoring.limits import Limits
+from training.monitoring.limits import LEAST_DAYS, Limits
 from training.monitoring.rate import Rate
 
-LEAST_DAYS = 3
-"""Of a reference: with fewer nobody knows how much days differ."""
 _LEAST_UNITS = 30
 _RISES = ("quality", "serving", "freshness")
 """Sections in which a fall is no harm."""
@@ -240,11 +238,3 @@ def _most(days: Sequence[Day]) -> str:
         for generation, count in day.generations.items():
             counts[generation] = counts.get(generation, 0) + count
     return max(counts, key=lambda name: (counts[name], name))
-
-
-def by_section(found: Sequence[Check]) -> Mapping[str, list[Check]]:
-    """In the order in which they came."""
-    sections: dict[str, list[Check]] = {}
-    for check in found:
-        sections.setdefault(check.section, []).append(check)
-    return sections

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, fields
 
+LEAST_DAYS = 3
+"""Of a reference: with fewer nobody knows how much days differ."""
 SECTIONS = (
     "features",
     "scores",
