@@ -226,9 +226,7 @@ def _drawn(each: Distribution, table: FeatureTable | None) -> dict[str, Any]:
     short = each.name.partition("/")[2]
     codes = each.grid_G.astype(np.int64).tolist()
     if short == "kind of request":
-        labels = [
-            Kind.Name(code).removeprefix("KIND_").lower() if code in Kind.values() else str(code) for code in codes
-        ]
+        labels = [Kind.Name(code).removeprefix("KIND_").lower() for code in codes]
     elif table is not None and short in table:
         labels = [named(table[short], code) for code in codes]
     else:
@@ -273,7 +271,7 @@ def _pictures(made: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     first = dict(sorted(ratios.items(), key=lambda item: -item[1])[:_RATIOS])
     yield picture(
         "What moved most",
-        "As a share of its limit; beyond the dashed line is an alarm, unless it is a fall of what only harms by rising.",
+        "As a share of its limit. What is beyond the dashed line is an alarm, but for a fall of what harms by rising.",
         plots.shares_of_limit(first),
     )
     for each in made["distributions"]:
