@@ -35,7 +35,8 @@ class Answerer:
     @cached_property
     def middle_D(self) -> NDArray[np.float32]:
         """Mean of the vectors of all items."""
-        return np.asarray(self.items.embedding_ID, np.float32).mean(axis=0)
+        mean_D: NDArray[np.float32] = np.asarray(self.items.embedding_ID, np.float32).mean(axis=0)
+        return mean_D
 
     def vectors(self, item_ids: Sequence[str]) -> NDArray[np.float32]:
         """Of those items that were in the catalogue when it was published, (N, D)."""

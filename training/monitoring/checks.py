@@ -4,8 +4,8 @@ themselves.
 Three things must come together for an alarm:
 
 1. The difference reaches its limit in `Limits`: a small one is of no consequence, however certain.
-2. Chance does not explain it: P < alpha / number of comparisons (Bonferroni), where only different users count as
-   independent.
+2. Chance does not explain it: P < alpha / number of sections / number of comparisons in the section (Bonferroni: many
+   features do not make outcomes any harder to judge), where only different users count as independent.
 3. The reference does not show the like. A distribution must be `times` as far from the reference as any of its days is
    from its other days. A rate or a level must lie outside of what one more such day would show (Student's t over the
    days; where the days differ no more than their sampling errors say, the normal law and those errors).
@@ -16,6 +16,7 @@ Shape letters: G cells, D days.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -88,10 +89,14 @@ def checks(window: Sequence[Day], reference: Sequence[Day], answerers: Answerers
     names = [(day.rates.keys(), day.levels.keys()) for day in (*window, *reference)]
     rates = sorted(set.intersection(*(set(each) for each, _ in names)))
     levels = sorted(set.intersection(*(set(each) for _, each in names)))
-    alpha = limits.alpha / (3 * len(columns) + len(rates) + len(levels))
-    found = [check for name in columns for check in _distances(name, window, reference, limits, alpha)]
-    found += [check for name in rates for check in _rate(name, window, reference, limits, alpha)]
-    found += [check for name in levels for check in _level(name, window, reference, limits, alpha)]
+    comparisons = Counter(name.partition("/")[0] for name in (*columns, *columns, *columns, *rates, *levels))
+
+    def alpha(name: str) -> float:
+        return limits.alpha / len(comparisons) / comparisons[name.partition("/")[0]]
+
+    found = [check for name in columns for check in _distances(name, window, reference, limits, alpha(name))]
+    found += [check for name in rates for check in _rate(name, window, reference, limits, alpha(name))]
+    found += [check for name in levels for check in _level(name, window, reference, limits, alpha(name))]
     found += _generations(window, reference, answerers, limits)
     return sorted(found, key=lambda check: (not check.alarm, -check.ratio, check.name))
 
@@ -110,12 +115,13 @@ def _counts(
     now, then = ([day.columns[name] for day in days] for days in (window, reference))
     if now[0].dtype.kind == "i":
         of_then = cast(list[NDArray[np.int64]], then)
-        grid_G = distance.categories(of_then)
-        counts = [[distance.tallied(each.astype(np.int64), grid_G) for each in part] for part in (now, then)]
+        category_G = distance.categories(of_then)
+        counts = [[distance.tallied(each.astype(np.int64), category_G) for each in part] for part in (now, then)]
+        grid_G = category_G.astype(np.float64)
     else:
         grid_G = distance.grid([*now, *then])
         counts = [[distance.counted(each, grid_G) for each in part] for part in (now, then)]
-    return grid_G.astype(np.float64), np.array(counts[0]), np.array(counts[1])
+    return grid_G, np.array(counts[0]), np.array(counts[1])
 
 
 def _distances(
@@ -155,7 +161,7 @@ def _rate(name: str, window: Sequence[Day], reference: Sequence[Day], limits: Li
     then = sum((day.rates[name] for day in reference), Rate())
     value_D = np.array([day.rates[name].value for day in reference])
     error_D = np.array([day.rates[name].error for day in reference])
-    if not (now.rows and then.rows):
+    if min(now.requests, then.requests / len(reference)) < _LEAST_UNITS:
         return
     sampling = math.hypot(max(now.error, float(np.sqrt(np.nanmean(error_D**2)))), then.error)
     yield from _changed(name, now.value, value_D[np.isfinite(value_D)], sampling=sampling, limits=limits, alpha=alpha)

@@ -46,8 +46,8 @@ class Reliability:
     @classmethod
     def of(cls, said_N: NDArray[np.float64], followed_N: NDArray[np.bool_]) -> "Reliability":
         cell_N, count = np.searchsorted(_CELLS, said_N), len(_CELLS) + 1
-        rows_C = np.bincount(cell_N, minlength=count).astype(np.float64)
-        return cls(rows_C, np.bincount(cell_N, said_N, count), np.bincount(cell_N, followed_N, count))
+        weights = (np.ones(len(said_N)), said_N, followed_N)
+        return cls(*(np.bincount(cell_N, each, count).astype(np.float64) for each in weights))
 
     def __add__(self, other: "Reliability") -> "Reliability":
         return Reliability(self.rows_C + other.rows_C, self.said_C + other.said_C, self.followed_C + other.followed_C)
@@ -108,7 +108,7 @@ class _Tally:
         """Count exposures by item."""
         self.item_key_I, at_N = np.unique(np.concatenate((self.item_key_I, item_key_N)), return_inverse=True)
         weight_N = np.concatenate((self.exposure_I, np.ones(len(item_key_N))))
-        self.exposure_I = np.bincount(at_N, weight_N, len(self.item_key_I))
+        self.exposure_I = np.bincount(at_N, weight_N, len(self.item_key_I)).astype(np.float64)
 
     def keep(self, each: Impression, *, most: int) -> None:
         entry = (-zlib.crc32(each.request_id.encode()), each.request_id, each)

@@ -94,4 +94,5 @@ def ks_by_chance(value: float, now: float, then: float) -> float:
 
 
 def _cumulated(count_G: Counts) -> NDArray[np.float64]:
-    return np.cumsum(count_G) / max(count_G.sum(), 1.0)
+    share_G: Counts = np.cumsum(count_G) / max(count_G.sum(), 1.0)
+    return share_G

@@ -41,7 +41,7 @@ class Exposures:
 
     def sums(self, value_N: NDArray[np.generic]) -> NDArray[np.float64]:
         """By impression."""
-        return np.bincount(self.request_N, value_N, len(self.count_R))
+        return np.bincount(self.request_N, value_N, len(self.count_R)).astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from training.monitoring.checks import Check, Distribution
 from training.monitoring.days import DAY_MS, Day, Reliability
 from training.monitoring.gauges import gauges
 from training.monitoring.limits import SECTIONS
+from training.monitoring.rate import Rate
 from training.monitoring.verdict import Verdict, loudest, sentence
 from training.monitoring.views import named
 from training.report import environment, figure, plain
@@ -174,8 +175,7 @@ def _slices(window: Sequence[Day], reference: Sequence[Day]) -> list[dict[str, A
     parts = []
     for name in sorted({name for day in window for name in day.rates if name.startswith("slices/")}):
         now, then = (
-            sum((day.rates[name] for day in days if name in day.rates), start=compared.Rate())
-            for days in (window, reference)
+            sum((day.rates[name] for day in days if name in day.rates), start=Rate()) for days in (window, reference)
         )
         if now.rows and then.rows:
             parts.append(
@@ -307,11 +307,11 @@ def _pictures(made: Mapping[str, Any]) -> Iterator[dict[str, str]]:
         svg = plots.by_day(degraded, names, after=made["reference"]["days"], name="degraded")
         yield picture("Degradation", "Share of the requests that were answered without something.", svg)
     if any(each["count"] for each in made["reliability"]):
-        curves = [Calibrated(**{**each, "ece": each["ece"] or 0.0}) for each in made["reliability"]]
+        reliable = [Calibrated(**{**each, "ece": each["ece"] or 0.0}) for each in made["reliability"]]
         yield picture(
             "Reliability now",
             "On the dashed line, a stated 10% happens in 10% of cases. Larger points hold more exposures.",
-            plots.reliability(curves),
+            plots.reliability(reliable),
         )
     if made["slices"]:
         parts = [

@@ -24,11 +24,10 @@ class Rate:
             hits_R: by request.
             rows_R: likewise; one each where not given.
         """
-        hits_R = hits_R.astype(np.float64)
-        rows = np.ones_like(hits_R) if rows_R is None else rows_R.astype(np.float64)
-        return cls(
-            float(hits_R.sum()), float(rows.sum()), float(hits_R @ hits_R), float(hits_R @ rows), float(rows @ rows)
-        )
+        hits = hits_R.astype(np.float64)
+        rows = np.ones_like(hits) if rows_R is None else rows_R.astype(np.float64)
+        squares = [float((one * other).sum()) for one, other in ((hits, hits), (hits, rows), (rows, rows))]
+        return cls(float(hits.sum()), float(rows.sum()), *squares)
 
     def __add__(self, other: "Rate") -> "Rate":
         return Rate(
@@ -43,6 +42,11 @@ class Rate:
     def value(self) -> float:
         """NaN without rows."""
         return self.hits / self.rows if self.rows else math.nan
+
+    @property
+    def requests(self) -> float:
+        """How many of equally many rows would tell as much."""
+        return self.rows**2 / self.squared_rows if self.squared_rows else 0.0
 
     @property
     def error(self) -> float:
