@@ -5,16 +5,25 @@ launched every few days, tastes drift and items arrive all the time: none of tha
 served again and again, each time with something wrong, and held against the days before it.
 """
 
+import argparse
 import copy
+import math
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
+import faiss
 import numpy as np
 import polars as pl
+import torch
+from rich.progress import Progress, TaskID
 
+from benchmarks.__main__ import rewritten
 from benchmarks.in_process import InProcess
 from candidate_gen.features import FeatureTable
 from candidate_gen.towers import TowerShape
@@ -34,11 +43,15 @@ from training.gates import GateSettings
 from training.impression_log import read_impressions, read_outcomes
 from training.materialise import materialise
 from training.monitoring.answerers import Answerers
+from training.monitoring.checks import Check, checks
 from training.monitoring.days import Day, summarised
+from training.monitoring.limits import Limits
+from training.progress import progress
 from training.ranker import RankerSettings
 from training.tower import TowerSettings
 from training.world import World, WorldRequest
 
+PAGE = Path(__file__).parents[1] / "docs" / "monitoring.md"
 Rows = list[dict[str, Any]]
 """Of events."""
 SLATE = 10
@@ -64,18 +77,23 @@ class Scale:
     users: int = 600
     items: int = 800
     first_days: int = 8
-    first_requests: int = 4000
+    first_requests: int = 2500
     reference_days: int = 7
     clean_days: int = 20
-    requests: int = 600
+    requests: int = 350
     """A day."""
-    launched_days: int = 3
+    launched_days: int = 4
     """A new generation is trained on everything logged so far and launched so often."""
     cycle: CycleSettings = field(default_factory=lambda: _CYCLE)
 
     @property
     def served_days(self) -> int:
         return self.reference_days + self.clean_days
+
+
+QUICK = Scale(
+    users=60, items=120, first_days=3, first_requests=300, reference_days=3, clean_days=1, requests=40, launched_days=3
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,3 +331,105 @@ def lived(scale: Scale, seed: int, folder: Path, *, planted: Sequence[Planted], 
     finally:
         shop.served.close()
     return Lived(days, spoilt, folder)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What the days of a world sounded."""
+
+    clean: list[list[Check]]
+    """Every comparison of every clean day."""
+    planted: dict[str, list[Check]]
+    """Likewise, by what went wrong."""
+
+
+def judged(lived: Lived, scale: Scale) -> Judged:
+    """Hold every day against those before it."""
+    limits = Limits(generation_days=scale.launched_days + 1.0)
+    first, days = scale.reference_days, lived.days
+    among = lived.answerers("clean")
+    return Judged(
+        [checks([days[n]], days[n - first : n], among, limits) for n in range(first, len(days))],
+        {name: checks([day], days[-first:], lived.answerers(name), limits) for name, day in lived.planted.items()},
+    )
+
+
+def tables(found: Sequence[Judged]) -> str:
+    """What was caught, and how loud clean days are, in Markdown: lowest and highest over the worlds."""
+    lines = [
+        "| planted | caught on its first day | loudest of what must tell | found | limit | largest on a clean day |",
+        "|---|--:|---|--:|--:|--:|",
+    ]
+    clean = [check for world in found for day in world.clean for check in day]
+    for plant in PLANTED:
+        telling = [
+            max((each for each in world.planted[plant.name] if each.section in plant.expected), key=_loudness)
+            for world in found
+        ]
+        caught = sum(each.alarm for each in telling)
+        first = telling[0]
+        same = [each for each in clean if _named(each) == _named(first)]
+        again = [
+            next((each for each in world.planted[plant.name] if _named(each) == _named(first)), first)
+            for world in found
+        ]
+        cells = (
+            plant.name,
+            f"{caught} of {len(found)}",
+            f"{first.section}: {first.name}, {first.statistic}",
+            _over(each.value for each in again),
+            _over(each.limit for each in again),
+            f"{max((abs(each.value) for each in same), default=math.nan):.2g}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    days = sum(len(world.clean) for world in found)
+    loud = sum(any(each.alarm for each in day) for world in found for day in world.clean)
+    nearest = sorted((each for each in clean if math.isfinite(each.ratio)), key=lambda each: -each.ratio)[0]
+    lines += [
+        "",
+        f"Clean days with an alarm: {loud} of {days}, over {len(clean):,} comparisons; the nearest to its limit "
+        f"reached {nearest.ratio:.0%} of it ({nearest.section}: {nearest.name}, {nearest.statistic}).",
+    ]
+    return "\n".join(lines)
+
+
+def _loudness(check: Check) -> tuple[bool, float]:
+    return check.alarm, check.ratio
+
+
+def _named(check: Check) -> tuple[str, str, str]:
+    return check.section, check.name, check.statistic
+
+
+def _over(values: Iterable[float]) -> str:
+    each = list(values)
+    return f"{each[0]:.2g}" if len(each) == 1 else f"{min(each):.2g} to {max(each):.2g}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.drift", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a tiny world: does it run, not what comes of it")
+    parser.add_argument("--seeds", type=int, default=2, help="worlds, from seed 0 on")
+    parser.add_argument("--write", action="store_true", help="rewrite the table of docs/monitoring.md")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    scale = QUICK if given.quick else Scale()
+    found = []
+    with progress() as bar, TemporaryDirectory(prefix="cascade-drift-") as name:
+        task = bar.add_task("", total=given.seeds * (scale.served_days + len(PLANTED)))
+        for seed in range(given.seeds):
+            step = partial(_step, bar, task, seed)
+            found.append(judged(lived(scale, seed, Path(name, str(seed)), planted=PLANTED, step=step), scale))
+    print(tables(found))
+    if given.write:
+        PAGE.write_text(rewritten(PAGE.read_text(), tables(found)))
+    return 0
+
+
+def _step(bar: Progress, task: TaskID, seed: int, what: str) -> None:
+    bar.update(task, description=f"seed {seed}, {what}", advance=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
