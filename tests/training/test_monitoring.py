@@ -457,7 +457,7 @@ def test_the_verdict_raises_what_the_exit_code_is_made_of(reference: list[Day]) 
         Verdict.of([check("features")], OLD).require(where="page")
     with pytest.raises(AlarmsRaised, match="2 alarms: quality: x"):
         Verdict.of([check("features"), check("quality")], OLD).require(where="page")
-    with pytest.raises(AlarmsRaised, match="1 alarms"):
+    with pytest.raises(AlarmsRaised, match="1 alarm; see page"):
         Verdict.of([check("serving")], OLD).require(where="page")
     Verdict.of([], OLD).require(where="page")
 

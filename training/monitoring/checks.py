@@ -119,7 +119,7 @@ def _counts(
         counts = [[distance.tallied(each.astype(np.int64), category_G) for each in part] for part in (now, then)]
         grid_G = category_G.astype(np.float64)
     else:
-        grid_G = distance.grid([*now, *then])
+        grid_G = distance.grid([np.concatenate(now), np.concatenate(then)])
         counts = [[distance.counted(each, grid_G) for each in part] for part in (now, then)]
     return grid_G, np.array(counts[0]), np.array(counts[1])
 

@@ -21,12 +21,17 @@ _MOST_CATEGORIES = 30
 
 
 def grid(values: Sequence[NDArray[np.generic]]) -> NDArray[np.float64]:
-    """Upper ends of the cells that finite numbers are counted in, ascending; the last is the largest value."""
-    every_N = np.concatenate([each[np.isfinite(each)] for each in values]).astype(np.float64)
-    different_G = np.unique(every_N)
+    """Upper ends of the cells that finite numbers are counted in, ascending; the last is the largest value.
+
+    Args:
+        values: samples that are to be compared; each has as much a say in where cells end.
+    """
+    finite = [each[np.isfinite(each)].astype(np.float64) for each in values]
+    different_G = np.unique(np.concatenate(finite))
     if len(different_G) <= _CELLS:
         return different_G
-    return np.unique(np.quantile(every_N, np.linspace(0, 1, _CELLS), method="higher"))
+    at = np.linspace(0, 1, _CELLS // len(values))
+    return np.unique(np.concatenate([np.quantile(each, at, method="higher") for each in finite if len(each)]))
 
 
 def counted(value_N: NDArray[np.generic], grid_G: NDArray[np.float64]) -> Counts:

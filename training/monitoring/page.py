@@ -30,7 +30,7 @@ from training.report import environment, figure, plain
 
 _DRAWN = 6
 """Distributions that are drawn: those furthest beyond, or nearest to, their limit."""
-_RATIOS = 20
+_RATIOS = 12
 _NO_AXIS = ("popularity/items shown",)
 """Categories without names."""
 _MEANS = {
@@ -239,7 +239,7 @@ def _drawn(each: Distribution, table: FeatureTable | None) -> dict[str, Any]:
 def _tiles(made: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     verdict, window = made["verdict"], made["window"]
     yield "alarms", figure(verdict["alarms"]), f"of {len(made['checks']):,} comparisons"
-    beside = "mend the data first" if verdict["held_back_by"] else f"{len(verdict['reasons'])} reasons"
+    beside = "mend the data first" if verdict["held_back_by"] else _counted(len(verdict["reasons"]), "reason")
     yield "train again", "yes" if verdict["retrain"] else "no", beside
     yield "requests", figure(window["requests"]), f"before: {_daily(made['reference'])} a day"
     last = made["days"][-1]
@@ -251,6 +251,10 @@ def _tiles(made: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     age = last["levels"].get("freshness/days since the generation was made")
     if age is not None:
         yield "generation", f"{age:.1f} days", "old"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _daily(part: Mapping[str, Any]) -> str:

@@ -43,7 +43,7 @@ class Verdict:
         if self.alarms:
             first = (*self.held_back_by, *self.reasons)
             named = f": {'; '.join(first)}" if first else ""
-            raise AlarmsRaised(f"{self.alarms} alarms{named}; see {where}")
+            raise AlarmsRaised(f"{self.alarms} alarm{'' if self.alarms == 1 else 's'}{named}; see {where}")
 
 
 def loudest(found: Sequence[Check]) -> list[Check]:
