@@ -220,6 +220,25 @@ def test_what_the_days_of_the_reference_do_themselves_is_no_alarm(answerers: Ans
     assert "tower_score" in still
 
 
+def test_a_launch_is_held_against_what_launches_did(answerers: Answerers, reference: list[Day]) -> None:
+    name = "scores/tower_score"
+
+    def scaled(day: Day, factor: float, generation: str) -> Day:
+        columns = {**day.columns, name: (day.columns[name] * factor).astype(np.float32)}
+        return replace(day, columns=columns, generations={generation: day.requests})
+
+    before = [scaled(day, 1.0 if n < 3 else 1.6, "a" if n < 3 else "b") for n, day in enumerate(reference)]
+    moved = {
+        generation: max(
+            each.ratio
+            for each in checks([scaled(reference[0], 2.2, generation)], before, answerers, OLD)
+            if each.name == "tower_score"
+        )
+        for generation in ("b", "c")
+    }
+    assert moved["c"] < moved["b"]
+
+
 def test_a_day_is_the_same_whenever_and_in_whatever_pieces_it_is_read(
     loop: Loop, answerers: Answerers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

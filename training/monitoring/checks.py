@@ -10,7 +10,8 @@ Three things must come together for an alarm:
    from its other days. A rate or a level must lie outside of what one more such day would show (Student's t over the
    days; where the days differ no more than their sampling errors say, the normal law and those errors).
 
-The third is what keeps weekdays, slow trends and new generations from sounding an alarm every day.
+The third is what keeps weekdays, slow trends and new generations from sounding an alarm every day. Where a generation
+answers for the first time, days of the reference are compared with those of other generations.
 
 Shape letters: G cells, D days.
 """
@@ -135,6 +136,7 @@ def _distances(
     now_G, then_G = now_DG.sum(axis=0), then_DG.sum(axis=0)
     if not (now_G.any() and then_G.any()):
         return
+    rest_DD = _others(window, reference)
     is_number = window[0].columns[name].dtype.kind == "f"
     first_B = distance.bins(then_G) if is_number else np.arange(len(then_G))
 
@@ -146,7 +148,9 @@ def _distances(
         statistics |= {"ks": distance.ks, "wasserstein": lambda one, other: distance.wasserstein(one, other, grid_G)}
     for statistic, apart in statistics.items():
         value = apart(now_G, then_G)
-        among = max((apart(one_G, then_G - one_G) for one_G in then_DG if one_G.any()), default=0.0)
+        among = max(
+            (apart(one_G, then_DG[at_D].sum(axis=0)) for one_G, at_D in zip(then_DG, rest_DD, strict=True)), default=0.0
+        )
         if statistic == "psi":
             p = distance.psi_by_chance(value, len(first_B), units, then_units)
         else:
@@ -154,6 +158,15 @@ def _distances(
         limit = max(getattr(limits, statistic), limits.times * among)
         section, _, short = name.partition("/")
         yield Check(section, short, statistic, value, limit, among, value, value > limit and p < alpha, p)
+
+
+def _others(window: Sequence[Day], reference: Sequence[Day]) -> list[list[int]]:
+    """With which days of the reference each of them is compared: with all others. Where the window is answered by a
+    generation that is new to the reference, with those that another generation answered, if there are any."""
+    of_D = [_most([day]) for day in reference]
+    launched = _most(window) not in of_D and len(set(of_D)) > 1
+    days = range(len(reference))
+    return [[other for other in days if (of_D[other] != of_D[day] if launched else other != day)] for day in days]
 
 
 def _rate(name: str, window: Sequence[Day], reference: Sequence[Day], limits: Limits, alpha: float) -> Iterator[Check]:
