@@ -136,7 +136,8 @@ def _distances(
     now_G, then_G = now_DG.sum(axis=0), then_DG.sum(axis=0)
     if not (now_G.any() and then_G.any()):
         return
-    rest_DD = _others(window, reference)
+    beside = [(one_G, then_DG[at].sum(axis=0)) for one_G, at in zip(then_DG, _others(window, reference), strict=True)]
+    pairs = [(one_G, rest_G) for one_G, rest_G in beside if one_G.any() and rest_G.any()]
     is_number = window[0].columns[name].dtype.kind == "f"
     first_B = distance.bins(then_G) if is_number else np.arange(len(then_G))
 
@@ -148,9 +149,7 @@ def _distances(
         statistics |= {"ks": distance.ks, "wasserstein": lambda one, other: distance.wasserstein(one, other, grid_G)}
     for statistic, apart in statistics.items():
         value = apart(now_G, then_G)
-        among = max(
-            (apart(one_G, then_DG[at_D].sum(axis=0)) for one_G, at_D in zip(then_DG, rest_DD, strict=True)), default=0.0
-        )
+        among = max((apart(one_G, rest_G) for one_G, rest_G in pairs), default=0.0)
         if statistic == "psi":
             p = distance.psi_by_chance(value, len(first_B), units, then_units)
         else:
