@@ -33,6 +33,8 @@ from training.monitoring.limits import LEAST_DAYS, Limits
 from training.monitoring.rate import Rate
 
 _LEAST_UNITS = 30
+_OF_GENERATIONS = ("scores", "embeddings")
+"""Sections whose columns have another scale in every generation."""
 _RISES = ("quality", "serving", "freshness")
 """Sections in which a fall is no harm."""
 
@@ -128,7 +130,13 @@ def _counts(
 def _distances(
     name: str, window: Sequence[Day], reference: Sequence[Day], limits: Limits, alpha: float
 ) -> Iterator[Check]:
-    """PSI of everything, for numbers also the distances that know an order."""
+    """PSI of everything, for numbers also the distances that know an order.
+
+    What a generation says is held against what it said itself, where it answered at least two days of the reference.
+    """
+    own = [day for day in reference if _most([day]) == _most(window)]
+    if name.partition("/")[0] in _OF_GENERATIONS and len(own) > 1:
+        reference = own
     units, then_units = sum(day.units for day in window), sum(day.units for day in reference)
     if not sum(len(day.columns[name]) for day in reference) or min(units, then_units) < _LEAST_UNITS:
         return
