@@ -43,7 +43,7 @@ from policy.ope import faults
 from policy.settings import PolicySettings
 from serving.generation import Generation
 from serving.retrieval import RetrievalSettings
-from training import cycle, plots
+from training import cycle, drawing, plots
 from training.cycle import CycleSettings
 from training.data import EVENT_SCHEMA, Dataset
 from training.durable import appearing
@@ -398,7 +398,7 @@ def write(found: Mapping[str, Any]) -> None:
     """The picture, the figures and the tables of the documentation."""
     drawn = plots.closed_loop(found, LABELS, count=CHANCES[-1])
     Path(f"{PAGE}.svg").write_text(
-        plots.standing_alone(drawn, title="What a system earns that learns from its own slates")
+        drawing.standing_alone(drawn, title="What a system earns that learns from its own slates")
     )
     Path(f"{PAGE}.json").write_text(json.dumps(found) + "\n")
     page = Path(f"{PAGE}.md")

@@ -52,6 +52,9 @@ class Histories:
             self._events_of.setdefault(event.user_id, []).append(event[2:])
         return [True] * len(events)
 
+    def restore(self, user_id: str, events: Sequence[tuple[int, int, int]]) -> None:
+        self._events_of[user_id] = [*events, *self._events_of.get(user_id, [])]
+
     def forget(self, user_id: str) -> None:
         self._events_of.pop(user_id, None)
 
@@ -65,10 +68,13 @@ class Histories:
 
 
 class _Patient:
-    """A caller without a deadline."""
+    """A caller without a deadline, who stays."""
 
     def time_remaining(self) -> None:
         return None
+
+    def is_active(self) -> bool:
+        return True
 
 
 class InProcess:
@@ -114,9 +120,13 @@ class InProcess:
                 self._events.write(WriteEventsRequest(events=done).SerializeToString(), cast(Any, _Patient()))
         return shown
 
+    def flush(self) -> None:
+        """Return when everything is in the log."""
+        self._log.flush()
+
     def log(self, until_ms: int) -> ServedLog:
         """What has been logged."""
-        self._log.flush()
+        self.flush()
         return ServedLog.read(self.path, until_ms=until_ms)
 
     def close(self) -> None:

@@ -47,7 +47,7 @@ HOMES = {
     "scipy": ("training/",),
     "tokenizers": ("candidate_gen/sentence_encoder.py",),
     "torch": ("candidate_gen/", "ranking/", "serving/", "training/"),
-    "prometheus_client": ("serving/metrics.py",),
+    "prometheus_client": ("serving/metrics.py", "training/monitoring/gauges.py"),
     "opentelemetry": ("serving/tracing.py",),
     "protos": ("serving/", "training/"),
 }

@@ -13,7 +13,7 @@ from benchmarks import closed_loop
 from benchmarks.closed_loop import ARMS, CHANCES, LABELS, PAGE, QUICK, REFERENCES, Scale, results, tables
 from benchmarks.in_process import Histories
 from serving.state import UserEvent, Wanted
-from training import plots
+from training import drawing, plots
 from training.world import DAY_MS
 
 TINY = replace(QUICK, users=40, items=100, first_requests=150, window_requests=60)
@@ -73,7 +73,7 @@ def test_tables_count_refused_estimates_and_intervals_that_hold_the_truth() -> N
 
 
 def test_the_picture_names_every_arm_and_brings_its_colours_for_light_and_dark() -> None:
-    drawn = plots.standing_alone(plots.closed_loop(made_up(), LABELS, count=CHANCES[-1]), title="A & B")
+    drawn = drawing.standing_alone(plots.closed_loop(made_up(), LABELS, count=CHANCES[-1]), title="A & B")
     ElementTree.fromstring(drawn)
     for part in (*LABELS.values(), "popularity", "random", "prefers-color-scheme: dark", "A &amp; B"):
         assert part in drawn

@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving.server import LIVE
 from serving.settings import ServerSettings
 from training import cli, configuration
+from training.monitoring.gauges import gauges
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -54,9 +55,17 @@ with LocalRedis() as redis:
 """
 
 
+NOTHING_FOUND = {
+    "checks": [],
+    "alarms": {"quality": 0},
+    "verdict": {"retrain": False, "reasons": [], "held_back_by": []},
+    "window": {"until_ms": 0},
+}
+
+
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Names of everything that a server with all of its parts shows, as queries name it."""
+    """Names of everything that a server with all of its parts shows, and the last report, as queries name it."""
     folder = tmp_path_factory.mktemp("served")
     path = os.pathsep.join((str(ROOT), str(ROOT / "tests" / "serving")))
     server = subprocess.Popen(
@@ -68,7 +77,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     try:
         assert server.stdout is not None
         with urlopen(f"http://{server.stdout.readline().strip()}/metrics", timeout=30) as reply:
-            families = list(text_string_to_metric_families(reply.read().decode()))
+            families = list(text_string_to_metric_families(reply.read().decode() + gauges(NOTHING_FOUND)))
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0
     finally:

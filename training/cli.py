@@ -16,7 +16,9 @@ from typing import Any
 from training import call_arguments
 
 LATEST = Path("outputs/latest")
-MISUSE, REFUSED, DEFECT, INTERRUPTED = 2, 3, 1, 130
+MISUSE, REFUSED, RETRAIN, DEFECT, INTERRUPTED = 2, 3, 4, 1, 130
+REPORTS = ("skew", "experiment", "monitor")
+"""Jobs that stand in the place of a run's folder."""
 _OURS = ("index", "candidate_gen", "ranking", "policy", "serving", "training")
 
 _JOBS = {
@@ -113,6 +115,15 @@ _JOBS = {
         "cascade report experiment new-ranker\n"
         "cascade report experiment new-ranker log=outputs/latest/log alpha=0.01",
     ),
+    "monitor": (
+        "whether the log still looks as it did",
+        "Holds a day of the log against the days before: drift of features, scores, vectors and outcomes, calibration, "
+        "popularity, sources, slices, broken data, skew, latency. Writes monitor.html, monitor.json and gauges for "
+        "Prometheus. Ends with code 4 where it is time to train again, with 3 where something else sounds an alarm.",
+        "cascade report monitor\n"
+        "cascade report monitor until=2026-11-21 days=1 reference_days=14\n"
+        "cascade report monitor limits.psi=0.3 textfile=/var/lib/node_exporter/cascade.prom",
+    ),
     "nightly": (
         "the line from the log to what is in force: check, train, embed, index, gates, publish, try, activate",
         "Makes the next generation of everything logged so far, holds it to every gate, tries it beside the one in "
@@ -143,6 +154,14 @@ _JOBS = {
         "cascade serve generations=outputs/latest/generations port=50051 redis=none",
     ),
 }  # fmt: skip
+_CODES = {
+    "InsufficientOverlap": REFUSED,
+    "NightStopped": REFUSED,
+    "SkewOverBudget": REFUSED,
+    "AlarmsRaised": REFUSED,
+    "RetrainAdvised": RETRAIN,
+}
+"""How errors end by which a job says something of the data, not of how it was called."""
 _MODES = {
     "batch": ("recommend",),
     "train": ("tower", "ranker"),
@@ -155,9 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit code: 0; 2 for misuse; 3 for an estimate that is refused, for skew over its budget
-        and for a night with a red gate; 1 for a
-        defect; 130 for Ctrl-C.
+        The exit code: 0; 2 for misuse; 3 for an estimate that is refused, skew over its budget, a red gate of a
+        night and alarms; 4 where it is time to train again; 1 for a defect; 130 for Ctrl-C.
     """
     given = _parse(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -181,7 +199,7 @@ def _explain(error: Exception) -> int:
         print(f"cascade: defect: {type(error).__name__}: {text} (--traceback shows where)", file=sys.stderr)
         return DEFECT
     print(f"cascade: error: {text or type(error).__name__}", file=sys.stderr)
-    return REFUSED if type(error).__name__ in ("InsufficientOverlap", "NightStopped", "SkewOverBudget") else MISUSE
+    return _CODES.get(type(error).__name__, MISUSE)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -399,8 +417,8 @@ def _add_explain(commands: Any) -> None:
 
 
 def _add_report(commands: Any) -> None:
-    """`skew` and `experiment` in the place of a run's folder are jobs."""
-    jobs = {name: _JOBS[name] for name in ("skew", "experiment")}
+    """With `REPORTS`, jobs in the place of a run's folder."""
+    jobs = {name: _JOBS[name] for name in REPORTS}
     told = " ".join(f"`report {name}`: {text[0].lower()}{text[1:]}" for name, (_, text, _) in jobs.items())
     examples = "\n".join(lines for _, _, lines in jobs.values())
     report = _add(
@@ -412,7 +430,7 @@ def _add_report(commands: Any) -> None:
         examples=f"cascade report\ncascade report outputs/demo-world-1\n{examples}",
     )
     report.add_argument(
-        "folder", nargs="?", type=Path, default=LATEST, help="or skew, experiment; default: %(default)s"
+        "folder", nargs="?", type=Path, default=LATEST, help=f"or {', '.join(REPORTS)}; default: %(default)s"
     )
     report.add_argument("options", nargs="*", metavar="key=value", help="for those: name, overrides of their conf")
     report.add_argument("--show", action="store_true", help="for those: print every setting, do nothing")

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from training.cli import LATEST
-from training.findings import flat, utc
+from training import printed
+from training.cli import LATEST, REPORTS
+from training.findings import utc
 
 if TYPE_CHECKING:
-    from index.generations import GenerationStore
     from serving.channels import Access
     from serving.client import CascadeClient, ShownSlate
     from serving.server import Address
@@ -52,25 +52,31 @@ def job(given: Namespace) -> None:
     if getattr(given, "multirun", False):
         results = configuration.sweep(given.command, overrides, run)
         names = dict.fromkeys(name for result in results.values() for name in result)
-        _OUT.print(tabulated({name: {of: result.get(name) for of, result in results.items()} for name in names}))
+        _OUT.print(
+            printed.tabulated({name: {of: result.get(name) for of, result in results.items()} for name in names})
+        )
         return
     result: Any = run(configuration.settings(given.command, overrides))
     if given.command == "ope":
         from training import estimate_report
 
-        _OUT.print(tabulated(estimate_report.told(result)), "")
+        _OUT.print(printed.tabulated(estimate_report.told(result)), "")
         for finding in result["findings"]:
             _OUT.print(finding["text"])
         _OUT.print(f"\n{result['page']}")
     elif given.command == "experiment":
         from training import experiment_report
 
-        _OUT.print(tabulated(experiment_report.told(result)), "")
+        _OUT.print(printed.tabulated(experiment_report.told(result)), "")
         for finding in result["findings"]:
             _OUT.print(finding["text"])
         _OUT.print(f"\n{result['page']}")
+    elif given.command == "monitor":
+        from training.monitoring import page
+
+        _OUT.print(printed.tabulated(page.told(result)), f"\n{result['page']}")
     else:
-        _OUT.print(tabulated(result))
+        _OUT.print(printed.tabulated(result))
 
 
 def _nightly(settings: Any) -> dict[str, Any]:
@@ -99,7 +105,7 @@ def _sweep(overrides: list[str], named: str) -> None:
 
     shown = sys.stderr.isatty()
     swept = sweep.run(overrides, tell=lambda line: print(line, file=sys.stderr) if shown else None)
-    _OUT.print(tabulated(swept.rows))
+    _OUT.print(printed.tabulated(swept.rows))
     _OUT.print(f"\nbest: trial {swept.trial}, {swept.metric} = {swept.value:.6g}; the same again:")
     print(swept.command)
 
@@ -169,9 +175,9 @@ def _call_status(given: Namespace, client: "CascadeClient") -> None:
         print(json.dumps(status))
         return
     stages = {each.pop("stage"): each for each in status.pop("stages", [])}
-    _OUT.print(tabulated(status))
+    _OUT.print(printed.tabulated(status))
     if stages:
-        _OUT.print("", tabulated(stages))
+        _OUT.print("", printed.tabulated(stages))
 
 
 def _call_ready(given: Namespace) -> None:
@@ -201,7 +207,7 @@ def _call_event(given: Namespace, client: "CascadeClient") -> None:
     if given.json:
         print(json.dumps(asdict(answer)))
     else:
-        _OUT.print(tabulated(asdict(answer)))
+        _OUT.print(printed.tabulated(asdict(answer)))
 
 
 def _call_slate(given: Namespace, client: "CascadeClient", at_ms: int) -> None:
@@ -239,7 +245,7 @@ def _call_change(given: Namespace, client: "CascadeClient") -> None:
     if given.json:
         print(json.dumps([asdict(answer) for answer in answers]))
     else:
-        _OUT.print(tabulated(Counter(answer.status.lower() for answer in answers)))
+        _OUT.print(printed.tabulated(Counter(answer.status.lower() for answer in answers)))
     refused = [f"{answer.item_id}: {answer.reason}" for answer in answers if answer.reason]
     if refused:
         raise ValueError(f"{len(refused)} of {len(answers)} were not taken; the first is {refused[0]}")
@@ -271,16 +277,16 @@ def generations(given: Namespace) -> None:
     store = GenerationStore(given.store)
     match given.action:
         case "list":
-            _OUT.print(_listed(store))
+            _OUT.print(printed.listed(store))
         case "show":
             shown = given.id or store.current()
             if shown is None:
                 raise ValueError(f"no generation of {given.store} is current; name one: generations show <id>")
             manifest = asdict(store.manifest(shown))
             manifest["files"] = {name: f"{entry['bytes']:,} bytes" for name, entry in manifest["files"].items()}
-            _OUT.print(tabulated(manifest))
+            _OUT.print(printed.tabulated(manifest))
         case "diff":
-            _OUT.print(_differences(asdict(store.diff(given.old, given.new)), given.old, given.new))
+            _OUT.print(printed.differences(asdict(store.diff(given.old, given.new)), given.old, given.new))
         case "activate":
             reason = given.reason or "cascade generations activate"
             before = store.activate(given.id, time_ms=now_ms(), reason=reason, by=_operator())
@@ -290,7 +296,7 @@ def generations(given: Namespace) -> None:
             back = store.rollback(time_ms=now_ms(), reason=reason, by=_operator())
             _OUT.print(f"{back} is current again; before: {left}")
         case "history":
-            _OUT.print(_audited(store))
+            _OUT.print(printed.audited(store))
         case "prune":
             removed = store.prune(given.keep, named=generations_named(store))
             _OUT.print(f"removed {', '.join(removed) or 'nothing'}; {len(store.ids())} left")
@@ -308,7 +314,7 @@ def evaluate(given: Namespace) -> None:
     from training.evaluation import tasks
 
     result = tasks.run(given.task, tasks.pairs(given.options))
-    _OUT.print(tabulated(result["metrics"]))
+    _OUT.print(printed.tabulated(result["metrics"]))
     print(json.dumps(result))
 
 
@@ -329,8 +335,8 @@ def explain(given: Namespace) -> None:
 
 
 def report(given: Namespace) -> None:
-    """A run's numbers, and its page drawn again; or the jobs `skew` and `experiment`."""
-    if given.folder in (Path("skew"), Path("experiment")):
+    """A run's numbers, and its page drawn again; or one of the jobs `REPORTS`."""
+    if str(given.folder) in REPORTS:
         given.command = given.folder.name
         named = given.options[:1] if given.command == "experiment" and "=" not in "".join(given.options[:1]) else []
         given.options = [*(f"name={each}" for each in named), *given.options[len(named) :]]
@@ -344,24 +350,6 @@ def report(given: Namespace) -> None:
     page = reports.write(summary, figures, given.folder)
     _OUT.print(reports.terminal_table(summary))
     _OUT.print(f"\n{page}")
-
-
-def tabulated(result: Mapping[str, Any]) -> Table:
-    """Names and values; where every value is a mapping with the same keys, those keys are columns."""
-    keys = {tuple(each) if isinstance(each, Mapping) else None for each in result.values()}
-    columns = next(iter(keys)) if len(keys) == 1 else None
-    table = Table(box=None, pad_edge=False, show_header=columns is not None, header_style="dim")
-    table.add_column()
-    if columns is not None:
-        for name in columns:
-            table.add_column(name, justify="right", overflow="fold")
-        for name, row in result.items():
-            table.add_row(name, *[_shown(row[column]) for column in columns])
-        return table
-    table.add_column(overflow="fold")
-    for name, value in flat(result).items():
-        table.add_row(name, _shown(value))
-    return table
 
 
 def _overrides(given: Namespace) -> list[str]:
@@ -474,54 +462,8 @@ def _titles(slate: "ShownSlate", client: "CascadeClient", at_ms: int) -> dict[st
     return {item.item_id: item.title for item in client.rank(sorted(named), time_ms=at_ms, no_log=True).items}
 
 
-def _listed(store: "GenerationStore") -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("generation", "", "made", "trained until", "from", "MB"):
-        table.add_column(name, justify="right" if name == "MB" else "left")
-    current, before = store.current(), store.before()
-    for generation in reversed(store.ids()):
-        manifest = store.manifest(generation)
-        table.add_row(
-            generation,
-            {current: "current", before: "before"}.get(generation, ""),
-            utc(manifest.created_ms),
-            utc(manifest.data_window[1]),
-            manifest.parent or "",
-            f"{manifest.bytes / 1e6:.1f}",
-        )
-    return table
-
-
-def _audited(store: "GenerationStore") -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("when", "from", "to", "why", "who"):
-        table.add_column(name)
-    for each in reversed(store.history()):
-        table.add_row(utc(each.time_ms), each.previous or "", each.id, each.reason, each.by)
-    return table
-
-
-def _differences(difference: Mapping[str, Mapping[str, tuple[Any, Any]]], old: str, new: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("", old, new):
-        table.add_column(name, overflow="fold")
-    for part, differing in difference.items():
-        for name, (first, second) in differing.items():
-            short = [str(each)[:12] if part == "files" and each else _shown(each) for each in (first, second)]
-            table.add_row(f"{part} {name}", *short)
-    return table
-
-
 def in_words(reason: str, titles: Mapping[str, str]) -> str:
     """A reason as a person reads it: SIMILAR_TO:12 is "similar to Paper Moons"."""
     kind, _, item_id = reason.partition(":")
     words = kind.lower().replace("_", " ")
     return f"{words} {titles.get(item_id, item_id)}" if item_id else words
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
-    if isinstance(value, list | tuple):
-        return ", ".join(_shown(each) for each in value)
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and value < 10**9 else str(value)

@@ -48,6 +48,7 @@ from training.durable import appearing
 from training.estimate import rewarded
 from training.gates import GateFailed, require, skew_gates
 from training.impression_log import read_impressions
+from training.monitoring import job as monitoring
 from training.progress import progress
 from training.publish import Published
 from training.served import ServedLog, read_events, shown
@@ -67,6 +68,7 @@ from training.tables import read_table
 from training.uplift import estimated
 from training.world import World
 
+monitor = monitoring.monitor
 _FIRST_DAYS, _FIRST_REQUESTS = 10, 8000
 _METRICS = "metrics.json"
 JOB = "nightly"

@@ -13,7 +13,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from rich.table import Table
 
-from training import plots
+from training import drawing, plots
 from training.durable import write_texts
 from training.figures import Figures
 from training.findings import CALLS, findings, flat, number
@@ -236,12 +236,12 @@ def _sections(summary: Mapping[str, Any]) -> list[_Section]:
             rows = [(stage.replace("_", " "), [figure(at[each]) for each in quantiles]) for stage, at in tree.items()]
             sections.append(_Section(title, quantiles, rows))
         elif tree and all(isinstance(each, Mapping) for each in tree.values()):
-            columns = {plots.spaced(name): flat(part) for name, part in tree.items()}
+            columns = {drawing.spaced(name): flat(part) for name, part in tree.items()}
             names = list(dict.fromkeys(name for part in columns.values() for name in part))
             rows = [(name, [figure(part.get(name)) for part in columns.values()]) for name in names]
             sections.append(_Section(title, list(columns), rows))
         else:
-            sections.append(_Section(title, [""], [(plots.spaced(n), [figure(v)]) for n, v in flat(tree).items()]))
+            sections.append(_Section(title, [""], [(drawing.spaced(n), [figure(v)]) for n, v in flat(tree).items()]))
     rest = {key: value for key, value in summary.items() if key not in _SECTIONS}
     sections.append(_Section("run", [""], [(name, [figure(value)]) for name, value in flat(rest).items()]))
     return [section for section in sections if section.rows]

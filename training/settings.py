@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,6 +12,7 @@ from training.configuration import Origin
 from training.cycle import CycleSettings
 from training.data import Dataset
 from training.gates import GateSettings
+from training.monitoring.limits import LEAST_DAYS, Limits
 from training.publish import IndexSettings
 from training.world import World
 
@@ -162,6 +164,40 @@ class ExperimentSettings:
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha is {self.alpha}; it must be between 0 and 1")
         _at_least_one(planned_units=self.planned_units)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MonitorSettings:
+    """What `cascade report monitor` is told."""
+
+    log: Path
+    history: Path | None
+    generations: Path
+    until: str
+    days: int
+    reference_until: str
+    reference_days: int
+    sample: int
+    label_minutes: int
+    skew: int
+    limits: Limits
+    gates: GateSettings
+    output: Path
+    textfile: Path | None
+
+    def __post_init__(self) -> None:
+        _at_least_one(days=self.days, sample=self.sample, label_minutes=self.label_minutes)
+        if self.reference_days < LEAST_DAYS:
+            raise ValueError(f"reference_days is {self.reference_days}; it must be at least {LEAST_DAYS}")
+        if self.label_minutes >= 24 * 60:
+            raise ValueError(f"label_minutes is {self.label_minutes}; it must be less than a day")
+        if self.skew < 0:
+            raise ValueError(f"skew is {self.skew}; it must be at least 0")
+        for name in ("until", "reference_until"):
+            try:
+                _ = getattr(self, name) and date.fromisoformat(getattr(self, name))
+            except ValueError:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; a day is needed, as in 2026-11-21") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
