@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from candidate_gen.text import words
-from candidate_gen.text_match import trigrams
+from candidate_gen.prepared_texts import trigrams
 
 _SHORTEST = 4
 _LONG = 8
