@@ -269,20 +269,24 @@ def _matched(texts, words, typed, mean_length, match_NF):  # type: ignore[no-unt
             prefix += idf_Q[q] * ((prefixed >> q) & 1)
             fuzzy += idf_Q[q] * near_Q[q]
             head = max(head, _near(prefix_U, dice_UQ, use_M[offset_N1[n] + head_N[n]], q))
-        match_NF[n, 0] = bm25
-        match_NF[n, 1] = found / count
-        match_NF[n, 2] = overlap / idf_total
-        match_NF[n, 3] = idf_typed / max(idf_text, 1e-9)
-        match_NF[n, 4] = phrase
-        match_NF[n, 5] = adjacent / max(count - 1, 1)
-        match_NF[n, 6] = prefix / idf_total
-        match_NF[n, 7] = fuzzy / idf_total
-        match_NF[n, 8] = (prefixed >> (count - 1)) & 1
-        match_NF[n, 9] = last_position
-        match_NF[n, 10] = head
-        match_NF[n, 11] = numbers_found / numbers if numbers > 0 else 1.0
-        match_NF[n, 12] = shared / max(query_norm * norm_N[n], 1e-9)
-        match_NF[n, 13] = min(length, count) / max(length, count)
+        columns = (
+            bm25,
+            found / count,
+            overlap / idf_total,
+            idf_typed / max(idf_text, 1e-9),
+            float(phrase),
+            adjacent / max(count - 1, 1),
+            prefix / idf_total,
+            fuzzy / idf_total,
+            float((prefixed >> (count - 1)) & 1),
+            last_position,
+            head,
+            numbers_found / numbers if numbers > 0 else 1.0,
+            shared / max(query_norm * norm_N[n], 1e-9),
+            min(length, count) / max(length, count),
+        )
+        for column in range(len(columns)):
+            match_NF[n, column] = columns[column]
 
 
 @_compiled

@@ -194,10 +194,12 @@ def from_impressions(
             item_row_N[name][of_day] = column_I[item_N[of_day]]
     age_ms_N = time_ms_N - items["published_ms"].to_numpy()[item_N]
     match_NF = matches_of(items, requests["text"].to_list(), request_N, item_N)
-    pair_row_N = _pair_rows(table, query_row_R, request_N, item_row_N, age_ms_N, match_NF)
+    bm25_N = np.zeros(len(request_N), np.float32)
     if lexical is not None:
         bm25_N = bm25_of(lexical, requests["text"].to_list(), request_N, item_N, items=items.height)
-        pair_row_N["bm25"] = np.log1p(bm25_N)
+    pair_row_N = pairs_not_retrieved(
+        table, query_row_R, request_N, item_row_N, age_ms_N, match_NF=match_NF, bm25_N=bm25_N
+    )
     return Examples(
         query_row_R,
         requests["time_ms"].to_numpy(),
@@ -342,21 +344,30 @@ def _query_rows(
     )
 
 
-def _pair_rows(
+def pairs_not_retrieved(
     table: FeatureTable,
     query_row_R: np.ndarray,
     request_N: NDArray[np.int64],
     item_row_N: np.ndarray,
     age_ms_N: NDArray[np.int64],
+    *,
     match_NF: Mapping[Field, NDArray[np.float32]],
+    bm25_N: NDArray[np.float32],
 ) -> np.ndarray:
-    """Pair records of a log without retrieval, in chunks: a query row for each exposure at once would be large."""
+    """Pair records without sources' ranks, in chunks: a query row for each pair at once would be large."""
     parts = [table.empty("pair", 0)]
     for start in range(0, len(request_N), _CHUNK):
         part = slice(start, start + _CHUNK)
-        matched = {field: each_NF[part] for field, each_NF in match_NF.items()}
-        query_row_P = query_row_R[request_N[part]]
-        parts.append(pair_rows(table, query_row_P, item_row_N[part], age_ms_N=age_ms_N[part], match_NF=matched))
+        parts.append(
+            pair_rows(
+                table,
+                query_row_R[request_N[part]],
+                item_row_N[part],
+                age_ms_N=age_ms_N[part],
+                match_NF={name: each_NF[part] for name, each_NF in match_NF.items()},
+                bm25_N=bm25_N[part],
+            )
+        )
     return np.concatenate(parts)
 
 
@@ -379,14 +390,14 @@ def matches_of(
     start_R = np.searchsorted(request_N, np.arange(len(texts) + 1))
     for r, text in enumerate(texts):
         exposed = slice(start_R[r], start_R[r + 1])
-        for field, matched_KF in (field_matches(text, prepared, item_N[exposed]) or {}).items():
-            match_NF[field][exposed] = matched_KF
+        for name, matched_KF in (field_matches(text, prepared, item_N[exposed]) or {}).items():
+            match_NF[name][exposed] = matched_KF
     return match_NF
 
 
 def no_matches(count: int) -> dict[Field, NDArray[np.float32]]:
     """Of exposures where nothing was typed."""
-    return {field: np.zeros((count, len(TEXT_MATCH)), np.float32) for field in get_args(Field)}
+    return {name: np.zeros((count, len(TEXT_MATCH)), np.float32) for name in get_args(Field)}
 
 
 def bm25_of(

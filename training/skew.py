@@ -326,8 +326,8 @@ def _again(
             scored_N[of] = True
         asked_KS = np.array(each.source_rank, np.int16).reshape(len(each.item_id), len(each.source_names))
         rank_NS[of] = ranks_by_source(table, each.source_names, asked_KS)
-        for field, matched_KF in (field_matches(each.text, items.prepared, row_N[of]) or {}).items():
-            match_NF[field][of] = matched_KF
+        for name, matched_KF in (field_matches(each.text, items.prepared, row_N[of]) or {}).items():
+            match_NF[name][of] = matched_KF
         if each.text.strip() and "lexical" in table.sources:
             named_K = rank_NS[of, table.sources.index("lexical")] >= 0
             first_K = np.zeros(len(named_K), np.int64)

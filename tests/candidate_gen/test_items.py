@@ -119,7 +119,8 @@ def test_a_fingerprint_tells_of_every_column() -> None:
         {"attributes": {**items.attributes, "price": np.array([1.0, 2.0])}},
         {"attributes": {"other": items.attributes["category"], "price": items.attributes["price"]}},
     ]
-    assert {name for change in changes for name in change} == {field.name for field in fields(Items)}
+    made_of_texts = {"prepared"}
+    assert {name for change in changes for name in change} == {each.name for each in fields(Items)} - made_of_texts
     assert len({items.fingerprint, *(replace(items, **change).fingerprint for change in changes)}) == len(changes) + 1
 
 

@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from candidate_gen.prepared_texts import PreparedTexts
 from candidate_gen.search_text import SearchText
 from candidate_gen.sentence_encoder import SentenceEncoder
-from candidate_gen.prepared_texts import PreparedTexts
 from candidate_gen.text_match import text_match
 from index.generations import GenerationStore
 from index.lexical import GRAMS, LexicalIndex
