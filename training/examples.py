@@ -193,7 +193,8 @@ def from_impressions(
         for name, column_I in counters.column_of.items():
             item_row_N[name][of_day] = column_I[item_N[of_day]]
     age_ms_N = time_ms_N - items["published_ms"].to_numpy()[item_N]
-    match_NF = matches_of(items, requests["text"].to_list(), request_N, item_N)
+    built_ms = int(requests["time_ms"].min() or 0)  # type: ignore[arg-type]
+    match_NF = matches_of(items, requests["text"].to_list(), request_N, item_N, built_ms=built_ms)
     bm25_N = np.zeros(len(request_N), np.float32)
     if lexical is not None:
         bm25_N = bm25_of(lexical, requests["text"].to_list(), request_N, item_N, items=items.height)
@@ -372,25 +373,35 @@ def pairs_not_retrieved(
 
 
 def matches_of(
-    items: pl.DataFrame, texts: Sequence[str], request_N: NDArray[np.int64], item_N: NDArray[np.int64]
+    items: pl.DataFrame,
+    texts: Sequence[str],
+    request_N: NDArray[np.int64],
+    item_N: NDArray[np.int64],
+    *,
+    built_ms: int,
 ) -> dict[Field, NDArray[np.float32]]:
     """How well each exposure's item matches what was typed, as `pair_rows` takes it; zeros where nothing was.
 
     Args:
         texts: what each request typed.
         request_N: never falls.
+        built_ms: as in a generation that was built then, statistics of words are those of the items published by
+            then, whatever came later.
     """
     match_NF = no_matches(len(request_N))
     if not any(texts):
         return match_NF
+    later_I = items["published_ms"].to_numpy() > built_ms
+    row_I = np.argsort(np.argsort(later_I, kind="stable"))
+    built, later = items.filter(~later_I), items.filter(later_I)
     prepared: dict[Field, PreparedTexts] = {
-        "title": PreparedTexts.of(items["title"].to_list()),
-        "text": PreparedTexts.of(searchable(items)),
+        "title": PreparedTexts.of(built["title"].to_list()).appended(later["title"].to_list()),
+        "text": PreparedTexts.of(searchable(built)).appended(searchable(later)),
     }
     start_R = np.searchsorted(request_N, np.arange(len(texts) + 1))
     for r, text in enumerate(texts):
         exposed = slice(start_R[r], start_R[r + 1])
-        for name, matched_KF in (field_matches(text, prepared, item_N[exposed]) or {}).items():
+        for name, matched_KF in (field_matches(text, prepared, row_I[item_N[exposed]]) or {}).items():
             match_NF[name][exposed] = matched_KF
     return match_NF
 

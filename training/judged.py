@@ -110,7 +110,7 @@ def judged_lists(
         query_N,
         item_row_I[item_N],
         time_ms - items["published_ms"].to_numpy()[item_N],
-        match_NF=matches_of(items, texts, query_N, item_N),
+        match_NF=matches_of(items, texts, query_N, item_N, built_ms=time_ms),
         bm25_N=bm25_of(lexical, texts, query_N, item_N, items=items.height),
     )
     gain_N = np.exp2(relevance_N) - 1
