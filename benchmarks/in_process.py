@@ -52,6 +52,10 @@ class Histories:
             self._events_of.setdefault(event.user_id, []).append(event[2:])
         return [True] * len(events)
 
+    def restore(self, user_id: str, events: Sequence[tuple[int, int, int]]) -> None:
+        there = self._events_of.get(user_id, [])
+        self._events_of[user_id] = [*(each for each in events if each not in there), *there]
+
     def forget(self, user_id: str) -> None:
         self._events_of.pop(user_id, None)
 
@@ -65,7 +69,10 @@ class Histories:
 
 
 class _Patient:
-    """A caller without a deadline."""
+    """A caller without a deadline, who stays."""
+
+    def is_active(self) -> bool:
+        return True
 
     def time_remaining(self) -> None:
         return None
