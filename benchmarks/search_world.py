@@ -26,11 +26,11 @@ from index.generations import GenerationStore
 from protos.impression_pb2 import Impression
 from serving.generation import Generation
 from training import cycle
+from training.demo import bm25_slate
 from training.estimate import estimate, examination, outcome_rewards
 from training.materialise import materialise
 from training.publish import Published
 from training.replay import counterfactual, unseen
-from training.world import WorldRequest
 
 SCALE = Scale(users=400, items=800, first_requests=3000, windows=3, window_requests=1200)
 QUICK = Scale(users=60, items=150, first_days=2, first_requests=300, windows=3, window_requests=90)
@@ -76,7 +76,9 @@ def run(scale: Scale, seed: int, folder: Path) -> dict[str, Any]:
         launched = {kind: estimated(shop, (first, second), before, scale, of) for kind, of in _KINDS.items()}
         shop.launch(second.id)
         shown = [(request, slate) for request, slate in served(2) if request.text]
-        by_bm25 = [(request, bm25_slate(shop, request)) for request, _ in shown]
+        active = shop.generations.active
+        assert active is not None
+        by_bm25 = [(request, bm25_slate(active, request, SLATE)) for request, _ in shown]
     finally:
         shop.close()
     gain_M = np.array(
@@ -118,15 +120,6 @@ def estimated(
         "estimate": [found.headline.value, found.headline.low, found.headline.high],
         "truth": earned(world, would, found.depth),
     }
-
-
-def bm25_slate(shop: InProcess, request: WorldRequest) -> list[str]:
-    """What is published and matches what was typed best, by BM25 over title and category."""
-    active = shop.generations.active
-    assert active is not None
-    row_K = active.lexical.search(request.text, len(active.items), active.items.allowed).row_K
-    row_K = row_K[active.items.published_ms_I[row_K] <= request.time_ms][:SLATE]
-    return active.items.ids.ids.take(row_K)
 
 
 def interval(value_M: np.ndarray) -> list[float]:
