@@ -1,5 +1,6 @@
 """Rankers that learn from judgement lists beside a log in which nobody searched, or whose clicks say little."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,3 +137,60 @@ def test_trees_that_cannot_learn_from_lists_say_so() -> None:
     TreesSettings(judged=JudgedSettings(judgments="judged.parquet", weight=0))
     with pytest.raises(ValueError, match="weight is -1; it must not be negative"):
         JudgedSettings(weight=-1)
+
+
+@pytest.mark.slow
+def test_home_depots_raters_teach_both_rankers_to_order_what_they_did_not_rate_better_than_bm25(tmp_path: Path) -> None:
+    """Nobody's clicks say anything: the log is of random slates and random clicks."""
+    judged = Path(os.environ.get("CASCADE_DATA", "")) / "home-depot-search" / "train.parquet"
+    if "CASCADE_DATA" not in os.environ or not judged.is_file():
+        pytest.skip("set CASCADE_DATA to a folder that holds home-depot-search")
+    items, list_of = titles_and_judgments(pl.read_parquet(judged), queries=2500)
+    path = tmp_path / "judged.parquet"
+    log = simulated_log(seed=1, users=20, items=items.height, requests=400)
+    log = replace(log, items=items.with_columns(item_id=pl.Series([f"i{i}" for i in range(items.height)])))
+    number = dict(zip(items["item_id"], log.items["item_id"], strict=True))
+    write_judgments(list_of.with_columns(pl.col("item").replace_strict(number)), path)
+    lists = of_list(log, path)
+    held_out = lists.part(held_out=True)
+    bm25 = held_out.figures(held_out.rows.pair_row_N["bm25"])["judged.ndcg@10"]
+    shown = from_impressions(
+        log.table,
+        users=log.users,
+        items=log.items,
+        impressions=log.impressions,
+        events=log.events,
+        watermark_ms=log.end_ms,
+    )
+    deep = replace(SMALL, epochs=10, patience=10, learning_rate=3e-3, judged=JudgedSettings())
+    boosted = replace(TREES, trees=150, patience=150, leaf_rows=50)
+    told = {
+        "random": held_out.figures(np.zeros(len(held_out.rows)))["judged.ndcg@10"],
+        "bm25": bm25,
+        "deep": train_ranker(log.table, shown, settings=deep, seed=0, folder=tmp_path, judged=lists)[2],
+        "trees": train_trees(log.table, shown, settings=boosted, seed=0, folder=tmp_path, judged=lists)[2],
+    }
+    print({name: each if isinstance(each, float) else each["judged.ndcg@10"] for name, each in told.items()})
+    assert told["deep"]["judged.ndcg@10"] > bm25 + 0.003
+    assert told["trees"]["judged.ndcg@10"] > bm25 + 0.003
+
+
+def titles_and_judgments(rated: pl.DataFrame, *, queries: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """A catalogue and a judgement list of rows with a query, a title and a grade each; of the first queries."""
+    some = rated["search_term"].unique(maintain_order=True).head(queries)
+    rated = rated.filter(pl.col("search_term").is_in(some.implode()))
+    items = rated.unique("product_uid", maintain_order=True).select(
+        item_id=pl.col("product_uid").cast(pl.Utf8),
+        title="product_title",
+        category=pl.lit("tools"),
+        creator=pl.lit("unknown"),
+        published_ms=pl.lit(0, pl.Int64),
+        available=pl.lit(value=True),
+    )
+    judgments = rated.unique(["search_term", "product_uid"], maintain_order=True).select(
+        query="search_term",
+        item=pl.col("product_uid").cast(pl.Utf8),
+        grade=pl.col("relevance").cast(pl.Float64),
+        source=pl.lit("human"),
+    )
+    return items, judgments
