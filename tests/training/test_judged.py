@@ -164,15 +164,11 @@ def test_home_depots_raters_teach_both_rankers_to_order_what_they_did_not_rate_b
     )
     deep = replace(SMALL, epochs=10, patience=10, learning_rate=3e-3, judged=JudgedSettings())
     boosted = replace(TREES, trees=150, patience=150, leaf_rows=50)
-    told = {
-        "random": held_out.figures(np.zeros(len(held_out.rows)))["judged.ndcg@10"],
-        "bm25": bm25,
-        "deep": train_ranker(log.table, shown, settings=deep, seed=0, folder=tmp_path, judged=lists)[2],
-        "trees": train_trees(log.table, shown, settings=boosted, seed=0, folder=tmp_path, judged=lists)[2],
-    }
-    print({name: each if isinstance(each, float) else each["judged.ndcg@10"] for name, each in told.items()})
-    assert told["deep"]["judged.ndcg@10"] > bm25 + 0.003
-    assert told["trees"]["judged.ndcg@10"] > bm25 + 0.003
+    learned = (
+        train_ranker(log.table, shown, settings=deep, seed=0, folder=tmp_path, judged=lists)[2],
+        train_trees(log.table, shown, settings=boosted, seed=0, folder=tmp_path, judged=lists)[2],
+    )
+    assert min(each["judged.ndcg@10"] for each in learned) > bm25 + 0.003
 
 
 def titles_and_judgments(rated: pl.DataFrame, *, queries: int) -> tuple[pl.DataFrame, pl.DataFrame]:
