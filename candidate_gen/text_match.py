@@ -1,7 +1,7 @@
 """How well texts answer what was typed: features of (query text, item text), the same code offline and online.
 
 Each distinct word among the candidates is compared with each typed word once; then every text is walked once. Compiled:
-500 titles take a fifth of a millisecond.
+500 titles take 0.4 ms.
 
 Shape letters: N candidates, M words of their texts side by side, Q words of the query, U distinct words among the
 candidates, G trigrams of a word, B buckets of trigrams, F features.
