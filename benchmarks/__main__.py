@@ -1,6 +1,6 @@
 """Runs every benchmark of times, each in a process of its own.
 
-`closed_loop` and `faults` are run by themselves: they take a while.
+`closed_loop`, `search_world` and `faults` are run by themselves: they take a while.
 """
 
 import argparse
@@ -22,6 +22,7 @@ NAMES = (
     "ranker",
     "retrieval",
     "pipeline",
+    "search",
     "point_in_time",
     "replay",
     "swap",

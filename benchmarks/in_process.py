@@ -53,7 +53,8 @@ class Histories:
         return [True] * len(events)
 
     def restore(self, user_id: str, events: Sequence[tuple[int, int, int]]) -> None:
-        self._events_of[user_id] = [*events, *self._events_of.get(user_id, [])]
+        there = self._events_of.get(user_id, [])
+        self._events_of[user_id] = [*(each for each in events if each not in there), *there]
 
     def forget(self, user_id: str) -> None:
         self._events_of.pop(user_id, None)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from candidate_gen.counts import NEVER_LOG_HOURS, Count, Cross, Crossing, Spans, counts, crosses
 from candidate_gen.text import token_ids
+from candidate_gen.text_match import Field, Match, matches
 from index.columns import Column, plain
 from index.strings import key64, keys64
 
@@ -33,6 +34,9 @@ _OWNERS: dict[RowKind, tuple[Owner, ...]] = {
 _DAY_MS = 86_400_000
 _SPANS = Spans()
 _FILE = "schema.json"
+_PLAIN_PAIR = ("log_age_days", "bm25", "tower_score", "retrieved")
+"""Numbers of the pair that are neither crosses nor matches."""
+_RANK = "_reciprocal_rank"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,8 @@ class Feature:
     """What it counts, for a counter of items."""
     cross: Cross | None = None
     """What it compares, for a number of the pair that is made of the history."""
+    match: Match | None = None
+    """What it compares, for a number of the pair that is made of texts."""
 
     @property
     def field(self) -> tuple[str, str, tuple[int, ...]]:
@@ -150,6 +156,11 @@ class FeatureTable:
         return tuple((feature.name, feature.cross) for feature in self.of("pair") if feature.cross is not None)
 
     @cached_property
+    def matches(self) -> tuple[tuple[str, Match], ...]:
+        """Numbers in the pair row that are made of texts, by name."""
+        return tuple((feature.name, feature.match) for feature in self.of("pair") if feature.match is not None)
+
+    @cached_property
     def crossing(self) -> Crossing:
         """Works the crosses out."""
         kinds: tuple[RowKind, ...] = ("query", "item")
@@ -176,8 +187,20 @@ class FeatureTable:
 
     @classmethod
     def load(cls, folder: Path) -> "FeatureTable":
-        """What `save` left."""
-        return cls.from_json((folder / _FILE).read_text())
+        """What `save` left.
+
+        Raises:
+            ValueError: a table of another version of this code, which made features of the pair that this one does not.
+        """
+        table = cls.from_json((folder / _FILE).read_text())
+        made = {*_PLAIN_PAIR, *(f"{source}{_RANK}" for source in table.sources)}
+        for feature in table.of("pair"):
+            if feature.name not in made and feature.cross is None and feature.match is None:
+                raise ValueError(
+                    f"{folder / _FILE} declares {feature.name!r}, which this version does not make: "
+                    "train a generation with this version in a folder of its own"
+                )
+        return table
 
     @classmethod
     def from_json(cls, text: str) -> "FeatureTable":
@@ -190,6 +213,7 @@ class FeatureTable:
                     "vocabulary": tuple(each["vocabulary"]),
                     "count": Count(**each["count"]) if "count" in each else None,
                     "cross": Cross(**each["cross"]) if "cross" in each else None,
+                    "match": Match(**each["match"]) if "match" in each else None,
                 }
             )
             for each in read["features"]
@@ -331,11 +355,11 @@ def feature_table(
             Feature(name, "pair", "number", default=NEVER_LOG_HOURS * (cross.measure == "hours"), cross=cross)
             for name, cross in crosses(actions, spans)
         ],
-        Feature("text_overlap", "pair", "number"),
+        *[Feature(name, "pair", "number", match=match) for name, match in matches()],
         Feature("bm25", "pair", "number"),
         Feature("tower_score", "pair", "number"),
         Feature("retrieved", "pair", "number"),
-        *[Feature(f"{source}_reciprocal_rank", "pair", "number") for source in sources],
+        *[Feature(f"{source}{_RANK}", "pair", "number") for source in sources],
     ]
     return FeatureTable(tuple(features), tuple(actions), tuple(sources))
 
@@ -456,6 +480,7 @@ def pair_rows(
     *,
     age_ms_N: NDArray[np.int64],
     tower_score_N: NDArray[np.float32] | None = None,
+    match_NF: Mapping[Field, NDArray[np.float32]] | None = None,
     bm25_N: NDArray[np.float32] | None = None,
     rank_NS: NDArray[np.int16] | None = None,
 ) -> np.ndarray:
@@ -464,6 +489,8 @@ def pair_rows(
     Args:
         age_ms_N: time since the item was published.
         tower_score_N: inner product of the towers; None where no tower proposed anything.
+        match_NF: `text_match` of what was typed and each text of the items; None where nothing was typed.
+        bm25_N: of the text index; 0 where it was not asked.
         rank_NS: 0-based ranks by source in the order of `table.sources`, -1 where absent.
     """
     rows_N = table.empty("pair", len(item_row_N))
@@ -471,11 +498,10 @@ def pair_rows(
     if table.crosses:
         for name, value_N in table.crossing(words(query_row_N), words(item_row_N)).items():
             rows_N[name] = value_N
-    text_NT = query_row_N["text"]
-    if text_NT.any():
-        typed_NT = text_NT > 0
-        found_NT = (text_NT[:, :, None] == item_row_N["title"][:, None, :]).any(axis=2) & typed_NT
-        rows_N["text_overlap"] = found_NT.sum(axis=1) / np.maximum(typed_NT.sum(axis=1), 1)
+    if match_NF is not None:
+        for name, match in table.matches:
+            matched_N = match_NF[match.field][:, match.column]
+            rows_N[name] = np.log1p(matched_N) if match.measure == "bm25" else matched_N
     if bm25_N is not None:
         rows_N["bm25"] = np.log1p(np.maximum(bm25_N, 0))
     if tower_score_N is not None:
@@ -485,5 +511,5 @@ def pair_rows(
         reciprocal_NS = np.where(named_NS, 1 / (1 + np.maximum(rank_NS, 0)), 0)
         rows_N["retrieved"] = named_NS.any(axis=1)
         for source, reciprocal_N in zip(table.sources, reciprocal_NS.T, strict=True):
-            rows_N[f"{source}_reciprocal_rank"] = reciprocal_N
+            rows_N[f"{source}{_RANK}"] = reciprocal_N
     return rows_N

@@ -13,11 +13,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from candidate_gen.prepared_texts import PreparedTexts
+from candidate_gen.text_match import Field
 from index.columns import Column, GrownColumn, appended
 from index.masks import Mask
 from index.strings import IdMap, StringColumn
@@ -35,6 +37,8 @@ class Items:
     titles: StringColumn
     searchable: StringColumn
     """What text search reads of every item."""
+    prepared: Mapping[Field, PreparedTexts]
+    """Titles and searchable texts as `text_match` compares them."""
     row_I: Column
     """Records of the feature table's item dtype."""
     published_ms_I: Column
@@ -81,10 +85,12 @@ class Items:
             ValueError: an id appears twice, or a column is shorter or longer than the ids.
         """
         count = len(ids)
+        searchable = titles if searchable is None else searchable
         made = cls(
             ids=IdMap.of(ids),
             titles=StringColumn.of(titles),
-            searchable=StringColumn.of(titles if searchable is None else searchable),
+            searchable=StringColumn.of(searchable),
+            prepared=_prepared(titles, searchable),
             row_I=row_I,
             published_ms_I=np.asarray(published_ms, np.int64),
             available_I=np.ones(count, np.bool_) if available is None else np.asarray(available, np.bool_),
@@ -130,11 +136,16 @@ class Items:
         ids = added.ids.ids.take(every_N)
         replaced_N = self.ids.rows_of(ids)
         known = self.without(replaced_N[replaced_N >= 0])
+        titles, searchable = added.titles.take(every_N), added.searchable.take(every_N)
         return replace(
             known,
             ids=self.ids.appended(ids),
-            titles=self.titles.appended(added.titles.take(every_N)),
-            searchable=self.searchable.appended(added.searchable.take(every_N)),
+            titles=self.titles.appended(titles),
+            searchable=self.searchable.appended(searchable),
+            prepared={
+                "title": self.prepared["title"].appended(titles),
+                "text": self.prepared["text"].appended(searchable),
+            },
             available_I=np.concatenate((known.available_I, added.available_I)),
             gone_I=np.concatenate((known.gone_I, added.gone_I)),
             texts=self._texts_with(added.texts),
@@ -181,10 +192,13 @@ class Items:
         Raises:
             ValueError: two of them are of one id.
         """
+        titles, searchable = self.titles.selected(row_N), self.searchable.selected(row_N)
+        every_N = np.arange(len(row_N))
         return Items(
             ids=self.ids.selected(row_N),
-            titles=self.titles.selected(row_N),
-            searchable=self.searchable.selected(row_N),
+            titles=titles,
+            searchable=searchable,
+            prepared=_prepared(titles.take(every_N), searchable.take(every_N)),
             available_I=self.available_I[row_N],
             gone_I=self.gone_I[row_N],
             attributes={name: np.asarray(column[row_N]) for name, column in self.attributes.items()},
@@ -218,6 +232,8 @@ class Items:
         self.ids.save(folder, "item_id")
         self.titles.save(folder, "title")
         self.searchable.save(folder, "searchable")
+        for name, texts in self.prepared.items():
+            texts.save(folder, f"prepared_{name}")
         for name in _SAVED:
             np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
         (folder / "attributes.json").write_text(json.dumps(list(self.attributes)))
@@ -236,8 +252,13 @@ class Items:
             ids=ids,
             titles=StringColumn.load(folder, "title"),
             searchable=StringColumn.load(folder, "searchable"),
+            prepared={field: PreparedTexts.load(folder, f"prepared_{field}") for field in get_args(Field)},
             gone_I=np.zeros(len(ids), np.bool_),
             attributes={name: column(f"attribute_{number}") for number, name in enumerate(names)},
             texts=IdMap.load(folder, _TEXTS) if (folder / f"{_TEXTS}.keys.npy").exists() else IdMap.of([]),
             **{name: column(name) for name in _SAVED},
         )
+
+
+def _prepared(titles: Sequence[str], searchable: Sequence[str]) -> dict[Field, PreparedTexts]:
+    return {"title": PreparedTexts.of(titles), "text": PreparedTexts.of(searchable)}

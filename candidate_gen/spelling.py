@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from candidate_gen.prepared_texts import trigrams
 from candidate_gen.text import words
-from candidate_gen.text_match import trigrams
 
 _SHORTEST = 4
 _LONG = 8

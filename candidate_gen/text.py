@@ -13,9 +13,15 @@ _WORD = re.compile(r"\w+")
 
 def words(text: str) -> list[str]:
     """Lower-case words without accents, in order."""
+    return _WORD.findall(plain(text))
+
+
+def plain(text: str) -> str:
+    """In lower case and without accents."""
+    if text.isascii():  # to the same effect, and most are
+        return text.lower()
     decomposed = unicodedata.normalize("NFKD", text)
-    plain = "".join(mark for mark in decomposed if not unicodedata.combining(mark)).casefold()
-    return _WORD.findall(plain)
+    return "".join(mark for mark in decomposed if not unicodedata.combining(mark)).casefold()
 
 
 def token_ids(texts: Sequence[str], *, length: int, size: int) -> NDArray[np.int32]:

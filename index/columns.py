@@ -7,7 +7,10 @@ from threading import Lock
 from typing import Any, TypeAlias, overload
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
+
+_compiled: Any = njit(cache=True, nogil=True, boundscheck=False)
 
 
 class GrownColumn:
@@ -138,6 +141,18 @@ def appended(column: Column, rows: NDArray[Any]) -> GrownColumn:
     return growing(column).append(rows)
 
 
+def gathered(
+    column: GrownColumn, start_N: NDArray[np.int64], end_N: NDArray[np.int64]
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Stretches of a plain column side by side, and where each begins, (N + 1,).
+
+    Args:
+        start_N, end_N: of each stretch; none lies across the end of the base.
+    """
+    flat, offset_N1 = _gathered(_frozen(column.base), _frozen(column.tail), start_N, end_N)
+    return flat, offset_N1
+
+
 class _Room:
     """A buffer whose first rows are taken for ever."""
 
@@ -157,3 +172,24 @@ class _Room:
             self._taken = end
         self.buffer_J[at:end] = rows
         return True
+
+
+def _frozen(rows: NDArray[Any]) -> NDArray[Any]:
+    """A read-only view, so that one compiled version serves mapped and made arrays."""
+    view = rows.view()
+    view.flags.writeable = False
+    return view
+
+
+@_compiled
+def _gathered(base, tail, start_N, end_N):  # type: ignore[no-untyped-def] # pragma: no cover - compiled
+    offset_N1 = np.zeros(len(start_N) + 1, np.int64)
+    for n in range(len(start_N)):
+        offset_N1[n + 1] = offset_N1[n] + end_N[n] - start_N[n]
+    flat = np.empty(offset_N1[-1], base.dtype)
+    split = len(base)
+    for n in range(len(start_N)):
+        column, first = (base, start_N[n]) if end_N[n] <= split else (tail, start_N[n] - split)
+        for i in range(offset_N1[n + 1] - offset_N1[n]):
+            flat[offset_N1[n] + i] = column[first + i]
+    return flat, offset_N1

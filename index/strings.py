@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from index.columns import Column, growing, plain
+from index.columns import Column, gathered, growing, plain
 
 _KEYS_A_BUCKET = 4
 _KEY = np.dtype(np.uint64)
@@ -78,15 +78,23 @@ class StringColumn(Sequence[str]):
         Raises:
             IndexError: a row beyond the column.
         """
-        start_N, end_N = self._offset_I1[row_N], self._offset_I1[row_N + 1]
-        end_N[row_N < 0] = start_N[row_N < 0]
-        utf8, offset_N1 = _gathered(self._utf8.base, self._utf8.tail, start_N, end_N)
+        utf8, offset_N1 = self.utf8(row_N)
         offsets = pairwise(offset_N1.tolist())
         whole = utf8.tobytes()
         if whole.isascii():  # then a byte is a character
             text = whole.decode("ascii")
             return [text[start:end] for start, end in offsets]
         return [whole[start:end].decode() for start, end in offsets]
+
+    def utf8(self, row_N: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Bytes of these rows side by side, and where each begins, (N + 1,); those of row -1 are none.
+
+        Raises:
+            IndexError: a row beyond the column.
+        """
+        start_N, end_N = self._offset_I1[row_N], self._offset_I1[row_N + 1]
+        end_N[row_N < 0] = start_N[row_N < 0]
+        return gathered(self._utf8, start_N, end_N)
 
     def appended(self, texts: Iterable[str]) -> "StringColumn":
         """This column and the texts after it, in time that depends on the texts alone."""
@@ -267,18 +275,3 @@ def _newest(key_T, row_T, first_B, shift, key_Q):  # type: ignore[no-untyped-def
                     row_Q[q] = row_T[t]
                 break
     return row_Q
-
-
-@_compiled
-def _gathered(base, tail, start_N, end_N):  # type: ignore[no-untyped-def] # pragma: no cover - compiled
-    """The bytes of texts side by side, and where each begins; no text lies across the end of the base."""
-    offset_N1 = np.zeros(len(start_N) + 1, np.int64)
-    for n in range(len(start_N)):
-        offset_N1[n + 1] = offset_N1[n] + end_N[n] - start_N[n]
-    utf8 = np.empty(offset_N1[-1], np.uint8)
-    split = len(base)
-    for n in range(len(start_N)):
-        column, first = (base, start_N[n]) if end_N[n] <= split else (tail, start_N[n] - split)
-        for i in range(offset_N1[n + 1] - offset_N1[n]):
-            utf8[offset_N1[n] + i] = column[first + i]
-    return utf8, offset_N1

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from candidate_gen.embedding import tensors
 from candidate_gen.features import FeatureTable, pair_rows
 from candidate_gen.items import Items
+from candidate_gen.text_match import field_matches
 from candidate_gen.towers import map_weights
 from candidate_gen.types import Candidates, HydratedQuery, by_source
 from index.columns import Column, taken
@@ -204,6 +205,7 @@ def feature_rows(
         item_row_N,
         age_ms_N=hydrated.query.time_ms - items.published_ms_I[row_N],
         tower_score_N=items.embedding_ID[row_N] @ hydrated.vector_D,
+        match_NF=field_matches(hydrated.query.text, items.prepared, row_N),
         bm25_N=candidates.score_NS[:, names.index(_LEXICAL)] if _LEXICAL in names else None,
         rank_NS=ranks_by_source(table, names, candidates.rank_NS),
     )

@@ -26,6 +26,7 @@ def a_summary(**changes: Any) -> dict[str, Any]:
         "seed": 1,
         "seconds": 200.0,
         "reward": {"random": 0.2, "popularity": 0.5, "cycle1": 0.8, "cycle2": 1.0, "oracle": 1.6},
+        "search_reward": {"bm25": 0.9, "cycle2": 1.2},
         "requests": {"served": 8000, "failed": 0},
         "replay": {"requests": 400, "mismatches": 0},
         "ope": {"estimate": 1.04, "low": 0.9, "high": 1.2, "truth": 1.0, "effective_sample_size": 500.0},
@@ -84,8 +85,8 @@ def test_the_page_fetches_nothing_and_repeats_no_id() -> None:
 
 def test_everything_that_is_given_is_drawn() -> None:
     text = report.html(a_summary(), some_figures())
-    assert text.count("<svg") == 9
-    assert text.count("<figure") == 9
+    assert text.count("<svg") == 10
+    assert text.count("<figure") == 10
     assert "history none (10)" in text
     assert "&lt;Paper &amp; Moons&gt;" in text
     assert "nothing was shown" in text

@@ -49,6 +49,7 @@ from training.examples import (
     tower_pairs,
 )
 from training.gates import GateSettings, ranker_gates, skew_gates
+from training.judged import judged_lists
 from training.point_in_time import users_known
 from training.publish import Built, IndexSettings, Judge, Parts, Published, build_index, publish
 from training.ranker import Earlier, RankerSettings, split_by_time, train_ranker
@@ -264,9 +265,15 @@ def fit_ranker(
 ) -> tuple[AnyRanker, Calibration, dict[str, float]]:
     """Train and calibrate the ranker."""
     table, examples, told = prepared.table, prepared.examples, settings.ranker
+    judged = None
+    if told.judged.judgments is not None:
+        path, time_ms = Path(told.judged.judgments), prepared.as_of_ms
+        judged = judged_lists(table, path=path, items=prepared.items, item_row_I=prepared.item_row_I, time_ms=time_ms)
+    folder = folder / "ranker"
     if isinstance(told, TreesSettings):
-        return train_trees(table, examples, settings=told, seed=seed, folder=folder / "ranker")
-    return train_ranker(table, examples, settings=told, seed=seed, folder=folder / "ranker", earlier=prepared.earlier)
+        return train_trees(table, examples, settings=told, seed=seed, folder=folder, judged=judged)
+    earlier = prepared.earlier
+    return train_ranker(table, examples, settings=told, seed=seed, folder=folder, earlier=earlier, judged=judged)
 
 
 def export(

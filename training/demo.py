@@ -152,8 +152,8 @@ def _prove(settings: DemoSettings, console: Console, started: float) -> tuple[Sh
         slates = zip(compared.request_ids, compared.target_item_ids, strict=True)
         truth = np.mean([world.expected_reward(by_id[asked], shown[: estimates.depth]) for asked, shown in slates])
     with _step(console, "True reward of every policy on the same requests"):
-        rewards = _true_rewards(
-            world, of_second, by_id, generations[0], known=(dataset.events, known), size=settings.slate_size
+        rewards, searches = _true_rewards(
+            world, of_second, by_id, generations, known=(dataset.events, known), size=settings.slate_size
         )
     shown = Shown(
         folder=folder,
@@ -168,7 +168,7 @@ def _prove(settings: DemoSettings, console: Console, started: float) -> tuple[Sh
         stage_ms=stage_ms,
         seconds=time.perf_counter() - started,
     )
-    return shown, Proved(world, estimates, float(truth), rewards)
+    return shown, Proved(world, estimates, float(truth), rewards, searches)
 
 
 def _show(settings: DemoSettings, console: Console, started: float) -> Shown:
@@ -218,17 +218,21 @@ def _true_rewards(
     world: World,
     impressions: Sequence[Impression],
     by_id: Mapping[str, WorldRequest],
-    first: Generation,
+    generations: tuple[Generation, Generation],
     *,
     known: tuple[pl.DataFrame, pl.DataFrame],
     size: int,
-) -> dict[str, float]:
-    """Mean expected reward on the requests that the second cycle answered: the first is asked the same, offline.
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean expected reward on the requests that the second cycle answered, and on the searches among them: the first is
+    asked the same, offline.
 
-    `popularity` goes by the clicks that cycle 1 was trained on, `popularity_now` by those that cycle 2 was.
+    `popularity` goes by the clicks that cycle 1 was trained on, `popularity_now` by those that cycle 2 was; `bm25`, of
+    searches alone, shows what matches best.
     """
+    first, second = generations
     click_I, click_now_I = (world.click_counts(events) for events in known)
     rewards: dict[str, list[float]] = {}
+    searches: dict[str, list[float]] = {}
     for logged in impressions:
         request = by_id[logged.request_id]
         answer = first.pipeline.run(query_of(logged, first))
@@ -241,9 +245,24 @@ def _true_rewards(
             "cycle2": list(logged.item_id),
             "oracle": world.oracle_slate(request, size),
         }
-        for name, item_ids in slates.items():
-            rewards.setdefault(name, []).append(world.expected_reward(request, item_ids))
-    return {name: float(np.mean(values)) for name, values in rewards.items()}
+        earned = {name: world.expected_reward(request, item_ids) for name, item_ids in slates.items()}
+        for name, reward in earned.items():
+            rewards.setdefault(name, []).append(reward)
+        if request.text:
+            earned["bm25"] = world.expected_reward(request, bm25_slate(second, request, size))
+            for name, reward in earned.items():
+                searches.setdefault(name, []).append(reward)
+    means = ({name: float(np.mean(values)) for name, values in each.items()} for each in (rewards, searches))
+    all_kinds, of_searches = means
+    return all_kinds, of_searches
+
+
+def bm25_slate(generation: Generation, request: WorldRequest, size: int) -> list[str]:
+    """What is published and matches what was typed best, whoever asks."""
+    items = generation.items
+    row_K = generation.lexical.search(request.text, len(items), items.allowed).row_K
+    row_K = row_K[items.published_ms_I[row_K] <= request.time_ms][:size]
+    return items.ids.ids.take(row_K)
 
 
 def _cycle(

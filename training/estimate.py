@@ -5,6 +5,7 @@ Shape letters: M impressions, K slots, R draws, N candidates.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -201,6 +202,24 @@ def slices_of(rows: pl.DataFrame) -> dict[tuple[str, str], NDArray[np.bool_]]:
         inside_M[of["row"].to_numpy()] = True
         slices[str(column), str(value)] = inside_M
     return slices
+
+
+def of_surface(rows: pl.LazyFrame, surface: str, *, log: Path) -> pl.LazyFrame:
+    """The requests of one surface.
+
+    Args:
+        rows: see `training.replay.ROW`.
+        log: where they are logged.
+
+    Raises:
+        ValueError: where there are none.
+    """
+    on = pl.element().struct.field("value").filter(pl.element().struct.field("column") == "surface").first()
+    marked = rows.with_columns(surface=pl.col("marks").list.eval(on).list.first())
+    known = marked.select("surface").unique().sort("surface").collect()["surface"].to_list()
+    if surface not in known:
+        raise ValueError(f"{log} holds no request of the surface {surface!r}; there are {', '.join(known)}")
+    return marked.filter(pl.col("surface") == surface).drop("surface")
 
 
 def outcome_rewards(

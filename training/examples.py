@@ -11,9 +11,9 @@ negatives of a positive.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 
 from candidate_gen import features
 from candidate_gen.features import FeatureTable, RowKind, pair_rows, query_rows
+from candidate_gen.prepared_texts import PreparedTexts
 from candidate_gen.sources import TextSearch
+from candidate_gen.text_match import TEXT_MATCH, Field, field_matches
 from protos.impression_pb2 import Impression
 from training.counters import ItemCounters, counters_at
-from training.data import SYNTHETIC
+from training.data import SYNTHETIC, searchable
 from training.events import action_code, known_events, numbered, point_in_time_history
 from training.point_in_time import rows_known
 
@@ -195,10 +197,14 @@ def from_impressions(
         for name, column_I in counters.column_of.items():
             item_row_N[name][of_day] = column_I[item_N[of_day]]
     age_ms_N = time_ms_N - items["published_ms"].to_numpy()[item_N]
-    pair_row_N = _pair_rows(table, query_row_R, request_N, item_row_N, age_ms_N)
+    built_ms = int(requests["time_ms"].min() or 0)  # type: ignore[arg-type]
+    match_NF = matches_of(items, requests["text"].to_list(), request_N, item_N, built_ms=built_ms)
+    bm25_N = np.zeros(len(request_N), np.float32)
     if lexical is not None:
         bm25_N = bm25_of(lexical, requests["text"].to_list(), request_N, item_N, items=items.height)
-        pair_row_N["bm25"] = np.log1p(bm25_N)
+    pair_row_N = pairs_not_retrieved(
+        table, query_row_R, request_N, item_row_N, age_ms_N, match_NF=match_NF, bm25_N=bm25_N
+    )
     return Examples(
         query_row_R,
         requests["time_ms"].to_numpy(),
@@ -343,19 +349,70 @@ def _query_rows(
     )
 
 
-def _pair_rows(
+def pairs_not_retrieved(
     table: FeatureTable,
     query_row_R: np.ndarray,
     request_N: NDArray[np.int64],
     item_row_N: np.ndarray,
     age_ms_N: NDArray[np.int64],
+    *,
+    match_NF: Mapping[Field, NDArray[np.float32]],
+    bm25_N: NDArray[np.float32],
 ) -> np.ndarray:
-    """Pair records of a log without retrieval, in chunks: a query row for each exposure at once would be large."""
+    """Pair records without sources' ranks, in chunks: a query row for each pair at once would be large."""
     parts = [table.empty("pair", 0)]
     for start in range(0, len(request_N), _CHUNK):
         part = slice(start, start + _CHUNK)
-        parts.append(pair_rows(table, query_row_R[request_N[part]], item_row_N[part], age_ms_N=age_ms_N[part]))
+        parts.append(
+            pair_rows(
+                table,
+                query_row_R[request_N[part]],
+                item_row_N[part],
+                age_ms_N=age_ms_N[part],
+                match_NF={name: each_NF[part] for name, each_NF in match_NF.items()},
+                bm25_N=bm25_N[part],
+            )
+        )
     return np.concatenate(parts)
+
+
+def matches_of(
+    items: pl.DataFrame,
+    texts: Sequence[str],
+    request_N: NDArray[np.int64],
+    item_N: NDArray[np.int64],
+    *,
+    built_ms: int,
+) -> dict[Field, NDArray[np.float32]]:
+    """How well each exposure's item matches what was typed, as `pair_rows` takes it; zeros where nothing was.
+
+    Args:
+        texts: what each request typed.
+        request_N: never falls.
+        built_ms: as in a generation that was built then, statistics of words are those of the items published by
+            then, whatever came later.
+    """
+    match_NF = no_matches(len(request_N))
+    if not any(texts):
+        return match_NF
+    later_I = items["published_ms"].to_numpy() > built_ms
+    row_I = np.argsort(np.argsort(later_I, kind="stable"))
+    built, later = items.filter(~later_I), items.filter(later_I)
+    prepared: dict[Field, PreparedTexts] = {
+        "title": PreparedTexts.of(built["title"].to_list()).appended(later["title"].to_list()),
+        "text": PreparedTexts.of(searchable(built)).appended(searchable(later)),
+    }
+    start_R = np.searchsorted(request_N, np.arange(len(texts) + 1))
+    for r, text in enumerate(texts):
+        exposed = slice(start_R[r], start_R[r + 1])
+        for name, matched_KF in (field_matches(text, prepared, row_I[item_N[exposed]]) or {}).items():
+            match_NF[name][exposed] = matched_KF
+    return match_NF
+
+
+def no_matches(count: int) -> dict[Field, NDArray[np.float32]]:
+    """Of exposures where nothing was typed."""
+    return {name: np.zeros((count, len(TEXT_MATCH)), np.float32) for name in get_args(Field)}
 
 
 def bm25_of(

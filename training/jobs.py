@@ -45,7 +45,7 @@ from training.compaction import Compacted, Verified
 from training.cycle import Prepared
 from training.data import EVENT_SCHEMA, Dataset, synthesise_impressions
 from training.durable import appearing
-from training.estimate import rewarded
+from training.estimate import of_surface, rewarded
 from training.gates import GateFailed, require, skew_gates
 from training.impression_log import read_impressions
 from training.monitoring import job as monitoring
@@ -311,6 +311,8 @@ def ope(settings: EstimateSettings) -> dict[str, Any]:
     rows, _ = passes.compare(
         passes.Log(settings.log, settings.generations, settings.replayed, settings.workers), target
     )
+    if settings.surface:
+        rows = of_surface(rows, settings.surface, log=settings.log)
     answered = rows.group_by("generation").len().sort("len", "generation", descending=True).collect()["generation"]
     logged = settings.logged or answered[0]
     if logged not in answered:

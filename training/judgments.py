@@ -51,6 +51,14 @@ def read_judgments(path: Path) -> pl.DataFrame:
     return _checked(path, frame.select(SCHEMA.keys()))
 
 
+def relevance(judgments: pl.DataFrame) -> pl.DataFrame:
+    """Each judged pair once, with its `relevance`: its grade from the lowest of the list. Where people and clicks
+    judged the same pair, people are right."""
+    best_first = pl.col("source").replace_strict({"human": 0, "clicks": 1}, return_dtype=pl.Int64)
+    pairs = judgments.sort("query", "item", best_first).unique(["query", "item"], keep="first", maintain_order=True)
+    return pairs.with_columns(relevance=pl.col("grade") - pl.col("grade").min())
+
+
 def mined(
     impressions: Iterable[Impression], events: pl.DataFrame, *, examination: np.ndarray, least: int = 5
 ) -> pl.DataFrame:

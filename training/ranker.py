@@ -30,6 +30,7 @@ from ranking.metrics import auc, ece, gauc, logloss, ndcg_at
 from ranking.model import Ranker, RankerShape
 from ranking.position import Examination
 from training.examples import Examples
+from training.judged import JudgedLists, JudgedSettings
 from training.lightning_run import cpu_trainer, deterministic, moved, quiet, warmed_cosine
 
 _WATCHED = "held_out_loss"
@@ -67,6 +68,7 @@ class RankerSettings:
     """Share of the requests, the last ones, that are held out and calibrated on."""
     calibration: CurveKind | Literal["auto"] = "auto"
     """Of every action; auto: for each what `ranking.calibration.choose` finds."""
+    judged: JudgedSettings = field(default_factory=JudgedSettings)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "patience", "batch", "positions", "ips_clip"):
@@ -157,6 +159,7 @@ class RankerTraining(pl.LightningModule):
         *,
         train: Batch,
         held_out: Batch,
+        judged: Batch | None,
         seed: int,
     ) -> None:
         super().__init__()
@@ -165,6 +168,8 @@ class RankerTraining(pl.LightningModule):
         self._settings = settings
         self._train = train
         self._held_out = held_out
+        self._judged = judged
+        self._judged_batches: list[Batch] = []
         self._seed = seed
         self._least = math.inf
         self._best: dict[str, Tensor] = {}
@@ -197,13 +202,22 @@ class RankerTraining(pl.LightningModule):
         logit_BA: Tensor = self.ranker(self.ranker.query_half(batch.query), batch.item, batch.pair, batch.request_B)
         return logit_BA
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def on_train_epoch_start(self) -> None:
+        if self._judged is not None:
+            seed = (self._seed, self.current_epoch)
+            self._judged_batches = list(Batches(self._judged, size=self._settings.batch, seed=seed))
+
+    def training_step(self, batch: Batch, number: int) -> Tensor:
         logit_BA, examination_B = self(batch), self.examination(batch.position_B)
         loss = action_loss(logit_BA, batch.label_BA, examination_B=examination_B, weight_B=batch.weight_B).sum()
         if self._settings.listwise:
             loss = loss + self._settings.listwise * listwise_loss(
                 logit_BA[:, 0], batch.label_BA[:, 0], batch.request_B, examination_B=examination_B
             )
+        if self._judged_batches:
+            lists = moved(self._judged_batches[number % len(self._judged_batches)], batch.label_BA.device)
+            share_B = lists.label_BA[:, 0]
+            loss = loss + self._settings.judged.weight * listwise_loss(self(lists)[:, 0], share_B, lists.request_B)
         self.log("loss", loss, on_step=True, on_epoch=True, batch_size=len(logit_BA))
         return loss
 
@@ -237,6 +251,7 @@ def train_ranker(
     seed: int,
     folder: Path,
     earlier: Earlier | None = None,
+    judged: JudgedLists | None = None,
 ) -> tuple[Ranker, Calibration, dict[str, float]]:
     """Train on the first requests, stop by, calibrate and measure on the last.
 
@@ -245,6 +260,7 @@ def train_ranker(
     Args:
         folder: gets the logs (CSV, TensorBoard).
         earlier: of the same table and shape; then this is a warm start, and ids that it knew stay known.
+        judged: lists whose softmax is learned beside what the log says of the main action.
 
     Returns:
         The ranker, ready to serve; its calibration of P(action | examined); and, of the held-out requests: for
@@ -252,8 +268,9 @@ def train_ranker(
         and `.ece` of P(examined | position) * calibrated P(action | examined), which is what a logged label
         follows, with each half of the requests calibrated on the other, `.ece_raw` before calibration, and
         `.calibration.<kind>`, 1, of the curve that serves; `ndcg@10` of the main action within requests that have
-        one; `examination.<position>`; `examples`, `held_out`, `epochs`, `warm_start` (1 or 0), `examples_per_s`; and
-        `learned_until_ms`, the time of the last request trained on.
+        one; `examination.<position>`; `examples`, `held_out`, `epochs`, `warm_start` (1 or 0), `examples_per_s`;
+        `learned_until_ms`, the time of the last request trained on; and of judged lists held out `judged.ndcg@10`
+        and `judged.queries`.
 
     Raises:
         ValueError: where there is too little to train on, a feature is not finite, or the earlier ranker does not fit.
@@ -267,7 +284,9 @@ def train_ranker(
         ranker = Ranker(table, settings.shape)
         examination = Examination(min(settings.positions, int(train.position_N.max()) + 1))
         _start_from_rates(ranker, examination, train)
-        rows = (train.query_row_R, train.item_row_N, train.pair_row_N)
+        lists = judged and judged.part(held_out=False)
+        read = Examples.concatenate([train, lists.rows]) if lists else train
+        rows = (read.query_row_R, read.item_row_N, read.pair_row_N)
         ranker.embed.fit_numbers(*rows)
         ranker.embed.fit_ids(*rows)
         if earlier is not None:
@@ -278,6 +297,7 @@ def train_ranker(
             settings,
             train=_batch(table, train, clip=settings.ips_clip),
             held_out=_batch(table, held_out, clip=1.0),
+            judged=_batch(table, lists.rows, clip=1.0) if lists and settings.judged.weight else None,
             seed=seed,
         )
         callbacks: list[Callback] = [EarlyStopping(_WATCHED, patience=settings.patience)]
@@ -290,12 +310,15 @@ def train_ranker(
     training.eval()
     with torch.inference_mode():
         logit_NA = torch.cat([training(batch) for batch in training.val_dataloader()]).numpy()
+        unseen = judged and judged.part(held_out=True)
+        figures = unseen.figures(training(_batch(table, unseen.rows, clip=1.0))[:, 0].numpy()) if unseen else {}
     curve_P = examination.curve_P
     calibration, metrics = calibrated(table.actions, logit_NA, held_out, curve_P=curve_P, kind=settings.calibration)
     return (
         ranker.eval(),
         calibration,
         metrics
+        | figures
         | {
             "examples": float(len(train)),
             "held_out": float(len(held_out)),

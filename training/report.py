@@ -20,6 +20,7 @@ from training.findings import CALLS, findings, flat, number
 
 _SECTIONS = {
     "reward": "reward per request",
+    "search_reward": "reward per search",
     "requests": "requests over the wire",
     "replay": "replay",
     "ope": "off-policy estimate of the new policy",
@@ -163,6 +164,13 @@ def _pictures(summary: Mapping[str, Any], figures: Figures) -> Iterator[dict[str
             "What a request earns",
             "The oracle knows every user's taste; each cycle should stand closer to it than the one before.",
             plots.rewards(reward),
+        )
+    searches = {name: number(summary, f"search_reward.{name}") for name in summary.get("search_reward", {})}
+    if any(math.isfinite(value) for value in searches.values()):
+        yield picture(
+            "What a search earns",
+            "BM25 shows what matches best, whoever asks; the second cycle should earn more.",
+            plots.rewards(searches),
         )
     if figures.estimates:
         truth, logged = number(summary, "ope.truth"), number(summary, "ope.logged")

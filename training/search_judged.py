@@ -20,7 +20,7 @@ from training.evaluation.judged_texts import RELEVANT
 from training.evaluation.search_run import SHOWN, SearchRun, retrieval_figures
 from training.evaluation.topk import ItemSets, difference
 from training.gates import Gate, SearchGateSettings, free_gate, search_gate
-from training.judgments import read_judgments
+from training.judgments import read_judgments, relevance
 
 _PLACES = 100
 
@@ -36,9 +36,7 @@ def run_of(generation: Generation, judgments: pl.DataFrame) -> SearchRun:
     Raises:
         DataError: where all grades are the same.
     """
-    best_first = pl.col("source").replace_strict({"human": 0, "clicks": 1}, return_dtype=pl.Int64)
-    pairs = judgments.sort("query", "item", best_first).unique(["query", "item"], keep="first", maintain_order=True)
-    pairs = pairs.with_columns(relevance=pl.col("grade") - pl.col("grade").min())
+    pairs = relevance(judgments)
     highest = float(pairs["relevance"].max())  # type: ignore[arg-type]
     if not highest:
         raise DataError(f"all {pairs.height} judgments have the grade {pairs['grade'][0]:g}; nothing is to be found")

@@ -208,6 +208,7 @@ class EstimateSettings:
     generations: Path
     generation: str
     logged: str
+    surface: str
     interval: Interval
     output: Path
     replayed: Path

@@ -7,7 +7,7 @@ Computed again are
 
 - histories, from events alone: the log's outcomes and what was known before it, joined point-in-time as training does;
 - profiles, item rows and vectors, from the generation that answered, as the catalogue was when it did;
-- what follows from those: context, crosses of history and item, age, text overlap, BM25, the towers' product.
+- what follows from those: context, crosses of history and item, age, matches of texts, BM25, the towers' product.
 
 Taken from the log, as there is no other record of it: what was asked, and the ranks that sources gave an item.
 
@@ -35,6 +35,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from candidate_gen.features import Feature, FeatureTable, RowKind, pair_rows, query_rows
+from candidate_gen.text_match import field_matches
 from candidate_gen.types import Query
 from index.generations import GenerationStore
 from index.strings import keys64
@@ -46,7 +47,7 @@ from serving.codec import query_of, remember
 from serving.generation import Generation, action_key
 from serving.state import KEPT_EVENTS
 from training.events import point_in_time_history
-from training.examples import bm25_of
+from training.examples import bm25_of, no_matches
 from training.gates import SKEW, SKEW_REQUESTS, SKEW_STATE
 
 _CHUNK = 1024
@@ -316,6 +317,7 @@ def _again(
     score_N = np.zeros(len(row_N), np.float32)
     scored_N = np.zeros(len(row_N), np.bool_)
     bm25_N = np.zeros(len(row_N), np.float32)
+    match_NF = no_matches(len(row_N))
     rank_NS = np.full((len(row_N), len(table.sources)), -1, np.int16)
     for r, each in enumerate(logged):
         of = slice(start_R1[r], start_R1[r + 1])
@@ -324,6 +326,8 @@ def _again(
             scored_N[of] = True
         asked_KS = np.array(each.source_rank, np.int16).reshape(len(each.item_id), len(each.source_names))
         rank_NS[of] = ranks_by_source(table, each.source_names, asked_KS)
+        for name, matched_KF in (field_matches(each.text, items.prepared, row_N[of]) or {}).items():
+            match_NF[name][of] = matched_KF
         if each.text.strip() and "lexical" in table.sources:
             named_K = rank_NS[of, table.sources.index("lexical")] >= 0
             first_K = np.zeros(len(named_K), np.int64)
@@ -335,6 +339,7 @@ def _again(
         item_row_N,
         age_ms_N=time_ms_R[request_N] - items.published_ms_I[row_N],
         tower_score_N=score_N,
+        match_NF=match_NF,
         bm25_N=bm25_N,
         rank_NS=rank_NS,
     )

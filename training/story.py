@@ -69,6 +69,8 @@ class Proved:
     """The world's own value of what was estimated."""
     rewards: Mapping[str, float]
     """Expected reward per request of every policy, on the same requests of the same users at the same time."""
+    searches: Mapping[str, float]
+    """The same of the searches among them; `bm25` is the order of what matches best."""
 
 
 def summary(shown: Shown, proved: Proved | None) -> dict[str, Any]:
@@ -94,6 +96,7 @@ def summary(shown: Shown, proved: Proved | None) -> dict[str, Any]:
     if proved is not None:
         headline, overlap = proved.estimates.headline, proved.estimates.overlap
         numbers["reward"] = dict(proved.rewards)
+        numbers["search_reward"] = dict(proved.searches)
         numbers["ope"] = {
             "estimate": headline.value,
             "low": headline.low,

@@ -10,7 +10,7 @@ Shape letters: N examples, A actions, C columns, P positions, T trees.
 
 import csv
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,10 +23,13 @@ from ranking.losses import inverse_propensity_weights
 from ranking.metrics import ndcg_at
 from ranking.trees import Columns, Trees
 from training.examples import Examples
+from training.judged import JudgedLists, JudgedSettings
 from training.ranker import calibrated, rates_by_position, split_by_time
 
 _CUTOFF = 10
 _LEAST_EXAMINED = 0.02
+_STEPS = 6
+"""Of relevance above none; the best gains 2^6 - 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,8 @@ class TreesSettings:
     """Share of the requests, the last ones, that are held out and calibrated on."""
     calibration: CurveKind | Literal["auto"] = "auto"
     """Of every action; auto: for each what `ranking.calibration.choose` finds."""
+    judged: JudgedSettings = field(default_factory=JudgedSettings)
+    """Learned from by `lambdarank` alone."""
 
     def __post_init__(self) -> None:
         least = {"trees": 1, "patience": 1, "leaves": 2, "leaf_rows": 1, "positions": 1, "ips_clip": 1, "l2": 0}
@@ -69,6 +74,8 @@ class TreesSettings:
         for name, known in (("objective", ("binary", "lambdarank")), ("calibration", ("auto", *KINDS))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+        if self.judged.judgments and self.judged.weight and self.objective != "lambdarank":
+            raise ValueError(f"objective is {self.objective!r}; judged lists are learned from by 'lambdarank' alone")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,34 @@ class _Part:
     position_N: NDArray[np.int64]
     weight_N: NDArray[np.float32]
     request_N: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Lists:
+    """Rows in lists, as LambdaMART reads them."""
+
+    row_NC: NDArray[np.float32]
+    label_N: NDArray[np.float32]
+    weight_N: NDArray[np.float32]
+    position_N: NDArray[np.int64]
+    count_R: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, part: _Part) -> "_Lists":
+        label_N, group_R = np.ascontiguousarray(part.label_NA[:, 0]), np.bincount(part.request_N)
+        return cls(part.row_NC, label_N, part.weight_N, part.position_N, group_R[group_R > 0])
+
+    def before(self, lists: JudgedLists, columns: Columns, settings: TreesSettings) -> "_Lists":
+        """These and the judged ones, their relevance in whole steps as LightGBM wants it."""
+        judged = _Lists.of(_part(columns, lists.rows, 1, clip=1.0))
+        step_N = np.rint(_STEPS * lists.relevance_N / lists.relevance_N.max()).astype(np.float32)
+        return _Lists(
+            np.concatenate([self.row_NC, judged.row_NC]),
+            np.concatenate([self.label_N, step_N]),
+            np.concatenate([self.weight_N, settings.judged.weight * judged.weight_N]),
+            np.concatenate([self.position_N, 1 + self.position_N.max() + judged.position_N]),
+            np.concatenate([self.count_R, judged.count_R]),
+        )
 
 
 class _ExaminedLoss:
@@ -124,7 +159,13 @@ class _ExaminedLoss:
 
 
 def train_trees(
-    table: FeatureTable, examples: Examples, *, settings: TreesSettings, seed: int, folder: Path
+    table: FeatureTable,
+    examples: Examples,
+    *,
+    settings: TreesSettings,
+    seed: int,
+    folder: Path,
+    judged: JudgedLists | None = None,
 ) -> tuple[Trees, Calibration, dict[str, float]]:
     """Grow on the first requests, stop by, calibrate and measure on the last.
 
@@ -132,6 +173,7 @@ def train_trees(
 
     Args:
         folder: gets the losses by tree (CSV), summed over actions.
+        judged: lists that LambdaMART learns beside those of the log.
 
     Returns:
         The trees, ready to serve; their calibration of P(action | examined); and what `train_ranker` says of the
@@ -155,7 +197,8 @@ def train_trees(
         text, curve = _grown(columns, train, held_out, loss, base=base, settings=settings, seed=seed)
         curve_P = loss.curve_P
         if a == 0 and settings.objective == "lambdarank":
-            text, base = _ordering(columns, train, held_out, settings=settings, seed=seed), 0.0
+            lists = judged and judged.part(held_out=False)
+            text, base = _ordering(columns, train, held_out, lists, settings=settings, seed=seed), 0.0
         text_A.append(text)
         base_A.append(base)
         losses.append(curve)
@@ -164,6 +207,9 @@ def train_trees(
     trees = Trees(table, text_A, base_A)
     logit_NA = trees.logits(held_out.row_NC)
     calibration, metrics = calibrated(table.actions, logit_NA, last, curve_P=curve_P, kind=settings.calibration)
+    if judged is not None:
+        unseen = judged.part(held_out=True)
+        metrics |= unseen.figures(trees.logits(_part(columns, unseen.rows, 1, clip=1.0).row_NC)[:, 0])
     return (
         trees,
         calibration,
@@ -225,20 +271,26 @@ def _grown(
     return model.model_to_string(num_iteration=model.best_iteration), curve
 
 
-def _ordering(columns: Columns, train: _Part, held_out: _Part, *, settings: TreesSettings, seed: int) -> str:
-    """LambdaMART (Burges 2010) on the main action, with LightGBM's own correction of position bias."""
+def _ordering(
+    columns: Columns, train: _Part, held_out: _Part, lists: JudgedLists | None, *, settings: TreesSettings, seed: int
+) -> str:
+    """LambdaMART (Burges 2010) on the main action, with LightGBM's own correction of position bias.
+
+    Judged lists stand all in one position behind the last: within a list none is looked at more than another.
+    """
     import lightgbm
 
+    shown = _Lists.of(train)
+    learned = shown if lists is None or not settings.judged.weight else shown.before(lists, columns, settings)
     sets: list[lightgbm.Dataset] = []
-    for part in (train, held_out):
-        group_R = np.bincount(part.request_N)
+    for each in (learned, _Lists.of(held_out)):
         sets.append(
             lightgbm.Dataset(
-                part.row_NC,
-                np.ascontiguousarray(part.label_NA[:, 0]),
-                weight=part.weight_N,
-                group=group_R[group_R > 0],
-                position=part.position_N if part is train else None,
+                each.row_NC,
+                each.label_N,
+                weight=each.weight_N,
+                group=each.count_R,
+                position=each.position_N if each is learned else None,
                 categorical_feature=list(columns.categorical),
                 reference=sets[0] if sets else None,
             )

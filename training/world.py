@@ -12,8 +12,9 @@ The truth, for user u, item i of category c, subtopic s, tone-vector z and creat
 
 `category(u, c, t)` turns from one taste towards another, by `drift` radians a day for the average user: taste drifts.
 Relevance is the share of the typed words that name the item's category, its subtopic or occur in its title, so an item
-can be relevant without holding a word. The reward of a slate is the expected sum over slots and actions of weight *
-P(action at that slot).
+can be relevant without holding a word. Some people type another word for what they mean, or misspell it: what they mean
+is what they look for, and no text of the world holds what they type. The reward of a slate is the expected sum over
+slots and actions of weight * P(action at that slot).
 
 Everything is a function of the seed; what a request's user does depends on the request's id, the slate and the seed,
 not on what was asked before.
@@ -32,6 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 from candidate_gen.text import words
 from index.strings import key64
 from training.data import EVENT_SCHEMA, IMPRESSION_SCHEMA, Columns, Dataset
+from training.world_typing import Typing
 from training.world_words import FIRST_NAMES, LAST_NAMES, TONES, TOPICS
 
 DAY_MS = 86_400_000
@@ -92,6 +94,7 @@ class World:
         self.seed = seed
         self.days = days
         self._make_items(items, arriving, np.random.default_rng([seed, 1]))
+        self._typing = Typing(self._about.keys())
         self._make_users(users, drift, np.random.default_rng([seed, 2]))
         self._weight_A = np.array([self.weights[action] for action in self.actions])
         self._item_row = {item_id: row for row, item_id in enumerate(self.items["item_id"])}
@@ -238,8 +241,9 @@ class World:
         return np.power(1.0 + np.arange(size, dtype=np.float64), -_EXAMINATION_POWER)
 
     def relevance(self, text: str) -> NDArray[np.float64]:
-        """Share of the typed words that an item is about, (I,); 0 where no word but articles is typed."""
-        typed = [word for word in words(text) if word not in _STOP]
+        """Share of the typed words, or of those meant by them, that an item is about, (I,); 0 where no word but
+        articles is typed."""
+        typed = [self._typing.meant(word) for word in words(text) if word not in _STOP]
         relevance_I = np.zeros(self.items.height)
         for word in typed:
             relevance_I[self._about.get(word, [])] += 1 / len(typed)
@@ -296,7 +300,8 @@ class World:
     ) -> list[WorldRequest]:
         """Who comes between two times, by time; more by day than by night, active users more often.
 
-        A search is for the category, the subtopic or the title of something that the user likes and that is there.
+        A search is for the category, the subtopic or the title of something that the user likes and that is there. A
+        fifth of them say what they can in other words, and a tenth misspell one.
         Ids differ between windows and between seeds.
 
         Raises:
@@ -315,13 +320,14 @@ class World:
         time_ms = np.sort(np.minimum(time_ms.astype(np.int64), end_ms - 1))
         user_row = rng.choice(len(self._activity_U), count, p=self._activity_U)
         searches = rng.random(count) < search_share
+        slips = np.random.default_rng([self.seed, 7, start_ms, end_ms, seed])
         return [
             WorldRequest(
                 f"w{self.seed}-{seed}-{start_ms}-{n:06d}",
                 f"u{user_row[n]:05d}",
                 int(time_ms[n]),
                 "search" if searches[n] else "home",
-                self._intent(user_row[n], int(time_ms[n]), rng) if searches[n] else "",
+                self._typing.typed(self._intent(user_row[n], int(time_ms[n]), rng), slips) if searches[n] else "",
             )
             for n in range(count)
         ]

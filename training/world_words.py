@@ -83,3 +83,36 @@ FIRST_NAMES = (
 LAST_NAMES = (
     "Abel Brandt Castell Dorn Engel Faber Gallo Hart Ivers Jansen Keller Lund Moreau Novak Orlov Prins Quist Roth Sato"
 )
+SYNONYMS: Mapping[str, str] = {
+    "space": "cosmic",
+    "adventure": "saga",
+    "cooking": "culinary",
+    "noir": "gangster",
+    "gardening": "horticulture",
+    "history": "historical",
+    "jazz": "swing",
+    "mountaineering": "alpinism",
+    "travel": "tourism",
+    "romance": "love",
+    "horror": "scary",
+    "science": "scientific",
+    "football": "soccer",
+    "wildlife": "animals",
+    "startups": "entrepreneurs",
+    "fantasy": "magical",
+    "comedy": "funny",
+    "alien": "extraterrestrial",
+    "fleet": "armada",
+    "dinner": "supper",
+    "detective": "sleuth",
+    "heist": "robbery",
+    "vegetables": "veggies",
+    "wedding": "marriage",
+    "vampire": "undead",
+    "ocean": "sea",
+    "brain": "mind",
+    "pranks": "tricks",
+    "wizard": "sorcerer",
+    "kingdom": "realm",
+}
+"""Words of categories and subtopics to what some people type in their place. No text of the world has the latter."""

@@ -1,4 +1,6 @@
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from candidate_gen.features import (
     pair_rows,
     query_rows,
 )
+from candidate_gen.prepared_texts import PreparedTexts
+from candidate_gen.text_match import Field, field_matches, text_match
 from index.strings import key64, keys64
 
 TABLE = small_table()
@@ -237,10 +241,45 @@ def test_an_unknown_value_has_no_affinity_with_another_unknown_value() -> None:
     assert pairs["log_repeats"][0] == 0
 
 
-def test_text_overlap_is_the_share_of_typed_words_in_the_title() -> None:
-    query = one_query([], texts=["jazz volume 1 encyclopedia"])
-    pairs = pair_rows(TABLE, query, ITEM_ROWS[:3], age_ms_N=np.zeros(3, np.int64))
-    assert pairs["text_overlap"].tolist() == [0.25, 0.75, 0.25]
+def test_matches_of_what_was_typed_stand_in_the_pair_row_and_are_zero_where_nothing_was() -> None:
+    titles, row_N = ["art volume 0", "jazz volume 1", "red wine"], np.arange(3)
+    prepared: dict[Field, PreparedTexts] = {
+        "title": PreparedTexts.of(titles),
+        "text": PreparedTexts.of([f"{title} {about}" for title, about in zip(titles, ("x", "y", "jazz"), strict=True)]),
+    }
+
+    def pairs(text: str) -> np.ndarray:
+        match_NF = field_matches(text, prepared, row_N)
+        query = one_query([], texts=[text])
+        return pair_rows(TABLE, query, ITEM_ROWS[:3], age_ms_N=np.zeros(3, np.int64), match_NF=match_NF)
+
+    typed = pairs("jazz volume 1 encyclopedia")
+    assert typed["title_coverage"].tolist() == [0.25, 0.75, 0]
+    assert typed["text_coverage"].tolist() == [0.25, 0.75, 0.25]
+    assert typed["text_bm25"][1] == pytest.approx(
+        np.log1p(text_match("jazz volume 1 encyclopedia", prepared["text"], row_N)[1, 0])
+    )
+    names = [name for name, _ in TABLE.matches]
+    assert {name for name in names if not typed[name].any()} == {
+        "title_phrase",
+        "title_last_word",
+        "title_last_position",
+    }
+    for nothing in ("", "  "):
+        assert field_matches(nothing, prepared, row_N) is None
+        assert not any(pairs(nothing)[name].any() for name in names)
+
+
+def test_a_table_with_a_feature_that_this_version_does_not_make_is_refused(tmp_path: Path) -> None:
+    TABLE.save(tmp_path)
+    assert FeatureTable.load(tmp_path) == TABLE
+    older = replace(TABLE, features=(*TABLE.features, Feature("text_overlap", "pair", "number")))
+    assert older.fingerprint != TABLE.fingerprint
+    older.save(tmp_path)
+    with pytest.raises(
+        ValueError, match="declares 'text_overlap', which this version does not make: train a generation"
+    ):
+        FeatureTable.load(tmp_path)
 
 
 def test_ranks_become_reciprocal_and_absence_zero() -> None:

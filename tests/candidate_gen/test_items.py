@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from retrieval_cases import rows
 
 from candidate_gen.items import Items
+from candidate_gen.text_match import TEXT_MATCH, text_match
 from index.strings import StringColumn
 
 DTYPE = np.dtype([("item_id", "<i4", (2,)), ("rate", "<f4")])
@@ -49,6 +50,8 @@ def listed(items: Items, row_N: np.ndarray) -> Listed:
     for row in row_N.tolist():
         number = int(items.published_ms_I[row]) // 1000
         assert items.titles[row] == f"title {number}"
+        match_F = text_match(f"title {number}", items.prepared["title"], np.array([row]))[0]
+        assert match_F[TEXT_MATCH.index("coverage")] == 1, "whatever its words were, they are known by now"
         assert items.searchable[row] == f"title {number} \u00e9" * (number % 3)
         assert items.row_I[row]["item_id"].tolist() == [number, number]
         assert items.row_I["rate"][row] == np.float32(number / 7)
@@ -120,7 +123,8 @@ def test_a_fingerprint_tells_of_every_column() -> None:
         {"attributes": {"other": items.attributes["category"], "price": items.attributes["price"]}},
     ]
     told = {name for change in changes for name in change}
-    assert told | {"texts"} == {field.name for field in fields(Items)}  # whose hashes attributes hold
+    made_of_texts = {"prepared", "texts"}  # of what attributes hold
+    assert told == {each.name for each in fields(Items)} - made_of_texts
     assert len({items.fingerprint, *(replace(items, **change).fingerprint for change in changes)}) == len(changes) + 1
 
 

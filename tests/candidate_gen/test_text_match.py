@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from candidate_gen.text_match import TEXT_MATCH, TitleStats, match_words, text_match
+from candidate_gen.prepared_texts import PreparedTexts, match_words
+from candidate_gen.text_match import TEXT_MATCH, text_match
 
 TITLES = (
     "Simpson Strong-Tie 12-Gauge Angle",
@@ -18,10 +19,10 @@ TITLES = (
     "",
     "angle angle bracket",
 )
-STATS = TitleStats.of(TITLES)
+STATS = PreparedTexts.of(TITLES)
 
 
-def matched(query: str, title: str, stats: TitleStats = STATS, titles: tuple[str, ...] = TITLES) -> dict[str, float]:
+def matched(query: str, title: str, stats: PreparedTexts = STATS, titles: tuple[str, ...] = TITLES) -> dict[str, float]:
     row = np.array([titles.index(title)])
     return dict(zip(TEXT_MATCH, text_match(query, stats, row)[0].tolist(), strict=True))
 
@@ -154,9 +155,9 @@ def test_a_title_without_words_gets_zeros_beside_others() -> None:
 def test_endless_words_and_texts_are_cut() -> None:
     long_N: NDArray[np.int64] = np.arange(len(TITLES))
     assert np.isfinite(text_match("x" * 10_000 + " " + "angle " * 10_000, STATS, long_N)).all()
-    long = TitleStats.of(["word " * 1000, "y" * 1000])
-    assert long.offset_I1.tolist() == [0, 64, 65]
+    long = PreparedTexts.of(["word " * 1000, "y" * 1000])
+    assert np.asarray(long.offset_I1).tolist() == [0, 64, 65]
 
 
 def test_an_empty_catalogue_has_no_matches() -> None:
-    assert text_match("angle", TitleStats.of([]), np.empty(0, np.int64)).shape == (0, len(TEXT_MATCH))
+    assert text_match("angle", PreparedTexts.of([]), np.empty(0, np.int64)).shape == (0, len(TEXT_MATCH))

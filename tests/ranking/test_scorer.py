@@ -10,6 +10,7 @@ import torch
 from ranking_cases import COUNT, NOW_MS, SOURCES, candidates, hydrated, random_ranker, small_items, small_table
 
 from candidate_gen.features import FeatureTable, pair_rows
+from candidate_gen.text_match import field_matches
 from candidate_gen.types import Candidates
 from ranking.calibration import Calibration, Isotonic, Platt
 from ranking.inference import Precision, halves_are_fast
@@ -34,13 +35,14 @@ def test_the_rows_in_the_answer_are_those_of_the_feature_table() -> None:
         ITEMS.row_I[row_N],
         age_ms_N=NOW_MS - ITEMS.published_ms_I[row_N],
         tower_score_N=ITEMS.embedding_ID[row_N] @ query.vector_D,
+        match_NF=field_matches("jazz volume 3", ITEMS.prepared, row_N),
         bm25_N=proposed.score_NS[:, SOURCES.index("lexical")],
         rank_NS=proposed.rank_NS,
     )
     assert scored.pair_row_N.tobytes() == expected_N.tobytes()
     assert scored.item_row_N.tobytes() == ITEMS.row_I[row_N].tobytes()
     assert scored.query_row.tobytes() == query.row.tobytes()
-    assert len(np.unique(scored.pair_row_N["text_overlap"])) > 1
+    assert len(np.unique(scored.pair_row_N["title_idf_overlap"])) > 1
 
 
 def test_sources_are_matched_by_name_whatever_their_order() -> None:

@@ -108,6 +108,9 @@ def test_rewards_are_in_an_order_that_no_training_can_change(runs: tuple[Run, Ru
     reward = runs[0].summary["reward"]
     assert max(reward, key=reward.__getitem__) == "oracle"
     assert reward["random"] < reward["popularity"], "the world has a crowd to follow"
+    searches = runs[0].summary["search_reward"]
+    assert max(searches, key=searches.__getitem__) == "oracle"
+    assert searches["random"] < searches["bm25"], "what matches is what is sought"
     assert runs[0].summary["ope"]["low"] <= runs[0].summary["ope"]["estimate"] <= runs[0].summary["ope"]["high"]
     assert 1 <= runs[0].summary["ope"]["slots"] <= SLATE_SIZE
 

@@ -281,6 +281,10 @@ def test_too_little_overlap_ends_with_code_3_and_leaves_a_page_that_says_why(
     assert "interval is 'wald'; there are delta, bootstrap, bernstein" in capsys.readouterr().err
     assert cli.main([*words, f"generation={loop.first.id}", "logged=000009-abcdef01"]) == 2
     assert f"no request that 000009-abcdef01 answered; {loop.second.id} did" in capsys.readouterr().err
+    assert cli.main([*words, f"generation={loop.first.id}", "surface=search"]) == 0
+    assert 0 < json.loads((tmp_path / "ope.json").read_text())["requests"] < report["requests"]
+    assert cli.main([*words, f"generation={loop.first.id}", "surface=cart"]) == 2
+    assert "holds no request of the surface 'cart'; there are home, search" in capsys.readouterr().err
 
 
 def events(*rows: tuple[str, str, str]) -> pl.DataFrame:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import SMALL, Loop
 from example_cases import SimulatedLog, simulated_log
-from hydra.utils import get_object
+from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from candidate_gen.features import FeatureTable
@@ -25,6 +25,7 @@ from serving.generation import Generation
 from training import configuration, cycle
 from training.configuration import settings
 from training.examples import Examples, from_impressions
+from training.judged import JudgedSettings
 from training.ranker import split_by_time
 from training.replay import verify
 from training.trees import TreesSettings, train_trees
@@ -191,6 +192,7 @@ def test_the_configuration_holds_every_setting_with_the_same_value() -> None:
     written = OmegaConf.to_container(OmegaConf.load(configuration.FOLDER / "ranker" / "trees.yaml"))
     assert isinstance(written, dict)
     assert get_object(written.pop("_target_")) is TreesSettings
+    assert instantiate(written.pop("judged")) == JudgedSettings()
     assert written == {each.name: each.default for each in fields(TreesSettings) if each.default is not MISSING}
 
 

@@ -11,6 +11,7 @@ import pytest
 from candidate_gen.features import feature_table
 from candidate_gen.text import words
 from training.world import DAY_MS, World, WorldRequest
+from training.world_words import SYNONYMS
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +282,21 @@ def test_a_search_is_clicked_for_its_relevance(world: World) -> None:
     assert click_I[relevance_I == 1].mean() > 10 * click_I[relevance_I == 0].mean()
     best = world.oracle_slate(request, 5)
     assert all(world.relevance("noir")[world.items["item_id"].to_list().index(item_id)] == 1 for item_id in best)
+
+
+def test_synonyms_and_misspellings_are_searches_for_what_is_meant_and_no_text_holds_them(world: World) -> None:
+    for typed, meant in (("soccer", "football"), ("footbal", "football"), ("fooball", "football"), ("ofotball", "")):
+        expected_I = world.relevance(meant)
+        np.testing.assert_array_equal(world.relevance(typed), expected_I)
+        assert expected_I.any() == bool(meant)
+    held = {word for title in world.items["title"] for word in words(title)}
+    held |= {word for category in world.items["category"].unique() for word in words(category)}
+    asked = [each.text for each in world.requests(world.day_ms(0), world.day_ms(3), 4000, search_share=1.0)]
+    foreign = [text for text in asked if not set(words(text)) <= held | set(world._about)]
+    others = [text for text in foreign if set(words(text)) & set(SYNONYMS.values())]
+    assert not held & set(SYNONYMS.values())
+    assert 0.06 < (len(foreign) - len(others)) / len(asked) < 0.11, "a tenth, less the short words"
+    assert 0.08 < len(others) / len(asked) < 0.2, "a fifth, less what has no synonym"
 
 
 def test_popular_searches_put_matches_first_and_never_show_what_is_not_there(world: World) -> None:

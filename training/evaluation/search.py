@@ -14,9 +14,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from candidate_gen.prepared_texts import PreparedTexts
 from candidate_gen.search_text import SearchText
 from candidate_gen.sentence_encoder import SentenceEncoder
-from candidate_gen.text_match import TitleStats, text_match
+from candidate_gen.text_match import text_match
 from index.generations import GenerationStore
 from index.lexical import GRAMS, LexicalIndex
 from serving.generation import Generation
@@ -202,7 +203,7 @@ def _features(
         blocks.append((np.log1p(source.score_N) if name in ("words", "grams") else source.score_N)[:, None])
     for typed_Q, text_I in ((text_Q, title_I), (judged.text_Q, judged.title_I), (judged.text_Q, judged.description_I)):
         if text_I is not None:
-            stats = TitleStats.of(text_I)
+            stats = PreparedTexts.of(text_I)
             matches = [
                 text_match(text, stats, judged.item_N[start_Q1[q] : start_Q1[q + 1]]) for q, text in enumerate(typed_Q)
             ]
