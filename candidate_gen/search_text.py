@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from candidate_gen.measures import measured
+from index.measures import measured
 from candidate_gen.spelling import Spelling
 from candidate_gen.text import words
 

@@ -4,7 +4,7 @@ Shape letters: I items, K results, S segments.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -18,6 +18,8 @@ import numpy as np
 import tantivy
 
 from index.masks import Mask
+from index.measures import measured
+from index.segments import segmented
 from index.types import Hits
 
 GRAMS = "grams"
@@ -65,19 +67,28 @@ class LexicalIndex:
 
     where I_w of I titles hold w: BM25 as in Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009,
     with k1 = 1.2 and b = 0.75; tantivy rounds lengths above 40 words. Words are runs of letters and digits,
-    lower-case, without accents, stemmed. Equal scores come in the order of rows, unless a build fills eight segments
+    lower-case, without accents, stemmed; numbers with units are read as `measured` writes them, and scripts without
+    blanks are cut by `segmented`. Equal scores come in the order of rows, unless a build fills eight segments
     of 4 GB in memory each: tantivy merges those in an order of its own. An index that has grown answers to the last
     bit as one that is built of all its titles.
 
     Args:
         folder: what `build` wrote. It must stay there for as long as the index is to grow.
+        prepare: what is done to every text, of a title or a query, before it is cut into words.
         shelf: where it grows, and what was added there; none so far where it is missing.
     """
 
     def __init__(
-        self, folder: Path, language: str, *, shelf: "_Shelf | None" = None, added: Sequence["_Added"] = ()
+        self,
+        folder: Path,
+        language: str,
+        *,
+        prepare: Callable[[str], str],
+        shelf: "_Shelf | None" = None,
+        added: Sequence["_Added"] = (),
     ) -> None:
         self.language = language
+        self._prepare = prepare
         self._folder = folder
         self._shelf = shelf
         self._added = tuple(added)
@@ -99,8 +110,9 @@ class LexicalIndex:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty, a lexical index needs a folder of its own")
-        _write(folder, titles, language=language)
-        (folder / _FACTS).write_text(json.dumps({"language": language, "count": len(titles)}) + "\n")
+        _write(folder, list(map(_prepared, titles)), language=language)
+        facts = {"language": language, "count": len(titles), "prepared": True}
+        (folder / _FACTS).write_text(json.dumps(facts) + "\n")
         for path in folder.iterdir():
             path.chmod(0o644)  # tantivy makes some of them its user's own; a server may be another user
         return cls.load(folder)
@@ -120,7 +132,8 @@ class LexicalIndex:
             raise ValueError(f"{facts} does not describe a lexical index: {error!r}") from error
         if language not in LANGUAGES:
             raise ValueError(f"{facts} says language {language!r}, it must be one of {', '.join(LANGUAGES)}")
-        opened = cls(folder, language)
+        prepare = _prepared if stored.get("prepared") else _utf8  # those of before this was done
+        opened = cls(folder, language, prepare=prepare)
         if len(opened) != count:
             raise ValueError(f"{folder} holds {len(opened)} titles, {_FACTS} says {count}")
         return opened
@@ -140,12 +153,12 @@ class LexicalIndex:
         """
         if not titles:
             return self
-        kept, texts = list(self._added), list(titles)
+        kept, texts = list(self._added), list(map(self._prepare, titles))
         while kept and kept[-1].size <= _size(texts) < _FULL:
             texts = [*kept.pop().texts, *texts]
         shelf = self._shelf or _Shelf(self._folder)
         kept.append(shelf.added(texts, first=len(self) + len(titles) - len(texts), language=self.language))
-        return type(self)(self._folder, self.language, shelf=shelf, added=kept)
+        return type(self)(self._folder, self.language, prepare=self._prepare, shelf=shelf, added=kept)
 
     def search(self, text: str, k: int, allowed: Mask | None = None) -> Hits:
         """The k titles that match the text best; any text has an answer, if only an empty one.
@@ -162,7 +175,7 @@ class LexicalIndex:
             raise ValueError(f"k is {k}, it must not be negative")
         if allowed is not None and len(allowed) != len(self):
             raise ValueError(f"a mask of {len(allowed)} rows for an index of {len(self)}")
-        words = list(dict.fromkeys(self._words.analyze(_utf8(text))))[:MOST_WORDS]
+        words = list(dict.fromkeys(self._words.analyze(self._prepare(text))))[:MOST_WORDS]
         count = len(self) if allowed is None else allowed.count
         k = min(k, count)
         if not words or not k:
@@ -267,7 +280,7 @@ def _write(folder: Path, texts: Sequence[str], *, language: str, first: int = 0)
     writer = index.writer(heap_size=_HEAP_BYTES, num_threads=1)
     for row, text in enumerate(texts, start=first):
         document = tantivy.Document()
-        document.add_text("title", _utf8(text))
+        document.add_text("title", text)
         document.add_unsigned("row", row)
         writer.add_document(document)
     writer.commit()
@@ -300,6 +313,11 @@ def _analyzer(language: str) -> tantivy.TextAnalyzer:
         .filter(tantivy.Filter.stemmer(LANGUAGES[language]))
         .build()
     )
+
+
+def _prepared(text: str) -> str:
+    """Measures in one form, and words apart where their script has no blanks."""
+    return segmented(measured(_utf8(text)))
 
 
 def _utf8(text: str) -> str:

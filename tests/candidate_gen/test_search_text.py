@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candidate_gen.measures import measured
+from index.measures import measured
 from candidate_gen.search_text import SearchText
 from candidate_gen.spelling import Spelling, edits
 from candidate_gen.text import words
