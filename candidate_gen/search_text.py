@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from index.measures import measured
 from candidate_gen.spelling import Spelling
 from candidate_gen.text import words
+from index.measures import measured
 
 _FUNCTION_WORDS = frozenset(
     """

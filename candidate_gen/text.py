@@ -19,12 +19,27 @@ def words(text: str) -> list[str]:
     """Lower-case words without accents, in order; also of scripts without blanks, see `segmented`."""
     if text.isascii():
         return _WORD.findall(text.lower())
-    plain = _ACCENTS.sub("", unicodedata.normalize("NFKD", text)).casefold()
-    spaced = segmented(unicodedata.normalize("NFC", plain))
-    if spaced.isascii():
-        return _WORD.findall(spaced)
-    kept = "".join(letter if letter == "_" or letter.isalnum() or _is_mark(letter) else " " for letter in spaced)
-    return kept.split()
+    return _parted(segmented(_plain(text)))
+
+
+def typed(text: str) -> str:
+    """The words as far as they were typed with something between them: of scripts without blanks, whole phrases.
+
+    What a text begins with is typed like what it begins with, which is not so of `words`: the first letters of a phrase
+    may be other words than the phrase.
+    """
+    return " ".join(_parted(_plain(text)))
+
+
+def _plain(text: str) -> str:
+    bare = _ACCENTS.sub("", unicodedata.normalize("NFKD", text)).casefold()
+    return unicodedata.normalize("NFC", bare)
+
+
+def _parted(plain: str) -> list[str]:
+    if plain.isascii():
+        return _WORD.findall(plain)
+    return "".join(letter if letter == "_" or letter.isalnum() or _is_mark(letter) else " " for letter in plain).split()
 
 
 def _is_mark(letter: str) -> bool:
