@@ -12,7 +12,7 @@ import numpy as np
 
 from candidate_gen.types import Query
 from protos.impression_pb2 import Impression
-from serving.answers import columns_of, policy_of, record
+from serving.answers import columns_of, policy_of, record, understood_of
 from serving.catalog_log import CatalogLog
 from serving.codec import query_of
 from serving.drafting import drafted
@@ -35,6 +35,7 @@ _ASKED = (
     "exclude_item_ids",
     "rank_item_ids",
     "filter",
+    "query_options",
     "features",
     "live_hits",
     "shown_item_key",
@@ -49,6 +50,7 @@ _ASKED = (
     "drafted",
 )
 _STAGES = {
+    "understand": ("understood",),
     "features": ("schema", "query_row", "item_rows", "pair_rows"),
     "score": ("action_names", "eligible_utility"),
     "select": (
@@ -213,6 +215,7 @@ def _retrieved(logged: Impression, answer: Answer, generation: Generation) -> tu
 def _made(logged: Impression, query: Query, answer: Answer, generation: Generation) -> tuple[str, str] | None:
     again = {
         **columns_of(answer, generation),
+        "understood": understood_of(query),
         "eligible_utility": answer.slate.utility_N if logged.eligible_item_key else (),
         "policy": policy_of(query, answer, generation),
     }

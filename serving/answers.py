@@ -25,6 +25,7 @@ from serving.changes import held
 from serving.codec import Request, attribution_token, missing_ids
 from serving.generation import Generation
 from serving.pipeline import Answer, Trace
+from serving.understanding import message, tell
 
 Response = recommender_pb2.RecommendResponse | recommender_pb2.SearchResponse | recommender_pb2.RankResponse
 
@@ -35,6 +36,7 @@ _BITS_OF_SOURCE: Mapping[str, int] = {
     "similar": 1 << _SIMILAR_TO,
     "covisitation": 1 << _SIMILAR_TO,
     "lexical": 1 << _SEARCH_MATCH,
+    "understood": 1 << _SEARCH_MATCH,
     "popular": 1 << ReasonKind.REASON_POPULAR,
     "trending": 1 << ReasonKind.REASON_POPULAR,
     "fresh": 1 << ReasonKind.REASON_FRESH,
@@ -84,6 +86,8 @@ def record(asked: Impression, *, query: Query, answer: Answer, generation: Gener
     asked.generation = generation.id
     asked.catalog_seq = generation.catalog_seq
     asked.policy.CopyFrom(policy_of(query, answer, generation))
+    if (meant := understood_of(query)).ByteSize():
+        asked.understood.CopyFrom(meant)
     asked.degraded = answer.trace.degraded
     asked.stages.extend(stage_times(answer.trace))
     asked.skipped_sources.extend(answer.trace.skipped_sources)
@@ -97,6 +101,11 @@ def record(asked: Impression, *, query: Query, answer: Answer, generation: Gener
         asked.eligible_item_key.extend(generation.items.ids.keys(row_N).tolist())
         asked.eligible_utility.extend(answer.slate.utility_N.tolist())
     return asked
+
+
+def understood_of(query: Query) -> impression_pb2.Understood:
+    """What was understood of a query, as an impression holds it; empty where there is nothing to tell."""
+    return message(query.understood) if query.understood is not None else impression_pb2.Understood()
 
 
 def policy_of(query: Query, answer: Answer, generation: Generation) -> impression_pb2.Policy:
@@ -160,6 +169,8 @@ def respond(
     response.degradation.bits = logged.degraded
     response.degradation.stages.extend(logged.stages)
     response.policy.CopyFrom(logged.policy)
+    if isinstance(response, recommender_pb2.SearchResponse):
+        tell(response, logged)
     response.missing_ids.extend(missing_ids(logged, query, generation))
     row_K = generation.items.ids.rows_of(logged.item_id) if row_K is None else row_K
     slots = _Slots(logged, query, generation, row_K)

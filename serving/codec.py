@@ -19,10 +19,12 @@ from candidate_gen.types import NO_ROWS, Query
 from index.strings import keys64
 from index.types import Hits
 from protos import events_pb2, recommender_pb2
-from protos.impression_pb2 import FeatureValue, Impression, Kind, Outcome
+from protos.impression_pb2 import FeatureValue, Impression, Kind, Outcome, QueryOptions, QueryStep
 from protos.recommender_pb2 import DebugLevel, FilterMode, Priority
 from serving.changes import held
 from serving.generation import Generation
+from serving.records import STEPS
+from serving.understanding import both, decided, understood
 
 Request = recommender_pb2.RecommendRequest | recommender_pb2.SearchRequest | recommender_pb2.RankRequest
 
@@ -51,7 +53,6 @@ _UNSUPPORTED: Mapping[str, str] = {
     "policy": "the generation's own policy applies",
     "boosts": "the generation's own policy applies",
     "facets": "leave it empty",
-    "query_options": "the query is searched for as typed",
     "hybrid": "both word and vector matches are retrieved",
     "order_by": "the order is the policy's",
 }
@@ -66,6 +67,7 @@ _QUESTION = (
     "exclude_item_ids",
     "rank_item_ids",
     "filter",
+    "query_options",
 )
 """What two impressions of one request id must agree on."""
 
@@ -103,9 +105,8 @@ def asked(request: Request, *, server_time_ms: int | None, new_request_id: Calla
         if field.name in _UNSUPPORTED:
             raise Unsupported(f"{field.name} is not supported yet; {_UNSUPPORTED[field.name]}")
     context = request.context
-    _check_context(context, trusted=server_time_ms is None)
+    time_ms = checked_time_ms(context, server_time_ms=server_time_ms)
     _check_options(request)
-    time_ms = context.client_time_ms if server_time_ms is None else server_time_ms
     made = Impression(
         request_id=request.request_id or new_request_id(time_ms),
         time_ms=time_ms,
@@ -131,6 +132,8 @@ def asked(request: Request, *, server_time_ms: int | None, new_request_id: Calla
             raise InvalidRequest("query", request.query, f"1 to {MAX_TEXT_CHARS} characters, not only blanks")
         check_string("query", request.query, MAX_TEXT_CHARS)
         made.text = request.query
+        _check_query_options(request.query_options)
+        made.query_options.CopyFrom(decided(request.query_options))
         made.size = _page(request, default=_DEFAULT_PAGE, most=MAX_PAGE)
     else:
         made.kind = Kind.KIND_RANK
@@ -207,14 +210,15 @@ def query_of(asked: Impression, generation: Generation) -> Query:
 
     Items that the generation does not hold are left out.
     """
-    items = generation.items
+    items, meant = generation.items, understood(asked, generation)
     return Query(
         request_id=asked.shadow_of or asked.request_id,  # a shadow draws as what it stands beside
         time_ms=asked.time_ms,
         surface=asked.surface,
         size=asked.size,
         user_id=asked.user_id,
-        text=asked.text,
+        text=meant.text,
+        understood=meant,
         history=generation.history(
             np.fromiter(asked.history_item_key, np.uint64),
             np.fromiter(asked.history_action_key, np.uint32),
@@ -225,7 +229,7 @@ def query_of(asked: Impression, generation: Generation) -> Query:
         exclude_row_X=_known_rows(items, asked.exclude_item_ids),
         shown_row_X=_rows_of_keys(items, asked.shown_item_key),
         only_row_N=_known_rows(items, asked.rank_item_ids) if asked.kind == Kind.KIND_RANK else None,
-        filter=asked.filter,
+        filter=both(asked.filter, meant.filter) if meant.is_filtered else asked.filter,
         live=live_hits(asked, generation),
     )
 
@@ -344,7 +348,16 @@ def parse(message: Message, wire: bytes) -> None:
         raise InvalidRequest("the request", f"{len(wire)} bytes", f"a {message.DESCRIPTOR.full_name}") from error
 
 
-def _check_context(context: recommender_pb2.Context, *, trusted: bool) -> None:
+def checked_time_ms(context: recommender_pb2.Context, *, server_time_ms: int | None) -> int:
+    """As of when a request is answered.
+
+    Args:
+        server_time_ms: None trusts the caller's clock.
+
+    Raises:
+        InvalidRequest: naming the field of the context.
+    """
+    trusted = server_time_ms is None
     for name in ("tenant", "surface"):
         check_string(f"context.{name}", getattr(context, name), MAX_NAME_CHARS)
     for name in ("user_id", "visitor_id", "session_id"):
@@ -354,6 +367,7 @@ def _check_context(context: recommender_pb2.Context, *, trusted: bool) -> None:
     check_whole("context.client_time_ms", context.client_time_ms, 1 if trusted else 0, MAX_TIME_MS)
     if context.priority not in Priority.values():
         raise InvalidRequest("context.priority", context.priority, "SHEDDABLE, DEFAULT or CRITICAL")
+    return int(context.client_time_ms if server_time_ms is None else server_time_ms)
 
 
 def _check_options(request: Request) -> None:
@@ -373,6 +387,14 @@ def _check_options(request: Request) -> None:
         raise Unsupported("debug FULL is not supported yet; SUMMARY fills the trace")
     if request.debug not in DebugLevel.values():
         raise InvalidRequest("debug", request.debug, "NONE, SUMMARY")
+
+
+def _check_query_options(options: QueryOptions) -> None:
+    for name in STEPS:
+        if getattr(options, name) not in QueryStep.values():
+            raise InvalidRequest(f"query_options.{name}", getattr(options, name), "OFF, AUTO, SUGGEST")
+    if options.language:
+        raise InvalidRequest("query_options.language", options.language, "none, for the catalogue has one")
 
 
 def _page(request: Request, *, default: int, most: int) -> int:

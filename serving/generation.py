@@ -10,7 +10,7 @@ Shape letters: L history, U users, I items.
 import json
 import threading
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -22,12 +22,15 @@ from numpy.typing import NDArray
 
 from candidate_gen.activity import Activity
 from candidate_gen.compiled_tower import QueryEncoder, query_encoder
+from candidate_gen.completions import Completions
 from candidate_gen.features import FeatureTable, query_rows
 from candidate_gen.filters import Disallowed, Excluded, Seen, Shown, Unpublished
 from candidate_gen.items import Items
 from candidate_gen.predicates import Attributes
+from candidate_gen.query_log import QueryLog
 from candidate_gen.towers import Towers
 from candidate_gen.types import History, HydratedQuery, Query
+from candidate_gen.understanding import Understanding
 from index.columns import growing
 from index.delta import Base, GrownIndex
 from index.generations import GenerationStore, Manifest
@@ -74,24 +77,34 @@ def write(
     policy: PolicySettings,
     retrieval: RetrievalSettings,
     activity: Activity | None = None,
+    queries: QueryLog | None = None,
+    synonyms: Sequence[str] = (),
 ) -> dict[str, str]:
     """Fill a staged folder; returns the fingerprints that `GenerationStore.publish` binds into the manifest.
 
     Args:
-        activity: of nobody where not given.
+        activity, queries: of nobody where not given.
+        synonyms: rules as `candidate_gen.synonyms` reads them.
+
+    Raises:
+        ValueError: naming the line of a rule that cannot be read.
     """
-    activity = activity or Activity.none()
+    activity, queries = activity or Activity.none(), queries or QueryLog.none()
     table.save(folder)
     items.save(folder)
     users.save(folder, "user_id")
     np.save(folder / "profile_U.npy", profile_U, allow_pickle=False)
     towers.save(folder)
     vectors.save(folder)
-    LexicalIndex.build(folder / "lexical", items.searchable)
+    lexical = LexicalIndex.build(folder / "lexical", items.searchable)
     scorer.save(folder)
     if isinstance(scorer, RankerScorer):
         scorer.save_halves(folder)
     activity.save(folder)
+    queries.save(folder)
+    understanding = Understanding.of(items, queries, table, rules=synonyms).save(folder)
+    completions = Completions.of(items, queries, lexical, table, is_spelt=understanding.spelling.is_right)
+    completions.save(folder)
     (folder / "policy.json").write_text(policy.to_json())
     (folder / "retrieval.json").write_text(json.dumps(asdict(retrieval), sort_keys=True))
     return {
@@ -102,6 +115,9 @@ def write(
         "ranker": scorer.fingerprint,
         "policy": policy.fingerprint,
         "activity": activity.fingerprint,
+        "queries": queries.fingerprint,
+        "understanding": understanding.fingerprint,
+        "completions": completions.fingerprint,
     }
 
 
@@ -131,6 +147,10 @@ class Generation:
     pipeline: Pipeline
     rules: RulesInForce | None = None
     """None where there were never any."""
+    understanding: Understanding | None = None
+    """None for a generation of before there was any: what is typed is searched for as it is."""
+    completions: Completions | None = None
+    """None likewise: nothing is suggested."""
 
     @classmethod
     def load(cls, store: GenerationStore, generation: str, *, placement: Placement | None = None) -> "Generation":
@@ -187,6 +207,9 @@ class Generation:
         retrieval = RetrievalSettings(**json.loads((folder / "retrieval.json").read_text()))
         activity = Activity.load(folder)
         _agree("activity", activity.fingerprint, "manifest", manifest.fingerprints.get("activity", _NO_ACTIVITY))
+        understanding, completions = Understanding.load(folder), Completions.load(folder)
+        for name, part in (("understanding", understanding), ("completions", completions)):
+            _agree(name, part.fingerprint if part else "", "manifest", manifest.fingerprints.get(name, ""))
         profile_U = np.asarray(np.load(folder / "profile_U.npy", mmap_mode="r", allow_pickle=False))
         _agree("user profiles", str(profile_U.dtype), "schema", str(table.profile_dtype))
         profiles = Profiles(IdMap.load(folder, "user_id"), profile_U)
@@ -222,6 +245,8 @@ class Generation:
                 most=retrieval.most,
                 watched={name: Watch() for name in (*(each.name for each, _ in sources[:-1]), RANKER)},
             ),
+            understanding=understanding,
+            completions=completions,
         )
         made.warm_up()
         return made
@@ -314,6 +339,8 @@ class Generation:
         Raises:
             GenerationMismatch: where an answer is empty, degraded or not finite, or the index finds too little.
         """
+        if self.completions is not None:  # compiles what finds them
+            self.completions.starting("", 1, shown=lambda key_N: np.ones(len(key_N), np.bool_))
         queries = canaries(self.profiles.users, self.items.titles, at_ms=self.manifest.data_window[1])
         query_BD = np.stack([self.pipeline.hydrate(query).vector_D for query in queries])
         try:

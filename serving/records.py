@@ -3,11 +3,17 @@
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf.message import Message
 
 from protos import recommender_pb2
 from protos.catalog_pb2 import CatalogItem, CatalogUser, ItemPatch
-from protos.impression_pb2 import Degraded, FeatureValue, Outcome
-from protos.recommender_pb2 import ReasonKind
+from protos.impression_pb2 import Degraded, FeatureValue, Outcome, QueryOptions, QueryStep
+from protos.recommender_pb2 import ReasonKind, SuggestionKind
+
+STEPS = ("spelling", "synonyms", "expansion", "filters", "intent")
+"""What may be done to a typed query, by the names of `QueryOptions`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,24 @@ class ShownSlate:
     stage_ms: Mapping[str, float]
     experiment_arms: Mapping[str, str] = field(default_factory=dict)
     """Experiment to arm."""
+    corrected_query: str = ""
+    """Of a search, as all that follows: see SearchResponse."""
+    expanded_query: str = ""
+    extracted_filter: str = ""
+    dropped_filter: str = ""
+    intent: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SuggestedLine:
+    """A line to offer below the search box."""
+
+    text: str
+    kind: str
+    """COMPLETION, CORRECTION, CATEGORY or ITEM."""
+    score: float
+    item_id: str = ""
+    """Of ITEM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +200,42 @@ def slate_of(
         missing_ids=tuple(response.missing_ids),
         stage_ms={stage.stage: stage.milliseconds for stage in response.degradation.stages},
         experiment_arms=dict(response.experiment_arms),
+        **_understood(response),
     )
+
+
+def _understood(response: Message) -> dict[str, Any]:
+    if not isinstance(response, recommender_pb2.SearchResponse):
+        return {}
+    names = ("corrected_query", "expanded_query", "extracted_filter", "dropped_filter")
+    return {name: getattr(response, name) for name in names} | {"intent": dict(response.intent)}
+
+
+def lines_of(response: recommender_pb2.SuggestResponse) -> tuple[SuggestedLine, ...]:
+    return tuple(
+        SuggestedLine(
+            each.text, SuggestionKind.Name(each.kind).removeprefix("SUGGESTION_"), each.score, item_id=each.item_id
+        )
+        for each in response.suggestions
+    )
+
+
+def options_of(options: Mapping[str, str | bool]) -> QueryOptions:
+    """What may be done to a query: `{"spelling": "off", "filters": "suggest", "pin_unexpanded": True}`.
+
+    Raises:
+        ValueError: naming what is no step, or no way to take it.
+    """
+    made = QueryOptions()
+    for name, value in options.items():
+        try:
+            setattr(made, name, value if isinstance(value, bool) else QueryStep.Value(f"QUERY_STEP_{value.upper()}"))
+        except (AttributeError, TypeError, ValueError):
+            steps = ", ".join(QueryOptions.DESCRIPTOR.fields_by_name)
+            raise ValueError(
+                f"query_options: {name}={value!r} given; there are {steps}: off, auto or suggest"
+            ) from None
+    return made
 
 
 def _from_items(items: Sequence[recommender_pb2.Item]) -> tuple[ShownItem, ...]:

@@ -8,7 +8,18 @@ from candidate_gen.activity import Activity
 from candidate_gen.features import FeatureTable
 from candidate_gen.items import Items
 from candidate_gen.live import LIVE
-from candidate_gen.sources import SOURCES, Ann, Fresh, Lexical, Popular, SimilarToRecent, TextSearch, Told, VectorSearch
+from candidate_gen.sources import (
+    SOURCES,
+    Ann,
+    AsUnderstood,
+    Fresh,
+    Lexical,
+    Popular,
+    SimilarToRecent,
+    TextSearch,
+    Told,
+    VectorSearch,
+)
 from index.vectors import VectorIndex
 from serving.fan_out import FanOut
 from serving.pipeline import Source
@@ -27,6 +38,7 @@ class RetrievalSettings:
         default_factory=lambda: {
             "ann": 200,
             "lexical": 100,
+            "understood": 50,
             "similar": 80,
             "covisitation": 50,
             "trending": 50,
@@ -50,6 +62,8 @@ class RetrievalSettings:
     popular_by: str | None = None
     """User column by whose values popularity is counted, beside everybody's; None: the data set's first with known
     values. Empty for everybody's alone."""
+    synonyms: str | None = None
+    """File of rules, see `candidate_gen.synonyms`; None for none."""
     hide_seen: bool | None = None
     """Leave out what the user's history holds; None: as suits the data, see `Dataset.repeats`."""
 
@@ -84,6 +98,7 @@ def chosen(
     sources: tuple[Source, ...] = (
         Ann(vectors),
         Lexical(lexical),
+        AsUnderstood(lexical, items),
         SimilarToRecent(vectors, items),
         *(Told(name) for name in LIVE),
         Fresh(items, horizon_days=settings.fresh_days, explored=settings.fresh_explored),
@@ -101,6 +116,8 @@ def grown(sources: Quotas, items: Items, *, vectors: VectorSearch, lexical: Text
                 return Ann(vectors)
             case Lexical():
                 return Lexical(lexical)
+            case AsUnderstood():
+                return AsUnderstood(lexical, items)
             case SimilarToRecent():
                 return SimilarToRecent(vectors, items)
             case Fresh() | Popular():
@@ -113,4 +130,4 @@ def grown(sources: Quotas, items: Items, *, vectors: VectorSearch, lexical: Text
 def fan_out(vectors: VectorSearch) -> FanOut:
     """Threads for the sources that search: where that takes long enough to pay for them, or shards may keep silent."""
     small = isinstance(vectors, VectorIndex) and len(vectors) < _WORTH_THREADS
-    return FanOut(() if small else ("ann", "lexical", "similar"))
+    return FanOut(() if small else ("ann", "lexical", "understood", "similar"))

@@ -14,14 +14,13 @@ from serving_cases import NOW_MS, generation
 
 from index.strings import keys64
 from protos.events_pb2 import WriteEventsRequest
-from protos.impression_pb2 import FeatureValue, Impression, Kind, Outcome
+from protos.impression_pb2 import FeatureValue, Impression, Kind, Outcome, QueryOptions
 from protos.recommender_pb2 import (
     Boost,
     Context,
     FacetRequest,
     HybridOptions,
     PolicyOverrides,
-    QueryOptions,
     RankRequest,
     RecommendRequest,
     SearchRequest,
@@ -100,6 +99,8 @@ REFUSED: list[tuple[str, Callable[[], Request]]] = [
     ("query", lambda: SearchRequest(query=" \t ")),
     ("query", lambda: SearchRequest(query="x" * 513)),
     ("query", lambda: RankRequest(item_ids=["i1"], query="x" * 513)),
+    ("query_options.spelling", lambda: SearchRequest(query="a", query_options={"spelling": 9})),  # type: ignore[arg-type]
+    ("query_options.language", lambda: SearchRequest(query="a", query_options=QueryOptions(language="de"))),
     ("item_ids", RankRequest),
     ("item_ids", lambda: RankRequest(item_ids=[f"i{k}" for k in range(1001)])),
     ("item_ids", lambda: RankRequest(item_ids=["i1", "i2", "i1"])),
@@ -113,7 +114,6 @@ NOT_YET: list[tuple[str, Callable[[], Request]]] = [
     ("boosts", lambda: RecommendRequest(boosts=[Boost()])),
     ("debug", lambda: RecommendRequest(debug="DEBUG_LEVEL_FULL")),
     ("facets", lambda: SearchRequest(query="a", facets=[FacetRequest()])),
-    ("query_options", lambda: SearchRequest(query="a", query_options=QueryOptions())),
     ("hybrid", lambda: SearchRequest(query="a", hybrid=HybridOptions())),
     ("order_by", lambda: SearchRequest(query="a", order_by="price asc")),
 ]
@@ -148,7 +148,7 @@ def test_every_field_of_a_request_is_used_or_refused() -> None:
     used = {
         *("context", "request_id", "page_size", "exclude_item_ids", "return_fields", "include_scores", "columns"),
         *("debug", "validate_only", "no_log", "labels", "seed_item_ids", "query", "item_ids"),
-        *("filter", "filter_mode"),
+        *("filter", "filter_mode", "query_options"),
     }
     for request in (RecommendRequest, SearchRequest, RankRequest):
         for field in request.DESCRIPTOR.fields:

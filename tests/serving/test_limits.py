@@ -18,7 +18,7 @@ from candidate_gen.predicates import MAX_CHARACTERS
 from index.generations import GenerationStore
 from protos import admin_pb2, catalog_pb2, events_pb2, recommender_pb2
 from protos.impression_pb2 import Outcome
-from serving import admin, catalog, codec
+from serving import admin, catalog, codec, suggest
 from serving.rules import MAX_CHARS, MAX_NAMES, MAX_RULE_ITEMS, MAX_RULES, rule_book
 
 GENERATION = generation()
@@ -41,8 +41,8 @@ def declaring(**columns: Mapping[str, tuple[str, ...] | None]) -> FeatureTable:
 
 PRICED, PROFILED = declaring(items=COLUMNS), declaring(users=COLUMNS)
 SLATES = (recommender_pb2.RecommendRequest, recommender_pb2.SearchRequest, recommender_pb2.RankRequest)
-ELSEWHERE = {"SuggestRequest", "SetTrafficRequest"}
-"""Refused whole, because the method is not there yet; and bounded in test_experiments.py."""
+ELSEWHERE = {"SetTrafficRequest"}
+"""Bounded in test_experiments.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,11 @@ SLATE: Mapping[str, Any] = {
     "no_log": ANY,
     "labels": "labels",
 }
+QUERY_OPTIONS = {
+    **dict.fromkeys(("spelling", "synonyms", "expansion", "filters", "intent"), ENUM),
+    "pin_unexpanded": ANY,
+    "language": Text(0),
+}
 OUTCOME = {
     "event_id": ID,
     "request_id": ID,
@@ -162,6 +167,10 @@ def slate(message: Any) -> None:
     codec.check_against(codec.asked(message, server_time_ms=None, new_request_id=str), GENERATION)
 
 
+def suggested(message: Any) -> None:
+    suggest.suggest(message, GENERATION, time_ms=suggest.check(message, server_time_ms=None))
+
+
 def explained(message: Any) -> None:
     codec.check_explain(message)
 
@@ -209,7 +218,13 @@ TABLES: Mapping[type[Message], tuple[Message, Callable[[Any], None], Mapping[str
     recommender_pb2.SearchRequest: (
         recommender_pb2.SearchRequest(**context(query="q")),
         slate,
-        {**SLATE, "query": TEXT} | dict.fromkeys(("facets", "query_options", "hybrid", "order_by"), UNSUPPORTED),
+        {**SLATE, "query": TEXT, "query_options": QUERY_OPTIONS}
+        | dict.fromkeys(("facets", "hybrid", "order_by"), UNSUPPORTED),
+    ),
+    recommender_pb2.SuggestRequest: (
+        recommender_pb2.SuggestRequest(**context(prefix="q")),
+        suggested,
+        {"context": CONTEXT, "prefix": TEXT, "page_size": Number(1, suggest.MAX_SUGGESTIONS)},
     ),
     recommender_pb2.RankRequest: (
         recommender_pb2.RankRequest(**context(item_ids=["i1"])),

@@ -277,19 +277,6 @@ def test_without_a_generation_a_server_is_unavailable(tmp_path: Path) -> None:
     assert "no generation is active" in message
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        "Recommender/Suggest",
-    ],
-)
-def test_a_method_to_come_says_what_to_use_meanwhile(site: Site, method: str) -> None:
-    code, message = refusal(site.channel, method, b"")
-    assert code == "UNIMPLEMENTED"
-    assert message.startswith(method.split("/")[1])
-    assert "Meanwhile" in message
-
-
 def test_a_deadline_that_passes_is_told_and_leaves_no_impression(site: Site) -> None:
     site.switch.sleep_s = 0.3
     wire = RecommendRequest(context=AT, request_id="late").SerializeToString()
