@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from candidate_gen.activity import Activity
 from candidate_gen.compiled_tower import QueryEncoder, query_encoder
 from candidate_gen.completions import Completions
-from candidate_gen.features import FeatureTable, query_rows
+from candidate_gen.features import FeatureTable
 from candidate_gen.filters import Disallowed, Excluded, Seen, Shown, Unpublished
 from candidate_gen.items import Items
 from candidate_gen.predicates import Attributes
 from candidate_gen.query_log import QueryLog
 from candidate_gen.towers import Towers
-from candidate_gen.types import History, HydratedQuery, Query
+from candidate_gen.types import History
 from candidate_gen.understanding import Understanding
 from index.columns import growing
 from index.delta import Base, GrownIndex
@@ -50,6 +50,7 @@ from serving.canaries import NOT_OF_A_CANARY, Unfit, canaries, check_answers, ch
 from serving.catalog_log import FILE, CatalogLog, Change, Entry, StaleHead
 from serving.changes import changed
 from serving.clock import now_ms
+from serving.hydration import hydration
 from serving.log import CorruptLog
 from serving.pipeline import RANKER, Filter, Pipeline, nothing_pinned
 from serving.profiles import Profiles
@@ -233,7 +234,7 @@ class Generation:
             activity=activity,
             catalog_seq=manifest.catalog_seq,
             pipeline=Pipeline(
-                hydrate=_hydration(table, items, profiles, attributes=attributes, encode_query=encode_query),
+                hydrate=hydration(table, items, profiles, attributes=attributes, encode_query=encode_query),
                 sources=sources,
                 items=len(items),
                 filters=_filters(retrieval, items),
@@ -276,7 +277,7 @@ class Generation:
         rules = rules_after(put, self.rules, items=items, attributes=attributes)
         parts = _ruled(self.settings, items, self.id, rules)
         if items is not self.items or profiles is not self.profiles:
-            parts["hydrate"] = _hydration(
+            parts["hydrate"] = hydration(
                 self.table, items, profiles, attributes=attributes, encode_query=self.encode_query
             )
         if items is self.items:
@@ -369,23 +370,6 @@ def action_key(name: str) -> int:
     return zlib.crc32(name.encode())
 
 
-def _hydration(
-    table: FeatureTable,
-    items: Items,
-    profiles: Profiles,
-    *,
-    attributes: Attributes,
-    encode_query: QueryEncoder,
-) -> Callable[[Query], HydratedQuery]:
-    def hydrate(query: Query) -> HydratedQuery:
-        profile, defaulted = _profile(table, profiles, query)
-        row = _query_row(table, items, profile, query)
-        allowed = attributes.allowed(query.filter)
-        return HydratedQuery(query, row, encode_query(row), allowed, defaulted)
-
-    return hydrate
-
-
 def _ruled(settings: PolicySettings, items: Items, generation: str, rules: RulesInForce | None) -> dict[str, Any]:
     """What of a pipeline depends on the rules."""
     pinned = rules.pinned if rules else nothing_pinned
@@ -394,34 +378,6 @@ def _ruled(settings: PolicySettings, items: Items, generation: str, rules: Rules
 
 def _filters(retrieval: RetrievalSettings, items: Items) -> list[Filter]:
     return [Disallowed(), Unpublished(items), Excluded(), *([Seen()] if retrieval.hide_seen else []), Shown()]
-
-
-def _profile(table: FeatureTable, profiles: Profiles, query: Query) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The profile, and which of its features stand at their defaults where a value was wanted: see `HydratedQuery`."""
-    stored = profiles.of(query.user_id)
-    defaulted = {feature.name for feature in table.profile if query.user_id and stored is None}
-    profile = table.stranger if stored is None else stored.copy()
-    for name, value in query.features.items():
-        if name in (profile.dtype.names or ()):
-            profile[name], unusable_B = table.encoded(name, [value])
-            (defaulted.add if unusable_B[0] else defaulted.discard)(name)
-    return profile, tuple(sorted(defaulted))
-
-
-def _query_row(table: FeatureTable, items: Items, profile: np.ndarray, query: Query) -> np.ndarray:
-    history = query.history
-    return query_rows(
-        table,
-        items.row_I,
-        user_ids=[query.user_id],
-        profile_B=profile,
-        surfaces=[query.surface],
-        texts=[query.text],
-        time_ms_B=np.array([query.time_ms], np.int64),
-        history_row_BL=history.row_L[None],
-        history_action_BL=history.action_L[None],
-        history_time_ms_BL=history.time_ms_L[None],
-    )
 
 
 def _agree(what: str, found: str, other: str, expected: str) -> None:

@@ -82,11 +82,7 @@ class RecommenderService:
             recommender_pb2.DESCRIPTOR.services_by_name["Recommender"],
             self._telemetry,
             methods={
-                "Recommend": self.recommend,
-                "Search": self.search,
-                "Rank": self.rank,
-                "Suggest": self.suggest,
-                "Explain": self.explain,
+                name: getattr(self, name.lower()) for name in ("Recommend", "Search", "Rank", "Suggest", "Explain")
             },
         )
 
