@@ -99,7 +99,7 @@ REFUSED: list[tuple[str, Callable[[], Request]]] = [
     ("query", lambda: SearchRequest(query=" \t ")),
     ("query", lambda: SearchRequest(query="x" * 513)),
     ("query", lambda: RankRequest(item_ids=["i1"], query="x" * 513)),
-    ("query_options.spelling", lambda: SearchRequest(query="a", query_options={"spelling": 9})),  # type: ignore[arg-type]
+    ("query_options.spelling", lambda: SearchRequest(query="a", query_options={"spelling": 9})),
     ("query_options.language", lambda: SearchRequest(query="a", query_options=QueryOptions(language="de"))),
     ("item_ids", RankRequest),
     ("item_ids", lambda: RankRequest(item_ids=[f"i{k}" for k in range(1001)])),
