@@ -13,7 +13,7 @@ from protos.events_pb2 import WriteEventsRequest
 from protos.recommender_pb2 import Context, RecommendRequest, RecommendResponse, SearchRequest, SearchResponse
 from serving.catalog import accepted_items
 from serving.events import EventsService
-from serving.generation import Generations
+from serving.generations import Generations
 from serving.live import Live
 from serving.log import ImpressionLog
 from serving.records import Event, ItemEntry

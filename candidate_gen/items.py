@@ -232,8 +232,8 @@ class Items:
         self.ids.save(folder, "item_id")
         self.titles.save(folder, "title")
         self.searchable.save(folder, "searchable")
-        for name, texts in self.prepared.items():
-            texts.save(folder, f"prepared_{name}")
+        for of, prepared in self.prepared.items():
+            prepared.save(folder, f"prepared_{of}")
         for name in _SAVED:
             np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
         (folder / "attributes.json").write_text(json.dumps(list(self.attributes)))
@@ -252,7 +252,7 @@ class Items:
             ids=ids,
             titles=StringColumn.load(folder, "title"),
             searchable=StringColumn.load(folder, "searchable"),
-            prepared={field: PreparedTexts.load(folder, f"prepared_{field}") for field in get_args(Field)},
+            prepared={of: PreparedTexts.load(folder, f"prepared_{of}") for of in get_args(Field)},
             gone_I=np.zeros(len(ids), np.bool_),
             attributes={name: column(f"attribute_{number}") for number, name in enumerate(names)},
             texts=IdMap.load(folder, _TEXTS) if (folder / f"{_TEXTS}.keys.npy").exists() else IdMap.of([]),

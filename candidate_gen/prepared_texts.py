@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from candidate_gen.text import plain
+from candidate_gen.text import words
 from index.columns import GrownColumn, appended, gathered, growing
 from index.strings import IdMap
 
@@ -31,7 +31,7 @@ _compiled: Any = njit(cache=True, nogil=True, boundscheck=False)
 
 def match_words(text: str) -> list[str]:
     """`words` with digits and letters apart, cut to 32 letters: "36in 2x4" has the words 36, in, 2, x, 4."""
-    return [piece[:_LETTERS] for piece in _PIECE.findall(plain(text))]
+    return [piece[:_LETTERS] for piece in _PIECE.findall(" ".join(words(text)))]
 
 
 @dataclass(frozen=True, slots=True)

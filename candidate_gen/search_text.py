@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from candidate_gen.measures import measured
 from candidate_gen.spelling import Spelling
 from candidate_gen.text import words
+from index.measures import measured
 
 FIELDS = ("title", "category", "creator", "description")
 """What every item may have for search to read, in the order in which its text holds them."""

@@ -26,7 +26,7 @@ from index.masks import Mask
 from index.strings import key64
 from index.types import Hits
 
-SOURCES = ("ann", "lexical", "similar", "covisitation", "trending", "fresh", "popular")
+SOURCES = ("ann", "lexical", "understood", "similar", "covisitation", "trending", "fresh", "popular")
 """Names in the order they are asked; the last is the floor that cannot fail."""
 
 NO_HITS = Hits(NO_ROWS, np.empty(0, np.float32))
@@ -74,6 +74,43 @@ class Lexical:
     def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
         text = hydrated.query.text
         return self._index.search(text, k, hydrated.allowed) if text.strip() else NO_HITS
+
+
+class AsUnderstood:
+    """Items that match what the query was understood to mean beyond its words: texts that may stand for it, each match
+    for what it is worth, and the categories that it is about; nothing where it was understood as no more than it says.
+
+    An item scores max_t worth_t * BM25_t * (1 + P(its category | query)) over the texts t, where the query's own is one
+    of them if its categories are known.
+    """
+
+    name = "understood"
+
+    def __init__(self, index: TextSearch, items: Items) -> None:
+        self._index = index
+        self._items = items
+
+    def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
+        query, understood = hydrated.query, hydrated.query.understood
+        if understood is None:
+            return NO_HITS
+        texts = list(understood.searched)
+        if texts and understood.pin_unexpanded:
+            matching = len(self._index.search(query.text, query.size, hydrated.allowed))
+            texts = [] if matching >= query.size else texts
+        probability_C = understood.probability_C
+        if probability_C is not None:
+            texts.append((query.text, 1.0))
+        found = [(self._index.search(text, k, hydrated.allowed), worth) for text, worth in texts]
+        if not found:
+            return NO_HITS
+        row_N, at_N = np.unique(np.concatenate([hits.row_K for hits, _ in found]), return_inverse=True)
+        score_N = np.zeros(len(row_N), np.float64)
+        np.maximum.at(score_N, at_N, np.concatenate([worth * hits.score_K.astype(np.float64) for hits, worth in found]))
+        if probability_C is not None:
+            score_N *= 1 + probability_C[np.asarray(self._items.row_I["category"][row_N])]
+        best_N = np.lexsort((row_N, -score_N))[: max(k, 0)]
+        return Hits(row_N[best_N], score_N[best_N].astype(np.float32))
 
 
 class SimilarToRecent:

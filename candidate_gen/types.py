@@ -7,6 +7,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from candidate_gen.understanding import Understood
 from index.masks import Mask
 from index.types import Hits
 
@@ -50,7 +51,9 @@ class Query:
     user_id: str = ""
     """Empty for an anonymous request."""
     text: str = ""
-    """Empty for a recommendation."""
+    """What is searched for, which need not be what was typed; empty for a recommendation."""
+    understood: Understood | None = None
+    """What was typed as it was understood; None where it is searched for as it is."""
     history: History = field(default_factory=History)
     features: Mapping[str, str | float] = field(default_factory=dict)
     """Values of query-owned features that the caller sent; they go before the stored profile."""

@@ -4,7 +4,7 @@ Shape letters: I items, K results, S segments.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -19,6 +19,8 @@ import tantivy
 from numpy.typing import NDArray
 
 from index.masks import Mask
+from index.measures import measured
+from index.segments import segmented
 from index.types import Hits
 
 GRAMS = "grams"
@@ -71,7 +73,8 @@ class LexicalIndex:
 
     where I_w of I titles hold w: BM25 as in Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009,
     with k1 = 1.2 and b = 0.75; tantivy rounds lengths above 40 words. Words are runs of letters and digits,
-    lower-case, without accents, stemmed. A word of a field with boost b counts as b words, which is BM25 with weighted
+    lower-case, without accents, stemmed; numbers with units are read as `measured` writes them, and scripts without
+    blanks are cut by `segmented`. A word of a field with boost b counts as b words, which is BM25 with weighted
     fields as in Robertson, Zaragoza and Taylor, "Simple BM25 Extension to Multiple Weighted Fields", 2004.
 
     Equal scores come in the order of rows, unless a build fills eight segments of 4 GB in memory each: tantivy merges
@@ -80,6 +83,7 @@ class LexicalIndex:
     Args:
         folder: what `build` wrote. It must stay there for as long as the index is to grow.
         boosts: of the fields in the order in which texts hold them, by name.
+        prepare: what is done to every field, and to every query, before it is cut into words.
         shelf: where it grows, and what was added there; none so far where it is missing.
     """
 
@@ -89,11 +93,13 @@ class LexicalIndex:
         language: str,
         boosts: Mapping[str, int],
         *,
+        prepare: Callable[[str], str],
         shelf: "_Shelf | None" = None,
         added: Sequence["_Added"] = (),
     ) -> None:
         self.language = language
         self.boosts = dict(boosts)
+        self._prepare = prepare
         self._folder = folder
         self._shelf = shelf
         self._added = tuple(added)
@@ -126,8 +132,8 @@ class LexicalIndex:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty, a lexical index needs a folder of its own")
-        _write(folder, titles, language=language, boosts=boosts)
-        facts = {"language": language, "count": len(titles), "boosts": boosts}
+        _write(folder, _each_field(_prepared, titles), language=language, boosts=boosts)
+        facts = {"language": language, "count": len(titles), "boosts": boosts, "prepared": True}
         (folder / _FACTS).write_text(json.dumps(facts) + "\n")
         for path in folder.iterdir():
             path.chmod(0o644)  # tantivy makes some of them its user's own; a server may be another user
@@ -150,7 +156,8 @@ class LexicalIndex:
             raise ValueError(f"{facts} does not describe a lexical index: {error!r}") from error
         if language not in LANGUAGES:
             raise ValueError(f"{facts} says language {language!r}, it must be one of {', '.join(LANGUAGES)}")
-        opened = cls(folder, language, boosts)
+        prepare = _prepared if stored.get("prepared") else _utf8  # those of before this was done
+        opened = cls(folder, language, boosts, prepare=prepare)
         if len(opened) != count:
             raise ValueError(f"{folder} holds {len(opened)} titles, {_FACTS} says {count}")
         return opened
@@ -170,13 +177,13 @@ class LexicalIndex:
         """
         if not titles:
             return self
-        kept, texts = list(self._added), list(titles)
+        kept, texts = list(self._added), _each_field(self._prepare, titles)
         while kept and kept[-1].size <= _size(texts) < _FULL:
             texts = [*kept.pop().texts, *texts]
         shelf = self._shelf or _Shelf(self._folder)
         first = len(self) + len(titles) - len(texts)
         kept.append(shelf.added(texts, first=first, language=self.language, boosts=self.boosts))
-        return type(self)(self._folder, self.language, self.boosts, shelf=shelf, added=kept)
+        return type(self)(self._folder, self.language, self.boosts, prepare=self._prepare, shelf=shelf, added=kept)
 
     def search(self, text: str, k: int, allowed: Mask | None = None) -> Hits:
         """The k titles that match the text best; any text has an answer, if only an empty one.
@@ -240,7 +247,7 @@ class LexicalIndex:
         return np.sort(np.array(self._searcher.fast_field_values("row", [at for _, at in found]), np.int64))
 
     def _words_of(self, text: str) -> list[str]:
-        return list(dict.fromkeys(self._words.analyze(_utf8(text))))[:MOST_WORDS]
+        return list(dict.fromkeys(self._words.analyze(self._prepare(text))))[:MOST_WORDS]
 
     def _query(self, words: Sequence[str], occur: tantivy.Occur) -> tantivy.Query:
         terms = [tantivy.Query.term_query(self._schema, "title", word, "freq") for word in words]
@@ -332,7 +339,7 @@ def _write(folder: Path, texts: Sequence[str], *, language: str, boosts: Mapping
     writer = index.writer(heap_size=_HEAP_BYTES, num_threads=1)
     for row, text in enumerate(texts, start=first):
         document = tantivy.Document()
-        for field, times in zip(_utf8(text).split(FIELD_END), times_F, strict=False):
+        for field, times in zip(text.split(FIELD_END), times_F, strict=False):
             for _ in range(times):
                 document.add_text("title", field)
         document.add_unsigned("row", row)
@@ -384,6 +391,15 @@ def _analyzer(language: str) -> tantivy.TextAnalyzer:
         .filter(tantivy.Filter.stemmer(LANGUAGES[language]))
         .build()
     )
+
+
+def _each_field(prepare: Callable[[str], str], texts: Iterable[str]) -> list[str]:
+    return [FIELD_END.join(map(prepare, text.split(FIELD_END))) for text in texts]
+
+
+def _prepared(text: str) -> str:
+    """Measures in one form, and words apart where their script has no blanks."""
+    return segmented(measured(_utf8(text)))
 
 
 def _utf8(text: str) -> str:

@@ -42,6 +42,13 @@ class HybridMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     HYBRID_MODE_BOTH: _ClassVar[HybridMode]
     HYBRID_MODE_LEXICAL: _ClassVar[HybridMode]
     HYBRID_MODE_DENSE: _ClassVar[HybridMode]
+
+class QueryStep(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    QUERY_STEP_UNSPECIFIED: _ClassVar[QueryStep]
+    QUERY_STEP_OFF: _ClassVar[QueryStep]
+    QUERY_STEP_AUTO: _ClassVar[QueryStep]
+    QUERY_STEP_SUGGEST: _ClassVar[QueryStep]
 KIND_UNSPECIFIED: Kind
 KIND_RECOMMEND: Kind
 KIND_SEARCH: Kind
@@ -66,6 +73,10 @@ HYBRID_MODE_UNSPECIFIED: HybridMode
 HYBRID_MODE_BOTH: HybridMode
 HYBRID_MODE_LEXICAL: HybridMode
 HYBRID_MODE_DENSE: HybridMode
+QUERY_STEP_UNSPECIFIED: QueryStep
+QUERY_STEP_OFF: QueryStep
+QUERY_STEP_AUTO: QueryStep
+QUERY_STEP_SUGGEST: QueryStep
 
 class FeatureValue(_message.Message):
     __slots__ = ("text", "number")
@@ -188,8 +199,44 @@ class Page(_message.Message):
     shown_item_key: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, number: _Optional[int] = ..., first: _Optional[str] = ..., generation: _Optional[str] = ..., catalog_seq: _Optional[int] = ..., question: _Optional[int] = ..., shown_item_key: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class QueryOptions(_message.Message):
+    __slots__ = ("spelling", "synonyms", "expansion", "pin_unexpanded", "language", "filters", "intent")
+    SPELLING_FIELD_NUMBER: _ClassVar[int]
+    SYNONYMS_FIELD_NUMBER: _ClassVar[int]
+    EXPANSION_FIELD_NUMBER: _ClassVar[int]
+    PIN_UNEXPANDED_FIELD_NUMBER: _ClassVar[int]
+    LANGUAGE_FIELD_NUMBER: _ClassVar[int]
+    FILTERS_FIELD_NUMBER: _ClassVar[int]
+    INTENT_FIELD_NUMBER: _ClassVar[int]
+    spelling: QueryStep
+    synonyms: QueryStep
+    expansion: QueryStep
+    pin_unexpanded: bool
+    language: str
+    filters: QueryStep
+    intent: QueryStep
+    def __init__(self, spelling: _Optional[_Union[QueryStep, str]] = ..., synonyms: _Optional[_Union[QueryStep, str]] = ..., expansion: _Optional[_Union[QueryStep, str]] = ..., pin_unexpanded: _Optional[bool] = ..., language: _Optional[str] = ..., filters: _Optional[_Union[QueryStep, str]] = ..., intent: _Optional[_Union[QueryStep, str]] = ...) -> None: ...
+
+class Understood(_message.Message):
+    __slots__ = ("searched", "corrected", "expanded", "filter", "dropped_filter", "intent", "probability")
+    SEARCHED_FIELD_NUMBER: _ClassVar[int]
+    CORRECTED_FIELD_NUMBER: _ClassVar[int]
+    EXPANDED_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FILTER_FIELD_NUMBER: _ClassVar[int]
+    INTENT_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    searched: str
+    corrected: str
+    expanded: _containers.RepeatedScalarFieldContainer[str]
+    filter: str
+    dropped_filter: str
+    intent: _containers.RepeatedScalarFieldContainer[str]
+    probability: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, searched: _Optional[str] = ..., corrected: _Optional[str] = ..., expanded: _Optional[_Iterable[str]] = ..., filter: _Optional[str] = ..., dropped_filter: _Optional[str] = ..., intent: _Optional[_Iterable[str]] = ..., probability: _Optional[_Iterable[float]] = ...) -> None: ...
+
 class Impression(_message.Message):
-    __slots__ = ("request_id", "time_ms", "kind", "tenant", "surface", "user_id", "visitor_id", "session_id", "text", "size", "seed_item_ids", "exclude_item_ids", "rank_item_ids", "features", "history_item_key", "history_action_key", "history_time_ms", "filter", "live_hits", "shown_item_key", "filter_mode", "boosts", "hybrid", "order_by", "page", "generation", "schema", "policy", "degraded", "stages", "skipped_sources", "experiment_arms", "labels", "catalog_seq", "item_id", "propensity", "utility", "slot_flags", "action_names", "probability", "source_names", "source_bits", "source_rank", "more", "slot_team", "query_row", "item_rows", "pair_rows", "eligible_item_key", "eligible_utility", "traffic", "shadow_of", "drafted", "variation")
+    __slots__ = ("request_id", "time_ms", "kind", "tenant", "surface", "user_id", "visitor_id", "session_id", "text", "size", "seed_item_ids", "exclude_item_ids", "rank_item_ids", "features", "history_item_key", "history_action_key", "history_time_ms", "filter", "live_hits", "shown_item_key", "filter_mode", "boosts", "hybrid", "order_by", "page", "query_options", "generation", "schema", "policy", "degraded", "stages", "skipped_sources", "experiment_arms", "labels", "catalog_seq", "understood", "item_id", "propensity", "utility", "slot_flags", "action_names", "probability", "source_names", "source_bits", "source_rank", "more", "slot_team", "query_row", "item_rows", "pair_rows", "eligible_item_key", "eligible_utility", "traffic", "shadow_of", "drafted", "variation")
     class FeaturesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -236,6 +283,7 @@ class Impression(_message.Message):
     HYBRID_FIELD_NUMBER: _ClassVar[int]
     ORDER_BY_FIELD_NUMBER: _ClassVar[int]
     PAGE_FIELD_NUMBER: _ClassVar[int]
+    QUERY_OPTIONS_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     SCHEMA_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
@@ -245,6 +293,7 @@ class Impression(_message.Message):
     EXPERIMENT_ARMS_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     CATALOG_SEQ_FIELD_NUMBER: _ClassVar[int]
+    UNDERSTOOD_FIELD_NUMBER: _ClassVar[int]
     ITEM_ID_FIELD_NUMBER: _ClassVar[int]
     PROPENSITY_FIELD_NUMBER: _ClassVar[int]
     UTILITY_FIELD_NUMBER: _ClassVar[int]
@@ -290,6 +339,7 @@ class Impression(_message.Message):
     hybrid: HybridOptions
     order_by: str
     page: Page
+    query_options: QueryOptions
     generation: str
     schema: str
     policy: Policy
@@ -299,6 +349,7 @@ class Impression(_message.Message):
     experiment_arms: _containers.ScalarMap[str, str]
     labels: _containers.ScalarMap[str, str]
     catalog_seq: int
+    understood: Understood
     item_id: _containers.RepeatedScalarFieldContainer[str]
     propensity: _containers.RepeatedScalarFieldContainer[float]
     utility: _containers.RepeatedScalarFieldContainer[float]
@@ -319,7 +370,7 @@ class Impression(_message.Message):
     shadow_of: str
     drafted: Drafted
     variation: Variation
-    def __init__(self, request_id: _Optional[str] = ..., time_ms: _Optional[int] = ..., kind: _Optional[_Union[Kind, str]] = ..., tenant: _Optional[str] = ..., surface: _Optional[str] = ..., user_id: _Optional[str] = ..., visitor_id: _Optional[str] = ..., session_id: _Optional[str] = ..., text: _Optional[str] = ..., size: _Optional[int] = ..., seed_item_ids: _Optional[_Iterable[str]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., rank_item_ids: _Optional[_Iterable[str]] = ..., features: _Optional[_Mapping[str, FeatureValue]] = ..., history_item_key: _Optional[_Iterable[int]] = ..., history_action_key: _Optional[_Iterable[int]] = ..., history_time_ms: _Optional[_Iterable[int]] = ..., filter: _Optional[str] = ..., live_hits: _Optional[_Iterable[_Union[SourceHits, _Mapping]]] = ..., shown_item_key: _Optional[_Iterable[int]] = ..., filter_mode: _Optional[_Union[FilterMode, str]] = ..., boosts: _Optional[_Iterable[_Union[Boost, _Mapping]]] = ..., hybrid: _Optional[_Union[HybridOptions, _Mapping]] = ..., order_by: _Optional[str] = ..., page: _Optional[_Union[Page, _Mapping]] = ..., generation: _Optional[str] = ..., schema: _Optional[str] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., degraded: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., skipped_sources: _Optional[_Iterable[str]] = ..., experiment_arms: _Optional[_Mapping[str, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., catalog_seq: _Optional[int] = ..., item_id: _Optional[_Iterable[str]] = ..., propensity: _Optional[_Iterable[float]] = ..., utility: _Optional[_Iterable[float]] = ..., slot_flags: _Optional[_Iterable[int]] = ..., action_names: _Optional[_Iterable[str]] = ..., probability: _Optional[_Iterable[float]] = ..., source_names: _Optional[_Iterable[str]] = ..., source_bits: _Optional[_Iterable[int]] = ..., source_rank: _Optional[_Iterable[int]] = ..., more: _Optional[bool] = ..., slot_team: _Optional[_Iterable[int]] = ..., query_row: _Optional[bytes] = ..., item_rows: _Optional[bytes] = ..., pair_rows: _Optional[bytes] = ..., eligible_item_key: _Optional[_Iterable[int]] = ..., eligible_utility: _Optional[_Iterable[float]] = ..., traffic: _Optional[str] = ..., shadow_of: _Optional[str] = ..., drafted: _Optional[_Union[Drafted, _Mapping]] = ..., variation: _Optional[_Union[Variation, _Mapping]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., time_ms: _Optional[int] = ..., kind: _Optional[_Union[Kind, str]] = ..., tenant: _Optional[str] = ..., surface: _Optional[str] = ..., user_id: _Optional[str] = ..., visitor_id: _Optional[str] = ..., session_id: _Optional[str] = ..., text: _Optional[str] = ..., size: _Optional[int] = ..., seed_item_ids: _Optional[_Iterable[str]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., rank_item_ids: _Optional[_Iterable[str]] = ..., features: _Optional[_Mapping[str, FeatureValue]] = ..., history_item_key: _Optional[_Iterable[int]] = ..., history_action_key: _Optional[_Iterable[int]] = ..., history_time_ms: _Optional[_Iterable[int]] = ..., filter: _Optional[str] = ..., live_hits: _Optional[_Iterable[_Union[SourceHits, _Mapping]]] = ..., shown_item_key: _Optional[_Iterable[int]] = ..., filter_mode: _Optional[_Union[FilterMode, str]] = ..., boosts: _Optional[_Iterable[_Union[Boost, _Mapping]]] = ..., hybrid: _Optional[_Union[HybridOptions, _Mapping]] = ..., order_by: _Optional[str] = ..., page: _Optional[_Union[Page, _Mapping]] = ..., query_options: _Optional[_Union[QueryOptions, _Mapping]] = ..., generation: _Optional[str] = ..., schema: _Optional[str] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., degraded: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., skipped_sources: _Optional[_Iterable[str]] = ..., experiment_arms: _Optional[_Mapping[str, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., catalog_seq: _Optional[int] = ..., understood: _Optional[_Union[Understood, _Mapping]] = ..., item_id: _Optional[_Iterable[str]] = ..., propensity: _Optional[_Iterable[float]] = ..., utility: _Optional[_Iterable[float]] = ..., slot_flags: _Optional[_Iterable[int]] = ..., action_names: _Optional[_Iterable[str]] = ..., probability: _Optional[_Iterable[float]] = ..., source_names: _Optional[_Iterable[str]] = ..., source_bits: _Optional[_Iterable[int]] = ..., source_rank: _Optional[_Iterable[int]] = ..., more: _Optional[bool] = ..., slot_team: _Optional[_Iterable[int]] = ..., query_row: _Optional[bytes] = ..., item_rows: _Optional[bytes] = ..., pair_rows: _Optional[bytes] = ..., eligible_item_key: _Optional[_Iterable[int]] = ..., eligible_utility: _Optional[_Iterable[float]] = ..., traffic: _Optional[str] = ..., shadow_of: _Optional[str] = ..., drafted: _Optional[_Union[Drafted, _Mapping]] = ..., variation: _Optional[_Union[Variation, _Mapping]] = ...) -> None: ...
 
 class Outcome(_message.Message):
     __slots__ = ("event_id", "request_id", "item_id", "user_id", "session_id", "action", "value", "time_ms", "visible_ms", "position", "attribution_token", "tenant", "visitor_id")

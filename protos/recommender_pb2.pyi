@@ -34,19 +34,13 @@ class ReasonKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_PINNED: _ClassVar[ReasonKind]
     REASON_COLD_START: _ClassVar[ReasonKind]
 
-class QueryStep(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-    __slots__ = ()
-    QUERY_STEP_UNSPECIFIED: _ClassVar[QueryStep]
-    QUERY_STEP_OFF: _ClassVar[QueryStep]
-    QUERY_STEP_AUTO: _ClassVar[QueryStep]
-    QUERY_STEP_SUGGEST: _ClassVar[QueryStep]
-
 class SuggestionKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     SUGGESTION_UNSPECIFIED: _ClassVar[SuggestionKind]
     SUGGESTION_COMPLETION: _ClassVar[SuggestionKind]
     SUGGESTION_CORRECTION: _ClassVar[SuggestionKind]
     SUGGESTION_ITEM: _ClassVar[SuggestionKind]
+    SUGGESTION_CATEGORY: _ClassVar[SuggestionKind]
 PRIORITY_UNSPECIFIED: Priority
 PRIORITY_SHEDDABLE: Priority
 PRIORITY_DEFAULT: Priority
@@ -64,14 +58,11 @@ REASON_FRESH: ReasonKind
 REASON_EXPLORED: ReasonKind
 REASON_PINNED: ReasonKind
 REASON_COLD_START: ReasonKind
-QUERY_STEP_UNSPECIFIED: QueryStep
-QUERY_STEP_OFF: QueryStep
-QUERY_STEP_AUTO: QueryStep
-QUERY_STEP_SUGGEST: QueryStep
 SUGGESTION_UNSPECIFIED: SuggestionKind
 SUGGESTION_COMPLETION: SuggestionKind
 SUGGESTION_CORRECTION: SuggestionKind
 SUGGESTION_ITEM: SuggestionKind
+SUGGESTION_CATEGORY: SuggestionKind
 
 class Context(_message.Message):
     __slots__ = ("tenant", "surface", "user_id", "visitor_id", "session_id", "recent_item_ids", "features", "client_time_ms", "priority")
@@ -332,20 +323,6 @@ class FacetValue(_message.Message):
     count: int
     def __init__(self, value: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
 
-class QueryOptions(_message.Message):
-    __slots__ = ("spelling", "synonyms", "expansion", "pin_unexpanded", "language")
-    SPELLING_FIELD_NUMBER: _ClassVar[int]
-    SYNONYMS_FIELD_NUMBER: _ClassVar[int]
-    EXPANSION_FIELD_NUMBER: _ClassVar[int]
-    PIN_UNEXPANDED_FIELD_NUMBER: _ClassVar[int]
-    LANGUAGE_FIELD_NUMBER: _ClassVar[int]
-    spelling: QueryStep
-    synonyms: QueryStep
-    expansion: QueryStep
-    pin_unexpanded: bool
-    language: str
-    def __init__(self, spelling: _Optional[_Union[QueryStep, str]] = ..., synonyms: _Optional[_Union[QueryStep, str]] = ..., expansion: _Optional[_Union[QueryStep, str]] = ..., pin_unexpanded: _Optional[bool] = ..., language: _Optional[str] = ...) -> None: ...
-
 class SearchRequest(_message.Message):
     __slots__ = ("context", "request_id", "page_size", "page_token", "filter", "filter_mode", "policy", "boosts", "exclude_item_ids", "return_fields", "include_scores", "columns", "debug", "validate_only", "no_log", "labels", "query", "facets", "query_options", "hybrid", "order_by")
     class LabelsEntry(_message.Message):
@@ -394,13 +371,13 @@ class SearchRequest(_message.Message):
     labels: _containers.ScalarMap[str, str]
     query: str
     facets: _containers.RepeatedCompositeFieldContainer[FacetRequest]
-    query_options: QueryOptions
+    query_options: _impression_pb2.QueryOptions
     hybrid: _impression_pb2.HybridOptions
     order_by: str
-    def __init__(self, context: _Optional[_Union[Context, _Mapping]] = ..., request_id: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., filter: _Optional[str] = ..., filter_mode: _Optional[_Union[_impression_pb2.FilterMode, str]] = ..., policy: _Optional[_Union[PolicyOverrides, _Mapping]] = ..., boosts: _Optional[_Iterable[_Union[_impression_pb2.Boost, _Mapping]]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., return_fields: _Optional[_Iterable[str]] = ..., include_scores: _Optional[bool] = ..., columns: _Optional[bool] = ..., debug: _Optional[_Union[DebugLevel, str]] = ..., validate_only: _Optional[bool] = ..., no_log: _Optional[bool] = ..., labels: _Optional[_Mapping[str, str]] = ..., query: _Optional[str] = ..., facets: _Optional[_Iterable[_Union[FacetRequest, _Mapping]]] = ..., query_options: _Optional[_Union[QueryOptions, _Mapping]] = ..., hybrid: _Optional[_Union[_impression_pb2.HybridOptions, _Mapping]] = ..., order_by: _Optional[str] = ...) -> None: ...
+    def __init__(self, context: _Optional[_Union[Context, _Mapping]] = ..., request_id: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., filter: _Optional[str] = ..., filter_mode: _Optional[_Union[_impression_pb2.FilterMode, str]] = ..., policy: _Optional[_Union[PolicyOverrides, _Mapping]] = ..., boosts: _Optional[_Iterable[_Union[_impression_pb2.Boost, _Mapping]]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., return_fields: _Optional[_Iterable[str]] = ..., include_scores: _Optional[bool] = ..., columns: _Optional[bool] = ..., debug: _Optional[_Union[DebugLevel, str]] = ..., validate_only: _Optional[bool] = ..., no_log: _Optional[bool] = ..., labels: _Optional[_Mapping[str, str]] = ..., query: _Optional[str] = ..., facets: _Optional[_Iterable[_Union[FacetRequest, _Mapping]]] = ..., query_options: _Optional[_Union[_impression_pb2.QueryOptions, _Mapping]] = ..., hybrid: _Optional[_Union[_impression_pb2.HybridOptions, _Mapping]] = ..., order_by: _Optional[str] = ...) -> None: ...
 
 class SearchResponse(_message.Message):
-    __slots__ = ("request_id", "attribution_token", "items", "columns", "next_page_token", "generation", "experiment_arms", "degradation", "policy", "missing_ids", "trace", "facets", "total_size", "corrected_query", "expanded_query", "redirect_uri")
+    __slots__ = ("request_id", "attribution_token", "items", "columns", "next_page_token", "generation", "experiment_arms", "degradation", "policy", "missing_ids", "trace", "facets", "total_size", "corrected_query", "expanded_query", "redirect_uri", "extracted_filter", "dropped_filter", "intent")
     class ExperimentArmsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -408,6 +385,13 @@ class SearchResponse(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class IntentEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTION_TOKEN_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
@@ -424,6 +408,9 @@ class SearchResponse(_message.Message):
     CORRECTED_QUERY_FIELD_NUMBER: _ClassVar[int]
     EXPANDED_QUERY_FIELD_NUMBER: _ClassVar[int]
     REDIRECT_URI_FIELD_NUMBER: _ClassVar[int]
+    EXTRACTED_FILTER_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FILTER_FIELD_NUMBER: _ClassVar[int]
+    INTENT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     attribution_token: str
     items: _containers.RepeatedCompositeFieldContainer[Item]
@@ -440,7 +427,10 @@ class SearchResponse(_message.Message):
     corrected_query: str
     expanded_query: str
     redirect_uri: str
-    def __init__(self, request_id: _Optional[str] = ..., attribution_token: _Optional[str] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., columns: _Optional[_Union[Columns, _Mapping]] = ..., next_page_token: _Optional[str] = ..., generation: _Optional[str] = ..., experiment_arms: _Optional[_Mapping[str, str]] = ..., degradation: _Optional[_Union[Degradation, _Mapping]] = ..., policy: _Optional[_Union[_impression_pb2.Policy, _Mapping]] = ..., missing_ids: _Optional[_Iterable[str]] = ..., trace: _Optional[_Union[Trace, _Mapping]] = ..., facets: _Optional[_Iterable[_Union[Facet, _Mapping]]] = ..., total_size: _Optional[int] = ..., corrected_query: _Optional[str] = ..., expanded_query: _Optional[str] = ..., redirect_uri: _Optional[str] = ...) -> None: ...
+    extracted_filter: str
+    dropped_filter: str
+    intent: _containers.ScalarMap[str, float]
+    def __init__(self, request_id: _Optional[str] = ..., attribution_token: _Optional[str] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., columns: _Optional[_Union[Columns, _Mapping]] = ..., next_page_token: _Optional[str] = ..., generation: _Optional[str] = ..., experiment_arms: _Optional[_Mapping[str, str]] = ..., degradation: _Optional[_Union[Degradation, _Mapping]] = ..., policy: _Optional[_Union[_impression_pb2.Policy, _Mapping]] = ..., missing_ids: _Optional[_Iterable[str]] = ..., trace: _Optional[_Union[Trace, _Mapping]] = ..., facets: _Optional[_Iterable[_Union[Facet, _Mapping]]] = ..., total_size: _Optional[int] = ..., corrected_query: _Optional[str] = ..., expanded_query: _Optional[str] = ..., redirect_uri: _Optional[str] = ..., extracted_filter: _Optional[str] = ..., dropped_filter: _Optional[str] = ..., intent: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class RankRequest(_message.Message):
     __slots__ = ("context", "request_id", "page_size", "page_token", "filter", "filter_mode", "policy", "boosts", "exclude_item_ids", "return_fields", "include_scores", "columns", "debug", "validate_only", "no_log", "labels", "item_ids", "query")

@@ -12,7 +12,8 @@ from protos import admin_pb2
 from serving import codec
 from serving.arms import Experiments
 from serving.clock import now_ms
-from serving.generation import Generation, GenerationMismatch, Generations
+from serving.generation import Generation, GenerationMismatch
+from serving.generations import Generations
 from serving.log import CorruptLog
 from serving.rpc import StaleRules, Unavailable, handlers
 from serving.rules import rule_book

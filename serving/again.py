@@ -12,11 +12,12 @@ import numpy as np
 
 from candidate_gen.types import Query
 from protos.impression_pb2 import Impression
-from serving.answers import columns_of, policy_of, record
+from serving.answers import columns_of, policy_of, record, understood_of
 from serving.catalog_log import CatalogLog
 from serving.codec import query_of
 from serving.drafting import drafted
-from serving.generation import Generation, Generations
+from serving.generation import Generation
+from serving.generations import Generations
 from serving.pipeline import Answer
 from serving.variants import varied
 
@@ -40,6 +41,7 @@ _ASKED = (
     "hybrid",
     "order_by",
     "page",
+    "query_options",
     "features",
     "live_hits",
     "shown_item_key",
@@ -54,6 +56,7 @@ _ASKED = (
     "drafted",
 )
 _STAGES = {
+    "understand": ("understood",),
     "features": ("schema", "query_row", "item_rows", "pair_rows"),
     "score": ("action_names", "eligible_utility"),
     "select": (
@@ -218,6 +221,7 @@ def _retrieved(logged: Impression, answer: Answer, generation: Generation) -> tu
 def _made(logged: Impression, query: Query, answer: Answer, generation: Generation) -> tuple[str, str] | None:
     again = {
         **columns_of(answer, generation),
+        "understood": understood_of(query),
         "eligible_utility": answer.slate.utility_N if logged.eligible_item_key else (),
         "policy": policy_of(query, answer, generation),
     }

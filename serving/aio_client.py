@@ -62,6 +62,7 @@ class AsyncCascadeClient:
     recommend = _awaited(calls.recommend)
     search = _awaited(calls.search)
     rank = _awaited(calls.rank)
+    suggest = _awaited(calls.suggest)
     explain = _awaited(calls.explain)
     write_events = _awaited(calls.write_events)
     upsert_items = _awaited(calls.upsert_items)

@@ -28,6 +28,7 @@ from serving.found import tell_found
 from serving.generation import Generation
 from serving.paging import next_page_token
 from serving.pipeline import Answer, Trace
+from serving.understanding import message, tell
 
 Response = recommender_pb2.RecommendResponse | recommender_pb2.SearchResponse | recommender_pb2.RankResponse
 
@@ -38,6 +39,7 @@ _BITS_OF_SOURCE: Mapping[str, int] = {
     "similar": 1 << _SIMILAR_TO,
     "covisitation": 1 << _SIMILAR_TO,
     "lexical": 1 << _SEARCH_MATCH,
+    "understood": 1 << _SEARCH_MATCH,
     "popular": 1 << ReasonKind.REASON_POPULAR,
     "trending": 1 << ReasonKind.REASON_POPULAR,
     "fresh": 1 << ReasonKind.REASON_FRESH,
@@ -87,6 +89,8 @@ def record(asked: Impression, *, query: Query, answer: Answer, generation: Gener
     asked.generation = generation.id
     asked.catalog_seq = generation.catalog_seq
     asked.policy.CopyFrom(policy_of(query, answer, generation))
+    if (meant := understood_of(query)).ByteSize():
+        asked.understood.CopyFrom(meant)
     asked.degraded = answer.trace.degraded
     asked.more = has_more(query, answer)
     asked.stages.extend(stage_times(answer.trace))
@@ -107,6 +111,11 @@ def has_more(query: Query, answer: Answer) -> bool:
     """Whether there was more to show; where two arms drafted the slate, whether there may have been."""
     slate = answer.slate
     return len(slate) == query.size if len(slate.team_K) else len(answer.scored) > len(slate) > 0
+
+
+def understood_of(query: Query) -> impression_pb2.Understood:
+    """What was understood of a query, as an impression holds it; empty where there is nothing to tell."""
+    return message(query.understood) if query.understood is not None else impression_pb2.Understood()
 
 
 def policy_of(query: Query, answer: Answer, generation: Generation) -> impression_pb2.Policy:
@@ -170,6 +179,8 @@ def respond(
     response.degradation.bits = logged.degraded
     response.degradation.stages.extend(logged.stages)
     response.policy.CopyFrom(logged.policy)
+    if isinstance(response, recommender_pb2.SearchResponse):
+        tell(response, logged)
     response.missing_ids.extend(missing_ids(logged, query, generation))
     response.next_page_token = next_page_token(logged)
     if isinstance(response, recommender_pb2.SearchResponse) and isinstance(request, recommender_pb2.SearchRequest):

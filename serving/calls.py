@@ -23,7 +23,10 @@ from serving.records import (
     ItemChange,
     ItemEntry,
     ShownSlate,
+    SuggestedLine,
     UserEntry,
+    lines_of,
+    options_of,
     slate_of,
     values,
 )
@@ -101,6 +104,7 @@ def search(
     recent_item_ids: Sequence[str] = (),
     exclude_item_ids: Sequence[str] = (),
     filter: str = "",  # noqa: A002  # one word for it everywhere
+    query_options: Mapping[str, str | bool] | None = None,
     features: Mapping[str, str | float] | None = None,
     request_id: str = "",
     time_ms: int = 0,
@@ -117,6 +121,7 @@ def search(
     Args:
         order_by: an attribute that is a number and a direction, such as "price asc"; by utility where empty.
         facets: attributes whose values among all matches to count.
+        query_options: what may be done to the query, all where not given; see `records.options_of`.
     """
     request = recommender_pb2.SearchRequest(
         context=_context(
@@ -128,6 +133,7 @@ def search(
             time_ms=time_ms,
         ),
         query=query,
+        query_options=options_of(query_options or {}),
         request_id=request_id or uuid.uuid4().hex,
         page_size=size,
         exclude_item_ids=exclude_item_ids,
@@ -141,6 +147,25 @@ def search(
     )
     reply = yield _call("Recommender/Search", request, deadline_s)
     return slate_of(recommender_pb2.SearchResponse.FromString(reply))
+
+
+def suggest(
+    prefix: str,
+    *,
+    user_id: str = "",
+    size: int = 10,
+    surface: str = "search",
+    time_ms: int = 0,
+    deadline_s: float | None = None,
+) -> Steps[tuple[SuggestedLine, ...]]:
+    """What somebody who has typed so much may search for, best first."""
+    request = recommender_pb2.SuggestRequest(
+        context=_context(user_id, surface=surface, session_id="", recent_item_ids=(), features=None, time_ms=time_ms),
+        prefix=prefix,
+        page_size=size,
+    )
+    reply = yield _call("Recommender/Suggest", request, deadline_s)
+    return lines_of(recommender_pb2.SuggestResponse.FromString(reply))
 
 
 def rank(

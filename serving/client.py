@@ -24,6 +24,7 @@ from serving.records import (
     ItemEntry,
     ShownItem,
     ShownSlate,
+    SuggestedLine,
     UserEntry,
     slate_of,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "ItemEntry",
     "ShownItem",
     "ShownSlate",
+    "SuggestedLine",
     "UserEntry",
     "slate_of",
 ]
@@ -91,6 +93,7 @@ class CascadeClient:
     recommend = _blocking(calls.recommend)
     search = _blocking(calls.search)
     rank = _blocking(calls.rank)
+    suggest = _blocking(calls.suggest)
     explain = _blocking(calls.explain)
     write_events = _blocking(calls.write_events)
     upsert_items = _blocking(calls.upsert_items)

@@ -23,13 +23,24 @@ from candidate_gen.types import NO_ROWS, Query
 from index.masks import Mask
 from index.strings import keys64
 from index.types import Hits
-from protos import events_pb2, recommender_pb2
-from protos.impression_pb2 import FeatureValue, FilterMode, HybridMode, Impression, Kind, Outcome, Page
+from protos import recommender_pb2
+from protos.impression_pb2 import (
+    FeatureValue,
+    FilterMode,
+    HybridMode,
+    Impression,
+    Kind,
+    Page,
+    QueryOptions,
+    QueryStep,
+)
 from protos.recommender_pb2 import DebugLevel, Priority
 from serving.changes import held
 from serving.generation import Generation
 from serving.paging import page_of, question_of
+from serving.records import STEPS
 from serving.retrieval import mixed
+from serving.understanding import both, decided, understood
 
 Request = recommender_pb2.RecommendRequest | recommender_pb2.SearchRequest | recommender_pb2.RankRequest
 
@@ -48,7 +59,6 @@ MAX_FACETS = 16
 MAX_FACET_VALUES = 1000
 MAX_BOUNDS = 100
 MAX_TOKEN_CHARS = 1 << 14
-MAX_EVENTS = 1000
 MAX_VALUE = 1e12
 MAX_TIME_MS = 4_102_444_800_000
 """The year 2100: later times are seconds or microseconds by mistake."""
@@ -61,11 +71,10 @@ OWN_FIELDS = ("title", "category", "published_ms")
 """What `return_fields` may name beside attributes."""
 _BURIED = -1e6
 """Far below any boost: what is filled up with comes after everything else that is drawn by utility."""
-_UNSIGNED = "u1."
+UNSIGNED = "u1."
 
 _UNSUPPORTED: Mapping[str, str] = {
     "policy": "the generation's own policy applies",
-    "query_options": "the query is searched for as typed",
 }
 _QUESTION = (
     "kind",
@@ -83,6 +92,7 @@ _QUESTION = (
     "hybrid",
     "order_by",
     "page",
+    "query_options",
 )
 """What two impressions of one request id must agree on."""
 
@@ -120,9 +130,8 @@ def asked(request: Request, *, server_time_ms: int | None, new_request_id: Calla
         if field.name in _UNSUPPORTED:
             raise Unsupported(f"{field.name} is not supported yet; {_UNSUPPORTED[field.name]}")
     context = request.context
-    _check_context(context, trusted=server_time_ms is None)
+    time_ms = checked_time_ms(context, server_time_ms=server_time_ms)
     _check_options(request)
-    time_ms = context.client_time_ms if server_time_ms is None else server_time_ms
     made = Impression(
         request_id=request.request_id or new_request_id(time_ms),
         time_ms=time_ms,
@@ -150,6 +159,8 @@ def asked(request: Request, *, server_time_ms: int | None, new_request_id: Calla
             raise InvalidRequest("query", request.query, f"1 to {MAX_TEXT_CHARS} characters, not only blanks")
         check_string("query", request.query, MAX_TEXT_CHARS)
         made.text = request.query
+        _check_query_options(request.query_options)
+        made.query_options.CopyFrom(decided(request.query_options))
         made.size = _page(request, default=_DEFAULT_PAGE, most=MAX_PAGE)
         _check_search(request)
         made.order_by = request.order_by.strip()
@@ -247,7 +258,7 @@ def query_of(asked: Impression, generation: Generation) -> Query:
 
     Items that the generation does not hold are left out.
     """
-    items, attributes = generation.items, generation.attributes
+    items, attributes, meant = generation.items, generation.attributes, understood(asked, generation)
     boosts = tuple((attributes.mask(parse_filter(each.condition)), each.strength) for each in asked.boosts)
     relaxed = asked.filter_mode == FilterMode.FILTER_MODE_RELAX and bool(asked.filter)
     if relaxed and (allowed := attributes.allowed(asked.filter)) is not None:
@@ -259,7 +270,8 @@ def query_of(asked: Impression, generation: Generation) -> Query:
         surface=asked.surface,
         size=asked.size,
         user_id=asked.user_id,
-        text=asked.text,
+        text=meant.text,
+        understood=meant,
         history=generation.history(
             np.fromiter(asked.history_item_key, np.uint64),
             np.fromiter(asked.history_action_key, np.uint32),
@@ -276,7 +288,7 @@ def query_of(asked: Impression, generation: Generation) -> Query:
         page=asked.page.number,
         before_row_X=_rows_of_keys(items, asked.page.shown_item_key),
         only_row_N=_known_rows(items, asked.rank_item_ids) if asked.kind == Kind.KIND_RANK else None,
-        filter=asked.filter,
+        filter=both(asked.filter, meant.filter) if meant.is_filtered else asked.filter,
         live=live_hits(asked, generation),
     )
 
@@ -335,51 +347,6 @@ def same_question(asked: Impression, logged: Impression) -> bool:
     return all(getattr(asked, name) == getattr(logged, name) for name in _QUESTION)
 
 
-def outcome(event: Outcome, *, server_time_ms: int | None) -> Outcome:
-    """An event as the log keeps it: attributed, and stamped with when the server took it.
-
-    Args:
-        server_time_ms: None trusts the event's own `visible_ms`, which is `time_ms` where it is unset.
-
-    Raises:
-        InvalidRequest: naming the field.
-    """
-    for name in ("event_id", "item_id", "action"):
-        most = MAX_NAME_CHARS if name == "action" else MAX_ID_CHARS
-        value = getattr(event, name)
-        if not value:
-            raise InvalidRequest(name, value, f"1 to {most} characters")
-        check_string(name, value, most)
-    for name in ("request_id", "user_id", "session_id", "visitor_id"):
-        check_string(name, getattr(event, name), MAX_ID_CHARS)
-    check_string("tenant", event.tenant, MAX_NAME_CHARS)
-    check_string("attribution_token", event.attribution_token, MAX_ID_CHARS + len(_UNSIGNED))
-    if not abs(event.value) <= MAX_VALUE:
-        raise InvalidRequest("value", event.value, f"-{MAX_VALUE:g} to {MAX_VALUE:g}")
-    visible_ms = (event.visible_ms or event.time_ms) if server_time_ms is None else server_time_ms
-    check_whole("visible_ms", visible_ms, 1, MAX_TIME_MS)
-    check_whole("time_ms", event.time_ms, 1, visible_ms + FUTURE_MS)
-    position = event.position if event.HasField("position") else -1
-    check_whole("position", position, -1, MAX_ITEM_IDS - 1)
-    kept = Outcome()
-    kept.CopyFrom(event)
-    kept.visible_ms = max(visible_ms, event.time_ms)
-    kept.position = position
-    if event.attribution_token:
-        kept.request_id = request_id_of(event.attribution_token)
-        if event.request_id not in ("", kept.request_id):
-            raise InvalidRequest("request_id", event.request_id, f"{kept.request_id!r}, which the token stands for")
-    return kept
-
-
-def check_events(request: events_pb2.WriteEventsRequest) -> None:
-    """
-    Raises:
-        InvalidRequest: for an empty or an oversized batch.
-    """
-    check_whole("the number of events", len(request.events), 1, MAX_EVENTS)
-
-
 def check_explain(request: recommender_pb2.ExplainRequest) -> None:
     """
     Raises:
@@ -393,7 +360,7 @@ def check_explain(request: recommender_pb2.ExplainRequest) -> None:
 
 def attribution_token(request_id: str) -> str:
     """What a response gives and an outcome brings back. Opaque to callers, so that it can be signed one day."""
-    return _UNSIGNED + request_id
+    return UNSIGNED + request_id
 
 
 def request_id_of(token: str) -> str:
@@ -401,9 +368,9 @@ def request_id_of(token: str) -> str:
     Raises:
         InvalidRequest: for anything that `attribution_token` did not make.
     """
-    if not token.startswith(_UNSIGNED) or len(token) == len(_UNSIGNED):
+    if not token.startswith(UNSIGNED) or len(token) == len(UNSIGNED):
         raise InvalidRequest("attribution_token", token, "the token of a response, unchanged")
-    return token.removeprefix(_UNSIGNED)
+    return token.removeprefix(UNSIGNED)
 
 
 def parse(message: Message, wire: bytes) -> None:
@@ -417,7 +384,16 @@ def parse(message: Message, wire: bytes) -> None:
         raise InvalidRequest("the request", f"{len(wire)} bytes", f"a {message.DESCRIPTOR.full_name}") from error
 
 
-def _check_context(context: recommender_pb2.Context, *, trusted: bool) -> None:
+def checked_time_ms(context: recommender_pb2.Context, *, server_time_ms: int | None) -> int:
+    """As of when a request is answered.
+
+    Args:
+        server_time_ms: None trusts the caller's clock.
+
+    Raises:
+        InvalidRequest: naming the field of the context.
+    """
+    trusted = server_time_ms is None
     for name in ("tenant", "surface"):
         check_string(f"context.{name}", getattr(context, name), MAX_NAME_CHARS)
     for name in ("user_id", "visitor_id", "session_id"):
@@ -427,6 +403,7 @@ def _check_context(context: recommender_pb2.Context, *, trusted: bool) -> None:
     check_whole("context.client_time_ms", context.client_time_ms, 1 if trusted else 0, MAX_TIME_MS)
     if context.priority not in Priority.values():
         raise InvalidRequest("context.priority", context.priority, "SHEDDABLE, DEFAULT or CRITICAL")
+    return int(context.client_time_ms if server_time_ms is None else server_time_ms)
 
 
 def _check_options(request: Request) -> None:
@@ -468,6 +445,14 @@ def _check_search(request: recommender_pb2.SearchRequest) -> None:
         bounds = list(facet.bounds)
         if len(bounds) > MAX_BOUNDS or any(not low < high for low, high in pairwise([-math.inf, *bounds, math.inf])):
             raise InvalidRequest(f"facets[{n}].bounds", bounds, f"at most {MAX_BOUNDS} numbers, ascending")
+
+
+def _check_query_options(options: QueryOptions) -> None:
+    for name in STEPS:
+        if getattr(options, name) not in QueryStep.values():
+            raise InvalidRequest(f"query_options.{name}", getattr(options, name), "OFF, AUTO, SUGGEST")
+    if options.language:
+        raise InvalidRequest("query_options.language", options.language, "none, for the catalogue has one")
 
 
 def _page(request: Request, *, default: int, most: int) -> int:

@@ -25,6 +25,8 @@ LATE_MS = 86_400_000
 """An outcome older than a day is logged but changes nobody's state."""
 _STREAM_BATCH = 256
 _MAX_REJECTIONS = 1000
+MAX_EVENTS = 1000
+"""Of a call."""
 
 
 class EventsService:
@@ -58,7 +60,7 @@ class EventsService:
         until = deadline(context, self._settings)
         request = events_pb2.WriteEventsRequest()
         codec.parse(request, wire)
-        codec.check_events(request)
+        check_events(request)
         with self.admission.enter(until):
             results, degraded = self._store(request.events)
         return events_pb2.WriteEventsResponse(results=results, degraded=degraded).SerializeToString()
@@ -92,7 +94,7 @@ class EventsService:
         for event in events:
             result = EventResult(event_id=event.event_id)
             try:
-                accepted.append((result, codec.outcome(event, server_time_ms=server_time_ms)))
+                accepted.append((result, kept(event, server_time_ms=server_time_ms)))
             except codec.InvalidRequest as error:
                 result.status = EventStatus.EVENT_STATUS_REJECTED
                 result.reason = str(error)
@@ -153,3 +155,48 @@ class EventsService:
             if not first:
                 result.status = EventStatus.EVENT_STATUS_DUPLICATE
         return 0
+
+
+def kept(event: Outcome, *, server_time_ms: int | None) -> Outcome:
+    """An event as the log keeps it: attributed, and stamped with when the server took it.
+
+    Args:
+        server_time_ms: None trusts the event's own `visible_ms`, which is `time_ms` where it is unset.
+
+    Raises:
+        InvalidRequest: naming the field.
+    """
+    for name in ("event_id", "item_id", "action"):
+        most = codec.MAX_NAME_CHARS if name == "action" else codec.MAX_ID_CHARS
+        value = getattr(event, name)
+        if not value:
+            raise codec.InvalidRequest(name, value, f"1 to {most} characters")
+        codec.check_string(name, value, most)
+    for name in ("request_id", "user_id", "session_id", "visitor_id"):
+        codec.check_string(name, getattr(event, name), codec.MAX_ID_CHARS)
+    codec.check_string("tenant", event.tenant, codec.MAX_NAME_CHARS)
+    codec.check_string("attribution_token", event.attribution_token, codec.MAX_ID_CHARS + len(codec.UNSIGNED))
+    if not abs(event.value) <= codec.MAX_VALUE:
+        raise codec.InvalidRequest("value", event.value, f"-{codec.MAX_VALUE:g} to {codec.MAX_VALUE:g}")
+    visible_ms = (event.visible_ms or event.time_ms) if server_time_ms is None else server_time_ms
+    codec.check_whole("visible_ms", visible_ms, 1, codec.MAX_TIME_MS)
+    codec.check_whole("time_ms", event.time_ms, 1, visible_ms + codec.FUTURE_MS)
+    position = event.position if event.HasField("position") else -1
+    codec.check_whole("position", position, -1, codec.MAX_ITEM_IDS - 1)
+    made = Outcome()
+    made.CopyFrom(event)
+    made.visible_ms = max(visible_ms, event.time_ms)
+    made.position = position
+    if event.attribution_token:
+        made.request_id = codec.request_id_of(event.attribution_token)
+        if event.request_id not in ("", made.request_id):
+            raise codec.InvalidRequest("request_id", event.request_id, f"{made.request_id!r}, as the token says")
+    return made
+
+
+def check_events(request: events_pb2.WriteEventsRequest) -> None:
+    """
+    Raises:
+        InvalidRequest: for an empty or an oversized batch.
+    """
+    codec.check_whole("the number of events", len(request.events), 1, MAX_EVENTS)

@@ -8,10 +8,9 @@ Shape letters: L history, U users, I items.
 """
 
 import json
-import threading
 import zlib
-from collections.abc import Callable, Iterable
-from contextlib import closing, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,14 +21,17 @@ from numpy.typing import NDArray
 
 from candidate_gen.activity import Activity
 from candidate_gen.compiled_tower import QueryEncoder, query_encoder
+from candidate_gen.completions import Completions
 from candidate_gen.features import FeatureTable
 from candidate_gen.filters import Disallowed, Excluded, Seen, Shown, Unpublished
 from candidate_gen.items import Items
 from candidate_gen.matches import Matching
 from candidate_gen.predicates import Attributes
+from candidate_gen.query_log import QueryLog
 from candidate_gen.search_text import field_order
 from candidate_gen.towers import Towers
 from candidate_gen.types import History
+from candidate_gen.understanding import Understanding
 from index.columns import growing
 from index.delta import Base, GrownIndex
 from index.generations import GenerationStore, Manifest
@@ -46,12 +48,9 @@ from ranking.rankers import AnyScorer, load_scorer
 from ranking.scorer import RankerScorer, RetrievalOrder
 from serving.breaker import Watch
 from serving.canaries import NOT_OF_A_CANARY, Unfit, canaries, check_answers, check_recall
-from serving.catalog_log import FILE, CatalogLog, Change, Entry, StaleHead, UnknownChange
+from serving.catalog_log import FILE, CatalogLog, Entry
 from serving.changes import changed
-from serving.clock import now_ms
 from serving.hydration import hydration
-from serving.kept import Kept
-from serving.log import CorruptLog, LogUnavailable
 from serving.pipeline import RANKER, Filter, Pipeline, nothing_pinned
 from serving.profiles import Profiles
 from serving.retrieval import RetrievalSettings, chosen, fan_out, grown, mixed
@@ -61,8 +60,6 @@ _AS_BEFORE = {"lexical_weight": None, "most_of_search": None}
 """How generations retrieve that were made before these were settings."""
 _NO_ACTIVITY = Activity.none().fingerprint
 """Of generations made before there was any."""
-_ADMIN_PORT = "the admin port"
-"""Who activates and rolls back here, for the audit log of the store."""
 
 
 class GenerationMismatch(ValueError):
@@ -82,13 +79,19 @@ def write(
     policy: PolicySettings,
     retrieval: RetrievalSettings,
     activity: Activity | None = None,
+    queries: QueryLog | None = None,
+    synonyms: Sequence[str] = (),
 ) -> dict[str, str]:
     """Fill a staged folder; returns the fingerprints that `GenerationStore.publish` binds into the manifest.
 
     Args:
-        activity: of nobody where not given.
+        activity, queries: of nobody where not given.
+        synonyms: rules as `candidate_gen.synonyms` reads them.
+
+    Raises:
+        ValueError: naming the line of a rule that cannot be read.
     """
-    activity = activity or Activity.none()
+    activity, queries = activity or Activity.none(), queries or QueryLog.none()
     table.save(folder)
     items.save(folder)
     users.save(folder, "user_id")
@@ -96,11 +99,15 @@ def write(
     towers.save(folder)
     vectors.save(folder)
     boosts = {name: retrieval.boosts.get(name, 1) for name in field_order(retrieval.boosts)}
-    LexicalIndex.build(folder / "lexical", items.searchable, boosts=boosts)
+    lexical = LexicalIndex.build(folder / "lexical", items.searchable, boosts=boosts)
     scorer.save(folder)
     if isinstance(scorer, RankerScorer):
         scorer.save_halves(folder)
     activity.save(folder)
+    queries.save(folder)
+    understanding = Understanding.of(items, queries, table, rules=synonyms).save(folder)
+    completions = Completions.of(items, queries, lexical, table, is_spelt=understanding.spelling.is_right)
+    completions.save(folder)
     (folder / "policy.json").write_text(policy.to_json())
     (folder / "retrieval.json").write_text(json.dumps(asdict(retrieval), sort_keys=True))
     return {
@@ -111,6 +118,9 @@ def write(
         "ranker": scorer.fingerprint,
         "policy": policy.fingerprint,
         "activity": activity.fingerprint,
+        "queries": queries.fingerprint,
+        "understanding": understanding.fingerprint,
+        "completions": completions.fingerprint,
     }
 
 
@@ -140,6 +150,10 @@ class Generation:
     pipeline: Pipeline
     rules: RulesInForce | None = None
     """None where there were never any."""
+    understanding: Understanding | None = None
+    """None for a generation of before there was any: what is typed is searched for as it is."""
+    completions: Completions | None = None
+    """None likewise: nothing is suggested."""
 
     @classmethod
     def load(cls, store: GenerationStore, generation: str, *, placement: Placement | None = None) -> "Generation":
@@ -196,6 +210,9 @@ class Generation:
         retrieval = RetrievalSettings(**_AS_BEFORE | json.loads((folder / "retrieval.json").read_text()))
         activity = Activity.load(folder)
         _agree("activity", activity.fingerprint, "manifest", manifest.fingerprints.get("activity", _NO_ACTIVITY))
+        understanding, completions = Understanding.load(folder), Completions.load(folder)
+        for name, part in (("understanding", understanding), ("completions", completions)):
+            _agree(name, part.fingerprint if part else "", "manifest", manifest.fingerprints.get(name, ""))
         profile_U = np.asarray(np.load(folder / "profile_U.npy", mmap_mode="r", allow_pickle=False))
         _agree("user profiles", str(profile_U.dtype), "schema", str(table.profile_dtype))
         profiles = Profiles(IdMap.load(folder, "user_id"), profile_U)
@@ -240,6 +257,8 @@ class Generation:
                 most_of_search=retrieval.most_of_search,
                 watched={name: Watch() for name in (*(each.name for each, _ in sources[:-1]), RANKER)},
             ),
+            understanding=understanding,
+            completions=completions,
         )
         made.warm_up()
         return made
@@ -342,6 +361,8 @@ class Generation:
         Raises:
             GenerationMismatch: where an answer is empty, degraded or not finite, or the index finds too little.
         """
+        if self.completions is not None:  # compiles what finds them
+            self.completions.starting("", 1, shown=lambda key_N: np.ones(len(key_N), np.bool_))
         queries = canaries(self.profiles.users, self.items.titles, at_ms=self.manifest.data_window[1])
         query_BD = np.stack([self.pipeline.hydrate(query).vector_D for query in queries])
         try:
@@ -383,168 +404,3 @@ def _filters(retrieval: RetrievalSettings, items: Items) -> list[Filter]:
 def _agree(what: str, found: str, other: str, expected: str) -> None:
     if found != expected:
         raise GenerationMismatch(f"{what} ({found}) and {other} ({expected}) are not of one training")
-
-
-class Generations:
-    """The generation that serves, and how it changes. Reading `active` is one atomic load, never a lock.
-
-    Two locks: `_changing` for what may take long (loading), `_advancing` for what may not (the next change of the
-    catalogue, the swap). Whatever becomes active knows every change that was acknowledged by then.
-    """
-
-    def __init__(self, store: GenerationStore, *, placement: Placement | None = None) -> None:
-        self.store = store
-        self.catalog = CatalogLog(store.root / FILE)
-        self._placement = placement
-        self.on_ready: Callable[[Generation], None] = lambda _: None
-        """Told of every generation that is prepared, before it serves. What it raises refuses the generation."""
-        self._active: Generation | None = None
-        self._ready: dict[str, Generation] = {}
-        """Loaded and warm, but not active: what was prepared last, and what was active before."""
-        self._kept = Kept[Generation]()
-        """What was active before."""
-        self._changing = threading.Lock()
-        self._advancing = threading.Lock()
-
-    def close(self) -> None:
-        self.catalog.close()
-
-    @property
-    def active(self) -> Generation | None:
-        return self._active
-
-    def catch_up(self) -> Generation | None:
-        """The active generation with every change of the catalogue that was acknowledged before this call, by any
-        server of the store; for every request. It never waits for a generation to load.
-
-        Raises:
-            CorruptLog, LogUnavailable, UnknownChange: and what is active stays.
-        """
-        active = self._active
-        if active is None or self.catalog.head() <= active.catalog_seq:
-            return active
-        with self._advancing:
-            return self._advance(self._active)
-
-    def kept(self, generation: str) -> Generation | None:
-        """One that is active, or was until less than `KEPT_S` ago, with every change of the catalogue that can be read;
-        None for any other."""
-        with self._advancing:
-            held = self._kept.find(generation)
-            if self._active is not None and self._active.id == generation:
-                return self._active
-            with suppress(CorruptLog, LogUnavailable, UnknownChange):
-                if held is not None:
-                    held = self.current(held)
-                    self._kept.keep(generation, held)
-            return held
-
-    def change(self, plan: Callable[[Generation], Change | None], *, time_ms: int) -> int:
-        """Log a change of the catalogue and serve it: on disk and in `active` when this returns; its number, or 0.
-
-        Args:
-            plan: from the generation as it is, what to log, or None for nothing; called again where another server
-                was first.
-
-        Raises:
-            CorruptLog, LogUnavailable, UnknownChange: it is not acknowledged.
-            ValueError: while no generation is active.
-        """
-        with self._advancing:
-            while True:
-                active = self._advance(self._active)
-                if active is None:
-                    raise ValueError("no generation is active, so there is nothing to change")
-                request = plan(active)
-                if request is None:
-                    return 0
-                # Made before it is logged: what cannot be applied must never get there, for all servers would fail.
-                following = active.changed([Entry(active.catalog_seq + 1, time_ms, request)])
-                try:
-                    self.catalog.append(request, time_ms=time_ms, after=active.catalog_seq)
-                except StaleHead:
-                    continue
-                self._active = following
-                return following.catalog_seq
-
-    def prepare(self, generation: str) -> Generation:
-        """Load, check and warm a generation beside the one that serves."""
-        with self._changing:
-            return self._prepare(generation)
-
-    def activate(self, generation: str, expected: str | None) -> Generation:
-        """Make it the current one, here and in the store, if the current one is still `expected`.
-
-        Raises:
-            StaleExpected: somebody else was first.
-        """
-        with self._changing:
-            held = generation in self._ready
-            prepared = self._prepare(generation)
-            verified = None if held else prepared.manifest  # a moment ago; once is enough
-            self.store.activate(generation, time_ms=now_ms(), by=_ADMIN_PORT, expected=expected, verified=verified)
-            return self._swap(prepared)
-
-    def roll_back(self) -> Generation:
-        """Back to the one before.
-
-        Raises:
-            UnknownGeneration: there is none before.
-        """
-        with self._changing:
-            before = self.store.before()
-            prepared = None if before is None else self._prepare(before)
-            current = self.store.rollback(time_ms=now_ms(), by=_ADMIN_PORT)
-            return self._swap(prepared if prepared is not None and prepared.id == current else self._prepare(current))
-
-    def follow(self) -> Generation | None:
-        """Take up what the store calls current, if that changed. The last good one stays where it fails to load."""
-        with self._changing:
-            current = self.store.current()
-            if current is None or (self._active is not None and self._active.id == current):
-                return self.catch_up()
-            return self._swap(self._prepare(current))
-
-    def _prepare(self, generation: str) -> Generation:
-        if self._active is not None and self._active.id == generation:
-            return self._active
-        self._ready = {generation: self.current(self.loaded(generation))}
-        return self._ready[generation]
-
-    def loaded(self, generation: str) -> Generation:
-        """One beside the one that serves, at hand or from the store; maybe without the last changes."""
-        loaded = self._ready.get(generation) or Generation.load(self.store, generation, placement=self._placement)
-        self.on_ready(loaded)
-        return loaded
-
-    def _swap(self, prepared: Generation) -> Generation:
-        with self._advancing:
-            before = self._active
-            if before is None or before.id != prepared.id:
-                self._active = self.current(prepared)
-                self._ready = {before.id: before} if before is not None else {}
-                if before is not None:
-                    self._kept.keep(before.id, before)
-            else:
-                self._active = self.current(before)
-            return self._active
-
-    def _advance(self, active: Generation | None) -> Generation | None:
-        """What is active, brought up to the log. For whoever holds `_advancing`."""
-        if active is not None:
-            self._active = active = self.current(active)
-        return active
-
-    def current(self, generation: Generation) -> Generation:
-        """A generation with every change that was acknowledged before this call.
-
-        Raises:
-            CorruptLog: also where the log has lost changes that the generation holds.
-        """
-        head = self.catalog.head()
-        if head < generation.catalog_seq:
-            raise CorruptLog(
-                f"{self.catalog.path} ends with change {head} of the catalogue, "
-                f"generation {generation.id} holds all up to {generation.catalog_seq}"
-            )
-        return generation.changed(self.catalog.since(generation.catalog_seq, until=head))

@@ -3,7 +3,8 @@
 import threading
 from collections.abc import Iterable
 
-from serving.generation import Generation, Generations
+from serving.generation import Generation
+from serving.generations import Generations
 
 
 class HeldGenerations:

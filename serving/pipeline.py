@@ -29,6 +29,7 @@ from serving.fan_out import FanOut, result
 _RETRIEVED_BY, _SCORED_BY = 0.5, 0.9
 """Shares of a caller's time: when the sources must have answered, and when the ranker."""
 LEXICAL = "lexical"
+_OF_WORDS = (LEXICAL, "understood")
 """The source that finds items by their words."""
 RANKER = "ranker"
 """Its name among what is watched."""
@@ -242,7 +243,7 @@ class Pipeline:
         trace.named = {name: len(hits) for name, hits in found.items()}
         if trace.skipped_sources and not any(len(found.get(name, ())) for name in names[:-1]):
             trace.degraded |= Degraded.DEGRADED_POPULAR_FALLBACK
-        unmatched = LEXICAL in mix and LEXICAL in found and not len(found[LEXICAL])
+        unmatched = LEXICAL in mix and LEXICAL in found and not any(len(found.get(name, ())) for name in _OF_WORDS)
         if unmatched and not query.page and any(map(len, found.values())):
             trace.degraded |= Degraded.DEGRADED_NO_MATCH
         return with_rows(merge(names, [found.get(name) for name in names]), self.pinned(query))

@@ -7,8 +7,11 @@ from typing import Any
 
 from protos import recommender_pb2
 from protos.catalog_pb2 import CatalogItem, CatalogUser, ItemPatch
-from protos.impression_pb2 import Degraded, FeatureValue, Outcome
-from protos.recommender_pb2 import ReasonKind
+from protos.impression_pb2 import Degraded, FeatureValue, Outcome, QueryOptions, QueryStep
+from protos.recommender_pb2 import ReasonKind, SuggestionKind
+
+STEPS = ("spelling", "synonyms", "expansion", "filters", "intent")
+"""What may be done to a typed query, by the names of `QueryOptions`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,24 @@ class ShownSlate:
     """Matches of a search."""
     facets: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Of a search: by attribute how many matches have each value, most frequent first."""
+    corrected_query: str = ""
+    """Of a search, as all that follows: see SearchResponse."""
+    expanded_query: str = ""
+    extracted_filter: str = ""
+    dropped_filter: str = ""
+    intent: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SuggestedLine:
+    """A line to offer below the search box."""
+
+    text: str
+    kind: str
+    """COMPLETION, CORRECTION, CATEGORY or ITEM."""
+    score: float
+    item_id: str = ""
+    """Of ITEM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +205,42 @@ def slate_of(
         stage_ms={stage.stage: stage.milliseconds for stage in response.degradation.stages},
         experiment_arms=dict(response.experiment_arms),
         next_page_token=response.next_page_token,
-        **(_found(response) if isinstance(response, recommender_pb2.SearchResponse) else {}),
+        **(_of_search(response) if isinstance(response, recommender_pb2.SearchResponse) else {}),
     )
 
 
-def _found(response: recommender_pb2.SearchResponse) -> dict[str, Any]:
+def _of_search(response: recommender_pb2.SearchResponse) -> dict[str, Any]:
+    names = ("total_size", "corrected_query", "expanded_query", "extracted_filter", "dropped_filter")
     facets = {facet.field: {each.value: each.count for each in facet.values} for facet in response.facets}
-    return {"total_size": response.total_size, "facets": facets}
+    told = {name: getattr(response, name) for name in names}
+    return told | {"facets": facets, "intent": dict(response.intent)}
+
+
+def lines_of(response: recommender_pb2.SuggestResponse) -> tuple[SuggestedLine, ...]:
+    return tuple(
+        SuggestedLine(
+            each.text, SuggestionKind.Name(each.kind).removeprefix("SUGGESTION_"), each.score, item_id=each.item_id
+        )
+        for each in response.suggestions
+    )
+
+
+def options_of(options: Mapping[str, str | bool]) -> QueryOptions:
+    """What may be done to a query: `{"spelling": "off", "filters": "suggest", "pin_unexpanded": True}`.
+
+    Raises:
+        ValueError: naming what is no step, or no way to take it.
+    """
+    made = QueryOptions()
+    for name, value in options.items():
+        try:
+            setattr(made, name, value if isinstance(value, bool) else QueryStep.Value(f"QUERY_STEP_{value.upper()}"))
+        except (AttributeError, TypeError, ValueError):
+            steps = ", ".join(QueryOptions.DESCRIPTOR.fields_by_name)
+            raise ValueError(
+                f"query_options: {name}={value!r} given; there are {steps}: off, auto or suggest"
+            ) from None
+    return made
 
 
 def _from_items(items: Sequence[recommender_pb2.Item]) -> tuple[ShownItem, ...]:

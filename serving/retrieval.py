@@ -8,7 +8,17 @@ from candidate_gen.activity import Activity
 from candidate_gen.features import FeatureTable
 from candidate_gen.items import Items
 from candidate_gen.live import LIVE
-from candidate_gen.sources import SOURCES, Ann, Fresh, Lexical, Popular, SimilarToRecent, TextSearch, Told
+from candidate_gen.sources import (
+    SOURCES,
+    Ann,
+    AsUnderstood,
+    Fresh,
+    Lexical,
+    Popular,
+    SimilarToRecent,
+    TextSearch,
+    Told,
+)
 from index.delta import Base
 from index.lexical import check_boosts
 from index.vectors import VectorIndex
@@ -26,6 +36,7 @@ class RetrievalSettings:
         default_factory=lambda: {
             "ann": 200,
             "lexical": 200,
+            "understood": 50,
             "similar": 80,
             "covisitation": 50,
             "trending": 50,
@@ -59,6 +70,8 @@ class RetrievalSettings:
     popular_by: str | None = None
     """User column by whose values popularity is counted, beside everybody's; None: the data set's first with known
     values. Empty for everybody's alone."""
+    synonyms: str | None = None
+    """File of rules, see `candidate_gen.synonyms`; None for none."""
     hide_seen: bool | None = None
     """Leave out what the user's history holds; None: as suits the data, see `Dataset.repeats`."""
 
@@ -85,8 +98,10 @@ class RetrievalSettings:
 
 
 def mixed(lexical_weight: float) -> dict[str, float]:
-    """The sources of a search, with their weights in the fusion; one that weighs nothing is not asked."""
-    return {name: weight for name, weight in (("lexical", lexical_weight), ("ann", 1 - lexical_weight)) if weight}
+    """The sources of a search, with their weights in the fusion; one that weighs nothing is not asked. What a query is
+    understood to mean beyond its words counts half as much as they do."""
+    weights = {"lexical": lexical_weight, "understood": lexical_weight / 2, "ann": 1 - lexical_weight}
+    return {name: weight for name, weight in weights.items() if weight}
 
 
 def chosen(
@@ -103,6 +118,7 @@ def chosen(
     sources: tuple[Source, ...] = (
         Ann(vectors),
         Lexical(lexical),
+        AsUnderstood(lexical, items),
         SimilarToRecent(vectors.of_items, items),
         *(Told(name) for name in LIVE),
         Fresh(items, horizon_days=settings.fresh_days, explored=settings.fresh_explored),
@@ -120,6 +136,8 @@ def grown(sources: Quotas, items: Items, *, vectors: Base, lexical: TextSearch) 
                 return Ann(vectors)
             case Lexical():
                 return Lexical(lexical)
+            case AsUnderstood():
+                return AsUnderstood(lexical, items)
             case SimilarToRecent():
                 return SimilarToRecent(vectors.of_items, items)
             case Fresh() | Popular():
@@ -132,4 +150,4 @@ def grown(sources: Quotas, items: Items, *, vectors: Base, lexical: TextSearch) 
 def fan_out(vectors: Base) -> FanOut:
     """Threads for the sources that search, where shards may keep silent. What this process searches itself it does in
     turn: threads would wait for each other's turn of the interpreter, and with a process for each core of no other."""
-    return FanOut(() if isinstance(vectors, VectorIndex) else ("ann", "lexical", "similar"))
+    return FanOut(() if isinstance(vectors, VectorIndex) else ("ann", "lexical", "understood", "similar"))

@@ -8,7 +8,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
@@ -100,30 +100,21 @@ def handlers(
     *,
     methods: Mapping[str, Method],
     streams: Mapping[str, StreamMethod] | None = None,
-    later: Mapping[str, str] | None = None,
 ) -> grpc.GenericRpcHandler:
     """Every method of a service as a handler of raw bytes.
 
     Args:
         streams: methods that take a stream.
-        later: methods that are not there yet, with what to say.
 
     Raises:
         ValueError: where a method of the service is in none of them, or in two.
     """
-    taken = [*methods, *(streams or {}), *(later or {})]
+    taken = [*methods, *(streams or {})]
     if sorted(taken) != sorted(method.name for method in service.methods):
         raise ValueError(f"{service.full_name} has {[m.name for m in service.methods]}, handlers are for {taken}")
 
-    def refuse(sentence: str) -> Method:
-        def method(_wire: bytes, _context: grpc.ServicerContext) -> NoReturn:
-            raise Unsupported(sentence)
-
-        return method
-
     made: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-        name: grpc.unary_unary_rpc_method_handler(_guarded(name, method, telemetry))
-        for name, method in {**methods, **{name: refuse(sentence) for name, sentence in (later or {}).items()}}.items()
+        name: grpc.unary_unary_rpc_method_handler(_guarded(name, method, telemetry)) for name, method in methods.items()
     }
     for name, stream in (streams or {}).items():
         made[name] = grpc.stream_unary_rpc_method_handler(_guarded(name, stream, telemetry))

@@ -31,7 +31,8 @@ from serving.clock import now_ms
 from serving.events import EventsService
 from serving.exchange import EventExchange
 from serving.gate import Gate
-from serving.generation import Generation, Generations
+from serving.generation import Generation
+from serving.generations import Generations
 from serving.health import HealthService
 from serving.live import Live
 from serving.log import ImpressionLog

@@ -17,6 +17,7 @@ from policy.selector import SlatePolicy
 from protos import recommender_pb2
 from protos.impression_pb2 import Degraded, Impression
 from serving import answers, codec
+from serving import suggest as suggestions
 from serving.admission import Admission, CallerGone, DeadlinePassed, Turn
 from serving.arms import Experiments
 from serving.canaries import FAULTS, check_answers
@@ -39,10 +40,6 @@ from serving.state import LEASE_S, Claim, ClaimedElsewhere, Recalled, Wanted
 from serving.telemetry import Telemetry, current_call
 
 _REHEARSAL_S = 10.0
-
-_RECOMMENDER_LATER = {
-    "Suggest": "Suggest is not built yet; it will complete and correct queries. Meanwhile Search as the user types",
-}
 
 
 class RecommenderService:
@@ -83,11 +80,11 @@ class RecommenderService:
         self._lately = deque[Impression](maxlen=settings.rehearsed)
 
     def handler(self) -> grpc.GenericRpcHandler:
+        methods = ("Recommend", "Search", "Rank", "Suggest", "Explain")
         return handlers(
             recommender_pb2.DESCRIPTOR.services_by_name["Recommender"],
             self._telemetry,
-            methods={"Recommend": self.recommend, "Search": self.search, "Rank": self.rank, "Explain": self.explain},
-            later=_RECOMMENDER_LATER,
+            methods={name: getattr(self, name.lower()) for name in methods},
         )
 
     def rehearse(self, generation: Generation) -> None:
@@ -121,6 +118,16 @@ class RecommenderService:
 
     def rank(self, wire: bytes, context: grpc.ServicerContext) -> bytes:
         return self._call(recommender_pb2.RankRequest(), recommender_pb2.RankResponse(), wire, context)
+
+    def suggest(self, wire: bytes, context: grpc.ServicerContext) -> bytes:
+        until = deadline(context, self._settings)
+        request = recommender_pb2.SuggestRequest()
+        codec.parse(request, wire)
+        time_ms = suggestions.check(request, server_time_ms=None if self._settings.clock == "request" else now_ms())
+        with self.admission.enter(until, tenant=request.context.tenant, priority=request.context.priority):
+            generation = self._active()
+            current_call().generation = generation.id
+            return suggestions.suggest(request, generation, time_ms=time_ms).SerializeToString()
 
     def explain(self, wire: bytes, context: grpc.ServicerContext) -> bytes:
         until = deadline(context, self._settings)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from serving.admin import AdminService
 from serving.admission import Admission
-from serving.generation import Generations
+from serving.generations import Generations
 from serving.live import Live
 from serving.log import ImpressionLog
 from serving.parts import Log

@@ -15,7 +15,8 @@ from protos.impression_pb2 import Impression, Variation
 from serving.catalog_log import FILE, CatalogLog, Change, Entry, UnknownChange
 from serving.drafting import check_teams
 from serving.experiments import INTERLEAVE, Plan, Side, Traffic
-from serving.generation import Generation, Generations
+from serving.generation import Generation
+from serving.generations import Generations
 from serving.held import HeldGenerations
 from serving.log import CorruptLog, LogUnavailable
 from serving.variants import varied

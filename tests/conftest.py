@@ -13,7 +13,8 @@ from index.generations import GenerationStore
 from policy.settings import PolicySettings
 from ranking.model import RankerShape
 from serving.client import CascadeClient
-from serving.generation import Generation, Generations
+from serving.generation import Generation
+from serving.generations import Generations
 from serving.local_redis import LocalRedis
 from serving.log import ImpressionLog
 from serving.retrieval import RetrievalSettings

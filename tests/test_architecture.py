@@ -47,6 +47,8 @@ HOMES = {
     "optuna": ("training/sweep.py",),
     "lightgbm": ("ranking/trees.py", "training/"),
     "scipy": ("training/",),
+    "icu4py": ("index/segments.py",),
+    "rapidfuzz": ("candidate_gen/spelling.py",),
     "tokenizers": ("candidate_gen/sentence_encoder.py",),
     "torch": ("candidate_gen/", "ranking/", "serving/", "training/"),
     "prometheus_client": ("serving/metrics.py", "training/monitoring/gauges.py"),

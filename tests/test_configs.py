@@ -21,7 +21,7 @@ OPTIONS = [(group, option) for group, options in GROUPS.items() for option in op
 
 
 def root_of(group: str) -> str:
-    return {"server": "serve", "contract": "nightly"}.get(group, "train")
+    return {"server": "serve", "contract": "nightly", "limits": "monitor"}.get(group, "train")
 
 
 def targets(tree: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

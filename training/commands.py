@@ -161,6 +161,8 @@ def call(given: Namespace) -> None:
                 _call_event(given, client)
             case "forget":
                 _call_forget(given, client)
+            case "suggest":
+                _call_suggest(given, client, at_ms)
             case "recommend" | "search" | "rank":
                 _call_slate(given, client, at_ms)
             case _:
@@ -210,6 +212,14 @@ def _call_event(given: Namespace, client: "CascadeClient") -> None:
         _OUT.print(printed.tabulated(asdict(answer)))
 
 
+def _call_suggest(given: Namespace, client: "CascadeClient", at_ms: int) -> None:
+    lines = [asdict(each) for each in client.suggest(given.prefix, user_id=given.user, size=given.size, time_ms=at_ms)]
+    if given.json:
+        print(json.dumps(lines))
+    else:
+        _OUT.print(printed.tabulated({each["text"]: f"{each['kind'].lower()} {each['item_id']}" for each in lines}))
+
+
 def _call_slate(given: Namespace, client: "CascadeClient", at_ms: int) -> None:
     asked: dict[str, Any] = {
         "size": given.size,
@@ -220,7 +230,10 @@ def _call_slate(given: Namespace, client: "CascadeClient", at_ms: int) -> None:
     if given.method == "recommend":
         slate = client.recommend(given.user, seed_item_ids=given.near, **asked)
     elif given.method == "search":
-        slate = client.search(given.query, user_id=given.user, **asked)
+        from serving.records import STEPS
+
+        options = dict.fromkeys(STEPS, "off") if given.as_typed else None
+        slate = client.search(given.query, user_id=given.user, query_options=options, **asked)
     else:
         slate = client.rank(given.items, user_id=given.user, query=given.query, **asked)
     if given.json:
@@ -404,7 +417,8 @@ def _server(given: Namespace) -> Iterator[tuple[str, str, int]]:
         yield address["target"], address["admin_target"], 0
         return
     generations, history = LATEST / "generations", LATEST / "history.parquet"
-    if given.method not in ("recommend", "search", "rank") or not (generations.is_dir() and history.exists()):
+    alone = given.method in ("recommend", "search", "rank", "suggest")
+    if not (alone and generations.is_dir() and history.exists()):
         raise ValueError("no server is running; start one: `cascade serve`, or name one: --target HOST:PORT")
     from training.server_process import last_seen, server_process
 
@@ -447,6 +461,10 @@ def _print_slate(slate: "ShownSlate", titles: Mapping[str, str]) -> None:
             ", ".join(in_words(reason, titles) for reason in item.reasons),
         )
     _OUT.print(table if slate.items else "nothing to show")
+    told = {"searched for": slate.corrected_query, "also for": slate.expanded_query, "only": slate.extracted_filter}
+    for name, text in {**told, "nothing is": slate.dropped_filter}.items():
+        if text:
+            _OUT.print(f"{name} {text}", markup=False)
     degraded = f", degraded: {', '.join(slate.degraded)}" if slate.degraded else ""
     _OUT.print(
         f"\nrequest {slate.request_id} by generation {slate.generation}, "

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from candidate_gen.features import FeatureTable, attribute_texts, feature_table
 from candidate_gen.items import Items
+from candidate_gen.query_log import QueryLog
 from candidate_gen.sources import SOURCES
 from candidate_gen.towers import Towers
 from index.generations import GenerationStore
@@ -52,6 +53,7 @@ from training.gates import GateSettings, ranker_gates, skew_gates
 from training.judged import judged_lists
 from training.point_in_time import users_known
 from training.publish import Built, IndexSettings, Judge, Parts, Published, build_index, publish
+from training.query_log import query_log, rules_of
 from training.ranker import Earlier, RankerSettings, split_by_time, train_ranker
 from training.served import ServedLog
 from training.skew import sampled
@@ -96,6 +98,7 @@ class Prepared:
     examples: Examples
     positives: pl.DataFrame
     """Outcomes of the main action, in the order in which they became known."""
+    queries: QueryLog
     repeats: bool
     """See `Dataset`."""
     catalog_seq: int
@@ -195,6 +198,7 @@ def prepare(
         tower_hard_NH=hard_NH,
         examples=Examples.concatenate(parts),
         positives=known_events(events.filter(pl.col("action") == table.actions[0])),
+        queries=query_log(impressions, events.filter(pl.col("action") == table.actions[0]), as_of_ms=as_of_ms),
         repeats=dataset.repeats,
         catalog_seq=changes[-1].seq if changes else 0,
         boosts=boosts,
@@ -367,6 +371,8 @@ def parts_of(prepared: Prepared, items: Items, towers: Towers, scorer: AnyScorer
             recent=retrieval.recent_events,
             popular_by=retrieval.popular_by or "",
         ),
+        queries=prepared.queries,
+        synonyms=rules_of(retrieval.synonyms),
     )
 
 

@@ -13,7 +13,7 @@ from protos.impression_pb2 import FeatureValue
 from protos.recommender_pb2 import ExplainResponse, Explanation, ReasonKind
 from serving.again import Past
 from serving.explain import explain
-from serving.generation import Generations
+from serving.generations import Generations
 from training.impression_log import read_these
 
 _MOST_FEATURES = 8

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from candidate_gen.activity import Activity
 from candidate_gen.features import FeatureTable
 from candidate_gen.items import Items
+from candidate_gen.query_log import QueryLog
 from candidate_gen.towers import Towers
 from index.drift import Drift, drift
 from index.generations import CorruptGeneration, GenerationStore, Manifest
@@ -74,6 +75,9 @@ class Parts:
     policy: PolicySettings
     retrieval: RetrievalSettings
     activity: Activity
+    queries: QueryLog
+    synonyms: Sequence[str]
+    """Rules as `candidate_gen.synonyms` reads them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +233,8 @@ def publish(
             policy=parts.policy,
             retrieval=parts.retrieval,
             activity=parts.activity,
+            queries=parts.queries,
+            synonyms=parts.synonyms,
         )
         try:
             generation = store.publish(

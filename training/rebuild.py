@@ -26,7 +26,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from candidate_gen.activity import Activity
 from candidate_gen.features import FeatureTable
 from candidate_gen.items import Items
+from candidate_gen.query_log import QueryLog
 from candidate_gen.towers import Towers
+from candidate_gen.understanding import synonyms_of
 from index.generations import CorruptGeneration, GenerationStore, Manifest, UnknownGeneration
 from index.leases import Lease
 from index.placement import Placement, opened
@@ -196,6 +198,8 @@ def _published(
                 policy=PolicySettings.from_json((old / "policy.json").read_text()),
                 retrieval=RetrievalSettings(**json.loads((old / "retrieval.json").read_text())),
                 activity=Activity.load(old),
+                queries=QueryLog.load(old),
+                synonyms=synonyms_of(old),
             ),
             built,
             gates=settings.gates,

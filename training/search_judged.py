@@ -11,10 +11,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from candidate_gen.types import Query
 from index.generations import GenerationStore
+from protos.impression_pb2 import Impression, Kind, QueryOptions
+from serving.codec import query_of
 from serving.generation import Generation
 from serving.service import without_chance
+from serving.understanding import decided
 from training.data import DataError
 from training.evaluation.judged_texts import RELEVANT
 from training.evaluation.search_run import SHOWN, SearchRun, retrieval_figures
@@ -103,14 +105,16 @@ def judged(
 
 
 def _shown(generation: Generation, text: str, *, number: int) -> NDArray[np.int64]:
-    query = Query(
+    asked = Impression(
         request_id=f"judged-{number}",
         time_ms=generation.manifest.data_window[1],
+        kind=Kind.KIND_SEARCH,
         surface="search",
         size=_PLACES,
         text=text,
+        query_options=decided(QueryOptions()),
     )
-    answer = generation.pipeline.run(query)
+    answer = generation.pipeline.run(query_of(asked, generation))
     return answer.scored.candidates.row_N[answer.slate.index_K]
 
 

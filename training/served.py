@@ -26,6 +26,11 @@ def as_published(impressions: Iterable[Impression]) -> Iterator[Impression]:
     return (each for each in shown(impressions) if not each.HasField("variation") and not each.HasField("drafted"))
 
 
+def searched_text(impression: Impression) -> str:
+    """What was searched for, which is what features are made of; it need not be what was typed."""
+    return impression.understood.searched if impression.HasField("understood") else impression.text
+
+
 def read_events(path: Path, *, until_ms: int | None = None) -> pl.DataFrame:
     """Outcomes visible before a moment, or all; in the order in which they became visible."""
     logged = read_outcomes(path, until_ms=until_ms)
@@ -71,7 +76,7 @@ class ServedLog:
                     one.user_id,
                     one.time_ms,
                     one.surface,
-                    one.text,
+                    searched_text(one),
                     list(one.item_id),
                     list(one.propensity),
                 )

@@ -49,6 +49,7 @@ from serving.state import KEPT_EVENTS
 from training.events import point_in_time_history
 from training.examples import bm25_of, no_matches
 from training.gates import SKEW, SKEW_REQUESTS, SKEW_STATE
+from training.served import searched_text
 
 _CHUNK = 1024
 """Impressions that are in memory at once."""
@@ -326,12 +327,13 @@ def _again(
             scored_N[of] = True
         asked_KS = np.array(each.source_rank, np.int16).reshape(len(each.item_id), len(each.source_names))
         rank_NS[of] = ranks_by_source(table, each.source_names, asked_KS)
-        for name, matched_KF in (field_matches(each.text, items.prepared, row_N[of]) or {}).items():
+        text = searched_text(each)
+        for name, matched_KF in (field_matches(text, items.prepared, row_N[of]) or {}).items():
             match_NF[name][of] = matched_KF
-        if each.text.strip() and "lexical" in table.sources:
+        if text.strip() and "lexical" in table.sources:
             named_K = rank_NS[of, table.sources.index("lexical")] >= 0
             first_K = np.zeros(len(named_K), np.int64)
-            matched_K = bm25_of(generation.lexical, [each.text], first_K, row_N[of], items=len(items))
+            matched_K = bm25_of(generation.lexical, [text], first_K, row_N[of], items=len(items))
             bm25_N[of] = matched_K * named_K
     pair_row_N = pair_rows(
         table,
@@ -371,6 +373,8 @@ def _queries(logged: Sequence[Impression], generation: Generation, events: pl.Da
             surface=each.surface,
             user_id=each.user_id,
             text=each.text,
+            filter=each.filter,
+            query_options=each.query_options if each.HasField("query_options") else None,
             size=each.size,
             features=each.features,
             history_item_key=[each.history_item_key[n] for n in sent],

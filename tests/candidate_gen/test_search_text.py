@@ -1,13 +1,11 @@
-from string import ascii_lowercase
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candidate_gen.measures import measured
 from candidate_gen.search_text import SearchText
-from candidate_gen.spelling import Spelling, edits
+from candidate_gen.spelling import Spelling
 from candidate_gen.text import words
+from index.measures import measured
 
 TITLES = [
     "Drywall Screw 2-1/2 in.",
@@ -82,10 +80,3 @@ def test_function_words_leave_prose_and_stay_in_titles() -> None:
     assert prose.of_item("the waves of a can") == "waves"
     assert prose.of_query("the") == "the"
     assert SearchText.of(TITLES).of_query("trash can") == "trash can"
-
-
-@given(st.text(ascii_lowercase, max_size=8), st.text(ascii_lowercase, max_size=8))
-def test_edits_are_symmetric_and_zero_for_equals_alone(one: str, other: str) -> None:
-    assert edits(one, other) == edits(other, one)
-    assert (edits(one, other) == 0) == (one == other)
-    assert abs(len(one) - len(other)) <= edits(one, other) <= max(len(one), len(other))

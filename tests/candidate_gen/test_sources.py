@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from retrieval_cases import NOW_MS, ExhaustiveSearch, catalogue, hydrated, rows, unit_vectors
 
 from candidate_gen.activity import POPULARITY
-from candidate_gen.sources import SOURCES, Ann, Fresh, Lexical, Popular, SimilarToRecent, Told
+from candidate_gen.sources import SOURCES, Ann, AsUnderstood, Fresh, Lexical, Popular, SimilarToRecent, Told
 from candidate_gen.types import HydratedQuery
+from candidate_gen.understanding import Understood
 from index.lexical import LexicalIndex
 from index.masks import Mask
 from index.strings import IdMap, key64
@@ -41,7 +42,8 @@ class Echo:
 def all_sources() -> list[Source]:
     search = ExhaustiveSearch(VECTORS)
     told = [Told("covisitation"), Told("trending")]
-    return [Ann(search), Lexical(Echo()), SimilarToRecent(search, ITEMS), *told, Fresh(ITEMS), Popular(ITEMS)]
+    similar = SimilarToRecent(search, ITEMS)
+    return [Ann(search), Lexical(Echo()), AsUnderstood(Echo(), ITEMS), similar, *told, Fresh(ITEMS), Popular(ITEMS)]
 
 
 def test_every_source_is_a_source_and_they_are_named_in_the_order_asked() -> None:
@@ -383,3 +385,22 @@ def test_what_is_near_an_item_is_searched_once_unless_under_a_filter_or_in_part(
 def test_asking_no_recent_item_is_refused() -> None:
     with pytest.raises(ValueError, match="recent is 0"):
         SimilarToRecent(ExhaustiveSearch(VECTORS), ITEMS, recent=0)
+
+
+def test_what_a_query_means_beyond_its_words_is_worth_less_than_they_are_and_its_category_more() -> None:
+    items = replace(
+        ITEMS, row_I=np.array([(row, row % 2) for row in range(40)], [("item_id", "<i4"), ("category", "<i4")])
+    )
+    source = AsUnderstood(Echo(), items)
+    asked = hydrated(text="1 2")
+    assert len(source.retrieve(asked, 9)) == 0, "nothing was understood"
+
+    def hits(understood: Understood) -> Hits:
+        return source.retrieve(replace(asked, query=replace(asked.query, understood=understood)), 9)
+
+    other = hits(Understood(text="1 2", searched=(("3 4", 0.5),)))
+    assert other.row_K.tolist() == [3, 4]
+    assert other.score_K.tolist() == [0.5, 0.5]
+    both = hits(Understood(text="1 2", searched=(("2 3", 0.5),), probability_C=np.array([0.25, 0.75])))
+    assert dict(zip(both.row_K.tolist(), both.score_K.tolist(), strict=True)) == {1: 1.75, 2: 1.25, 3: 0.875}
+    assert both.row_K.tolist() == [1, 2, 3]

@@ -136,7 +136,7 @@ def test_any_title_is_indexed(titles: list[str]) -> None:
 
 
 def test_words_beyond_the_limit_are_not_read(index: LexicalIndex) -> None:
-    filler = " ".join(f"word{n}" for n in range(MOST_WORDS - 1))
+    filler = " ".join(f"w{chr(97 + n // 26)}{chr(97 + n % 26)}k" for n in range(MOST_WORDS - 1))
     assert len(index.search(f"{filler} space", 9)) == 3
     assert len(index.search(f"{filler} another space", 9)) == 0
 

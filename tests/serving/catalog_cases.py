@@ -24,7 +24,8 @@ from ranking.calibration import Calibration
 from ranking.model import Ranker, RankerShape
 from ranking.scorer import RankerScorer
 from serving.client import CascadeClient
-from serving.generation import Generation, Generations, write
+from serving.generation import Generation, write
+from serving.generations import Generations
 from serving.log import ImpressionLog
 from serving.parts import State
 from serving.retrieval import RetrievalSettings

@@ -30,7 +30,8 @@ from policy.settings import PolicySettings
 from protos.impression_pb2 import Impression, Outcome
 from ranking.types import Scored
 from serving.breaker import Watch
-from serving.generation import Generation, GenerationMismatch, Generations
+from serving.generation import Generation, GenerationMismatch
+from serving.generations import Generations
 from serving.log import LogUnavailable, Status
 from serving.parts import Log, State
 from serving.pipeline import RANKER, Pipeline

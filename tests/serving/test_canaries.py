@@ -19,7 +19,8 @@ from index.vectors import VectorIndex
 from protos.admin_pb2 import ActivateRequest
 from protos.recommender_pb2 import Context, RecommendRequest, RecommendResponse
 from serving.canaries import FAULTS, NOT_OF_A_CANARY, Unfit, canaries, check_answers, check_recall
-from serving.generation import Generation, Generations
+from serving.generation import Generation
+from serving.generations import Generations
 
 WIRE = RecommendRequest(context=Context(client_time_ms=NOW_MS, user_id="u1"), page_size=5).SerializeToString()
 

@@ -17,7 +17,8 @@ from index.generations import GenerationStore
 from protos.admin_pb2 import Arm, Experiment, GetTrafficResponse, SetTrafficRequest
 from serving.canary import Evidence
 from serving.client import CascadeClient
-from serving.generation import Generation, Generations
+from serving.generation import Generation
+from serving.generations import Generations
 
 
 def peeked(rate: float, other: float, *, looks: int, share: float, seed: int, tolerated: float = 1.0) -> float:
@@ -113,7 +114,8 @@ import json, sys, time
 from pathlib import Path
 import serving_cases as cases
 from index.generations import GenerationStore
-from serving.generation import Generation, Generations
+from serving.generation import Generation
+from serving.generations import Generations
 
 folder, ready, candidate, fault = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
 

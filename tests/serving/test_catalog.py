@@ -47,7 +47,8 @@ from serving.catalog_log import FILE, CatalogLog, Change, Entry
 from serving.changes import defaulted
 from serving.client import CallFailed, CascadeClient, CatalogAnswer, ItemChange, ItemEntry, ShownSlate
 from serving.codec import InvalidRequest
-from serving.generation import Generation, Generations
+from serving.generation import Generation
+from serving.generations import Generations
 from serving.log import CorruptLog, LogUnavailable
 
 ROOT = Path(__file__).parents[2]

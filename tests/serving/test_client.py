@@ -19,7 +19,7 @@ from serving.aio_client import AsyncCascadeClient
 from serving.attempts import Attempts
 from serving.channels import POOL
 from serving.client import SERVICE_CONFIG, CallFailed, CascadeClient, Event
-from serving.generation import Generations
+from serving.generations import Generations
 
 
 @pytest.fixture

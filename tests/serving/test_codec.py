@@ -14,17 +14,16 @@ from serving_cases import NOW_MS, generation
 
 from index.strings import keys64
 from protos.events_pb2 import WriteEventsRequest
-from protos.impression_pb2 import Boost, FeatureValue, HybridOptions, Impression, Kind, Outcome
+from protos.impression_pb2 import Boost, FeatureValue, HybridOptions, Impression, Kind, Outcome, QueryOptions
 from protos.recommender_pb2 import (
     Context,
     FacetRequest,
     PolicyOverrides,
-    QueryOptions,
     RankRequest,
     RecommendRequest,
     SearchRequest,
 )
-from serving import codec
+from serving import codec, events
 from serving.codec import InvalidRequest, Request, Unsupported
 
 LONG = "x" * 10_000
@@ -110,6 +109,8 @@ REFUSED: list[tuple[str, Callable[[], Request]]] = [
     ("query", lambda: SearchRequest(query=" \t ")),
     ("query", lambda: SearchRequest(query="x" * 513)),
     ("query", lambda: RankRequest(item_ids=["i1"], query="x" * 513)),
+    ("query_options.spelling", lambda: SearchRequest(query="a", query_options={"spelling": 9})),
+    ("query_options.language", lambda: SearchRequest(query="a", query_options=QueryOptions(language="de"))),
     ("item_ids", RankRequest),
     ("item_ids", lambda: RankRequest(item_ids=[f"i{k}" for k in range(1001)])),
     ("item_ids", lambda: RankRequest(item_ids=["i1", "i2", "i1"])),
@@ -119,7 +120,6 @@ REFUSED: list[tuple[str, Callable[[], Request]]] = [
 NOT_YET: list[tuple[str, Callable[[], Request]]] = [
     ("policy", lambda: RecommendRequest(policy=PolicyOverrides(temperature=0))),
     ("debug", lambda: RecommendRequest(debug="DEBUG_LEVEL_FULL")),
-    ("query_options", lambda: SearchRequest(query="a", query_options=QueryOptions())),
 ]
 
 
@@ -152,7 +152,7 @@ def test_every_field_of_a_request_is_used_or_refused() -> None:
     used = {
         *("context", "request_id", "page_size", "exclude_item_ids", "return_fields", "include_scores", "columns"),
         *("debug", "validate_only", "no_log", "labels", "seed_item_ids", "query", "item_ids"),
-        *("filter", "filter_mode", "page_token", "boosts", "facets", "hybrid", "order_by"),
+        *("filter", "filter_mode", "page_token", "boosts", "facets", "hybrid", "order_by", "query_options"),
     }
     for request in (RecommendRequest, SearchRequest, RankRequest):
         for field in request.DESCRIPTOR.fields:
@@ -275,24 +275,24 @@ OUTCOME: dict[str, Any] = {"event_id": "e", "item_id": "i1", "action": "click", 
 )
 def test_an_event_out_of_bounds_is_refused(field: str, changes: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        codec.outcome(Outcome(**{**OUTCOME, **changes}), server_time_ms=NOW_MS)
+        events.kept(Outcome(**{**OUTCOME, **changes}), server_time_ms=NOW_MS)
     assert str(caught.value).startswith(field)
 
 
 def test_an_event_is_stamped_and_attributed() -> None:
     token = codec.attribution_token("r7")
-    kept = codec.outcome(Outcome(**OUTCOME, attribution_token=token), server_time_ms=NOW_MS + 5)
+    kept = events.kept(Outcome(**OUTCOME, attribution_token=token), server_time_ms=NOW_MS + 5)
     assert (kept.request_id, kept.visible_ms, kept.position) == ("r7", NOW_MS + 5, -1)
-    trusted = codec.outcome(Outcome(**OUTCOME, visible_ms=NOW_MS + 9, position=0), server_time_ms=None)
+    trusted = events.kept(Outcome(**OUTCOME, visible_ms=NOW_MS + 9, position=0), server_time_ms=None)
     assert (trusted.visible_ms, trusted.position) == (NOW_MS + 9, 0)
-    ahead = codec.outcome(Outcome(**{**OUTCOME, "time_ms": NOW_MS + 1000}), server_time_ms=NOW_MS)
+    ahead = events.kept(Outcome(**{**OUTCOME, "time_ms": NOW_MS + 1000}), server_time_ms=NOW_MS)
     assert ahead.visible_ms == NOW_MS + 1000
 
 
 @pytest.mark.parametrize("count", [0, 1001])
 def test_a_batch_of_events_is_bounded(count: int) -> None:
     with pytest.raises(InvalidRequest, match="events"):
-        codec.check_events(WriteEventsRequest(events=[Outcome()] * count))
+        events.check_events(WriteEventsRequest(events=[Outcome()] * count))
 
 
 @given(st.binary(max_size=200))

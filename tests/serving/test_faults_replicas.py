@@ -23,7 +23,7 @@ from index.generations import GenerationStore
 from protos.admin_pb2 import ActivateRequest
 from protos.recommender_pb2 import Context, RecommendRequest
 from serving.client import CallFailed, CascadeClient, Event
-from serving.generation import Generations
+from serving.generations import Generations
 from serving.log import ImpressionLog
 from serving.server import Server
 from training.impression_log import read_impressions, read_outcomes

@@ -19,7 +19,7 @@ from index.generations import CorruptGeneration, GenerationStore
 from protos import admin_pb2, catalog_pb2, events_pb2, recommender_pb2
 from protos.impression_pb2 import FeatureValue, Impression, Outcome
 from protos.recommender_pb2 import Context
-from serving import admin, catalog, codec
+from serving import admin, catalog, codec, events
 from serving.catalog_log import CatalogLog, UnknownChange
 from serving.log import SPOOLS, CorruptLog, ImpressionLog
 from serving.rules import rule_book
@@ -79,9 +79,9 @@ def explained(wire: bytes) -> None:
 def happened(wire: bytes) -> None:
     request = events_pb2.WriteEventsRequest()
     codec.parse(request, wire)
-    codec.check_events(request)
+    events.check_events(request)
     for event in request.events:
-        codec.outcome(event, server_time_ms=NOW_MS)
+        events.kept(event, server_time_ms=NOW_MS)
 
 
 def upserted(wire: bytes) -> None:

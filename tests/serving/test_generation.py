@@ -23,7 +23,8 @@ from index.strings import keys64
 from index.types import Hits
 from protos.impression_pb2 import Degraded
 from ranking.scorer import RankerScorer
-from serving.generation import Generation, GenerationMismatch, Generations, action_key
+from serving.generation import Generation, GenerationMismatch, action_key
+from serving.generations import Generations
 from serving.live import Live
 from serving.pipeline import Answer
 from serving.retrieval import RetrievalSettings

@@ -15,7 +15,8 @@ from protos.recommender_pb2 import Context, FacetRequest, SearchRequest, SearchR
 from serving import codec
 from serving.codec import MAX_TEXT_CHARS, InvalidRequest
 from serving.found import check_request, tell_found
-from serving.generation import Generation, Generations
+from serving.generation import Generation
+from serving.generations import Generations
 
 _PIECES = (
     *("volume", "jazz", "AND", "OR", "NOT", "TO", "title:", "row:", "%00", "%s", "{0}", "&&", "||", "//", "^2"),

@@ -16,7 +16,7 @@ from index.generations import GenerationStore
 from protos.events_pb2 import EventStatus, WriteEventsRequest, WriteEventsResponse
 from protos.impression_pb2 import Degraded, Outcome
 from protos.recommender_pb2 import Context, RecommendRequest, RecommendResponse
-from serving.generation import Generations
+from serving.generations import Generations
 from serving.local_redis import LocalRedis
 from serving.log import ImpressionLog
 from serving.state import Claim, UserState, Wanted

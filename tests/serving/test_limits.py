@@ -19,7 +19,7 @@ from index.generations import GenerationStore
 from protos import admin_pb2, catalog_pb2, events_pb2, recommender_pb2
 from protos.impression_pb2 import Boost, Outcome
 from protos.recommender_pb2 import FacetRequest
-from serving import admin, catalog, codec
+from serving import admin, catalog, codec, events, suggest
 from serving.rules import MAX_CHARS, MAX_NAMES, MAX_RULE_ITEMS, MAX_RULES, rule_book
 
 GENERATION = generation()
@@ -42,8 +42,8 @@ def declaring(**columns: Mapping[str, tuple[str, ...] | None]) -> FeatureTable:
 
 PRICED, PROFILED = declaring(items=COLUMNS), declaring(users=COLUMNS)
 SLATES = (recommender_pb2.RecommendRequest, recommender_pb2.SearchRequest, recommender_pb2.RankRequest)
-ELSEWHERE = {"SuggestRequest", "SetTrafficRequest"}
-"""Refused whole, because the method is not there yet; and bounded in test_experiments.py."""
+ELSEWHERE = {"SetTrafficRequest"}
+"""Bounded in test_experiments.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,11 @@ SLATE: Mapping[str, Any] = {
     "no_log": ANY,
     "labels": "labels",
 }
+QUERY_OPTIONS = {
+    **dict.fromkeys(("spelling", "synonyms", "expansion", "filters", "intent"), ENUM),
+    "pin_unexpanded": ANY,
+    "language": Text(0),
+}
 OUTCOME = {
     "event_id": ID,
     "request_id": ID,
@@ -163,6 +168,10 @@ def slate(message: Any) -> None:
     codec.check_against(codec.asked(message, server_time_ms=None, new_request_id=str), GENERATION)
 
 
+def suggested(message: Any) -> None:
+    suggest.suggest(message, GENERATION, time_ms=suggest.check(message, server_time_ms=None))
+
+
 def explained(message: Any) -> None:
     codec.check_explain(message)
 
@@ -173,7 +182,7 @@ def forgotten(message: Any) -> None:
 
 
 def happened(message: Any) -> None:
-    codec.outcome(message, server_time_ms=NOW_MS)
+    events.kept(message, server_time_ms=NOW_MS)
 
 
 def counted(most: int, entries: Callable[[Any], Any]) -> Callable[[Any], None]:
@@ -214,10 +223,15 @@ TABLES: Mapping[type[Message], tuple[Message, Callable[[Any], None], Mapping[str
             **SLATE,
             "query": TEXT,
             "facets": Several(codec.MAX_FACETS, lambda _: FacetRequest(field="category"), (FacetRequest(limit=-1),)),
-            "query_options": UNSUPPORTED,
+            "query_options": QUERY_OPTIONS,
             "hybrid": {"mode": ENUM, "lexical_weight": Number(0, 1)},
             "order_by": Text(codec.MAX_ID_CHARS),
         },
+    ),
+    recommender_pb2.SuggestRequest: (
+        recommender_pb2.SuggestRequest(**context(prefix="q")),
+        suggested,
+        {"context": CONTEXT, "prefix": TEXT, "page_size": Number(1, suggest.MAX_SUGGESTIONS)},
     ),
     recommender_pb2.RankRequest: (
         recommender_pb2.RankRequest(**context(item_ids=["i1"])),
@@ -247,8 +261,8 @@ TABLES: Mapping[type[Message], tuple[Message, Callable[[Any], None], Mapping[str
     ),
     events_pb2.WriteEventsRequest: (
         events_pb2.WriteEventsRequest(),
-        codec.check_events,
-        {"events": Several(codec.MAX_EVENTS, lambda _: Outcome())},
+        events.check_events,
+        {"events": Several(events.MAX_EVENTS, lambda _: Outcome())},
     ),
     catalog_pb2.UpsertItemsRequest: (
         catalog_pb2.UpsertItemsRequest(),

@@ -17,7 +17,8 @@ from index.strings import key64
 from protos.events_pb2 import WriteEventsRequest
 from protos.impression_pb2 import Degraded, Outcome
 from protos.recommender_pb2 import Context, RecommendRequest, RecommendResponse
-from serving.generation import Generation, Generations, action_key
+from serving.generation import Generation, action_key
+from serving.generations import Generations
 from serving.live import Live, _Counts
 from serving.retrieval import RetrievalSettings
 

@@ -20,7 +20,7 @@ from serving_cases import NOW_MS, MemoryLog, Switch, call, load_fakes, publish, 
 from index.generations import GenerationStore
 from protos.admin_pb2 import GetStatusResponse
 from protos.recommender_pb2 import Context, RecommendRequest
-from serving.generation import Generations
+from serving.generations import Generations
 from serving.metrics import MetricsEndpoint, TelemetryCollector
 from serving.pipeline import Trace
 from serving.server import Address

@@ -27,7 +27,7 @@ from protos.recommender_pb2 import (
     SearchResponse,
 )
 from serving.codec import query_of
-from serving.generation import Generations
+from serving.generations import Generations
 from serving.kept import KEPT_S, Kept
 from serving.paging import MAX_SHOWN, next_page_token, page_of
 from training.impression_log import read_impressions

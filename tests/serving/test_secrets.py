@@ -13,7 +13,7 @@ from index.generations import GenerationStore
 from serving.channels import Access
 from serving.client import CallFailed, CascadeClient
 from serving.exchange import EventExchange
-from serving.generation import Generations
+from serving.generations import Generations
 from serving.redis_store import StateUnavailable
 from serving.security import SecuritySettings, Tokens, masked, new_token
 from serving.server import Server

@@ -21,7 +21,7 @@ from protos import admin_pb2, catalog_pb2, events_pb2, recommender_pb2
 from protos.recommender_pb2 import Context, RecommendRequest
 from serving.channels import Access
 from serving.client import CallFailed, CascadeClient, Event
-from serving.generation import Generations
+from serving.generations import Generations
 from serving.security import ROLE_OF, ROLES, Role, SecuritySettings, Tokens, new_token
 from serving.server import Address
 from serving.settings import ServerSettings

@@ -24,7 +24,7 @@ from index.generations import GenerationStore
 from protos import admin_pb2
 from protos.admin_pb2 import ActivateRequest, GetStatusResponse, ListGenerationsResponse
 from protos.recommender_pb2 import Context, RecommendRequest, RecommendResponse
-from serving.generation import Generations
+from serving.generations import Generations
 from serving.server import LIVE, Address, Server
 from serving.settings import ServerSettings
 from training import cli

@@ -43,7 +43,8 @@ from protos.recommender_pb2 import (
 )
 from serving import codec
 from serving.events import LATE_MS
-from serving.generation import Generations, action_key
+from serving.generation import action_key
+from serving.generations import Generations
 from serving.log import ImpressionLog
 from serving.replies import Answered, Replies
 from serving.rpc import handlers
@@ -275,19 +276,6 @@ def test_without_a_generation_a_server_is_unavailable(tmp_path: Path) -> None:
         code, message = refusal(channel, "Recommender/Recommend", RecommendRequest(context=AT).SerializeToString())
     assert code == "UNAVAILABLE"
     assert "no generation is active" in message
-
-
-@pytest.mark.parametrize(
-    "method",
-    [
-        "Recommender/Suggest",
-    ],
-)
-def test_a_method_to_come_says_what_to_use_meanwhile(site: Site, method: str) -> None:
-    code, message = refusal(site.channel, method, b"")
-    assert code == "UNIMPLEMENTED"
-    assert message.startswith(method.split("/")[1])
-    assert "Meanwhile" in message
 
 
 def test_a_deadline_that_passes_is_told_and_leaves_no_impression(site: Site) -> None:

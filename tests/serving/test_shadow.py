@@ -12,7 +12,8 @@ from serving_cases import NOW_MS, MemoryLog, Switch, generation, load_fakes, pub
 from index.generations import GenerationStore
 from protos.admin_pb2 import Arm, Experiment
 from serving.client import CascadeClient
-from serving.generation import Generation, Generations
+from serving.generation import Generation
+from serving.generations import Generations
 
 SHADOW = "dark"
 

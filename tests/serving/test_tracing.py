@@ -17,7 +17,7 @@ from serving_cases import NOW_MS, Switch, load_fakes, publish, settings
 
 from index.generations import GenerationStore
 from protos.recommender_pb2 import Context, RecommendRequest
-from serving.generation import Generations
+from serving.generations import Generations
 from serving.server import Server
 from serving.tracing import Spans
 

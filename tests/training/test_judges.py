@@ -14,7 +14,8 @@ from conftest import Loop
 from index.generations import GenerationStore
 from protos.impression_pb2 import Impression
 from serving.client import CascadeClient
-from serving.generation import Generation, Generations
+from serving.generation import Generation
+from serving.generations import Generations
 from serving.log import ImpressionLog
 from serving.server import Server
 from serving.settings import ServerSettings, ServiceSettings

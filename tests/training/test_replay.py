@@ -24,7 +24,8 @@ from serving.answers import record
 from serving.catalog_log import FILE, CatalogLog
 from serving.client import CascadeClient, ItemChange, ItemEntry
 from serving.codec import query_of
-from serving.generation import Generation, Generations
+from serving.generation import Generation
+from serving.generations import Generations
 from serving.live import Live
 from serving.log import ImpressionLog
 from serving.server import Server

@@ -42,14 +42,14 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
 _DECIMAL = re.compile(r"(\d{0,9})\.(\d{1,9})")
 _FRACTION = re.compile(r"(?:(\d{1,9})[-\s])?(\d{1,9})/(\d{1,9})")
 _BY = re.compile(r"(?<=\d)([a-z\s]{0,16}?)(?:x|\*|\bby\b)(?=\s{0,3}\.?\d)")
-_JOINT = re.compile(r"(?<=[a-z])(?=\d)|(?<=\d)(?=[a-z])")
+_JOINT = re.compile(r"(?<=[a-z])(?<!\dp)(?<!\dof)(?=\d)|(?<=\d)(?!p\d|of\d)(?=[a-z])")
 
 
 def measured(text: str) -> str:
     """The text in lower case, with units after numbers spelled out and numbers apart from letters.
 
     Decimals and fractions become one word each (2.5 and 2-1/2: `2p5`; 1/3: `1of3`), which a tokeniser would cut.
-    What follows no number is left as it is: the "in" of "lamps in white" is no inch.
+    What follows no number is left as it is: the "in" of "lamps in white" is no inch. Twice is like once.
     """
     plain = html.unescape(text).lower().replace("\u2019", "'").replace("\u201d", '"').replace("``", '"')
     plain = _BY.sub(r"\1 x ", _THOUSANDS.sub("", plain))
