@@ -101,7 +101,7 @@ def test_a_generation_that_answers_without_a_part_is_refused(part: str) -> None:
 
 def test_a_generation_of_nothing_is_refused() -> None:
     whole = generation()
-    nothing = replace(whole.pipeline, sources=whole.pipeline.sources[:0])
+    nothing = replace(whole.pipeline, sources=[(whole.pipeline.sources[-1][0], 0)])
     asked = canaries(IdMap.of(["u1"]), ["title"], at_ms=NOW_MS)
     with pytest.raises(Unfit, match="answered with 0 items"):
         check_answers(nothing, asked, wrong=NOT_OF_A_CANARY)

@@ -209,7 +209,7 @@ def test_who_retries_a_request_that_was_given_up_gets_an_answer_of_its_own(
         "serving.service.answers.record",
         "serving.service.answers.respond",
         "serving.service.codec.query_of",
-        "serving.service.codec.check_against",
+        "serving.found.check_against",
         "policy.selector.SlatePolicy.select",
         "candidate_gen.filters.Excluded.keep",
     ],

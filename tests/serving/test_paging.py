@@ -50,8 +50,12 @@ class Site:
         request = RecommendRequest(context=AT, **asked).SerializeToString()
         return RecommendResponse.FromString(call(self.channel, "Recommender/Recommend", request))
 
-    def logged(self) -> list[Impression]:
-        return list(read_impressions(self.folder / "log"))
+    def logged(self, least: int = 1) -> list[Impression]:
+        """At least so many, which are written a moment after they are answered."""
+        until = time.monotonic() + 20
+        while len(logged := list(read_impressions(self.folder / "log"))) < least and time.monotonic() < until:
+            time.sleep(0.02)
+        return logged
 
 
 @pytest.fixture

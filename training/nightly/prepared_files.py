@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from candidate_gen.features import FeatureTable
+from candidate_gen.query_log import QueryLog
 from index.strings import IdMap
 from training.cycle import Prepared
 from training.examples import Examples
@@ -15,7 +16,7 @@ from training.ranker import Earlier
 
 _ROWS = ("item_row_I", "popularity_I", "profile_U", "tower_query_N", "tower_positive_N", "tower_hard_NH")
 _FRAMES = ("items", "positives")
-_SCALARS = ("as_of_ms", "window", "repeats", "catalog_seq")
+_SCALARS = ("as_of_ms", "window", "repeats", "catalog_seq", "boosts")
 _SCALARS_FILE = "prepared.json"
 
 
@@ -23,6 +24,7 @@ def save(prepared: Prepared, folder: Path) -> None:
     """Without the ranker to go on from, which is in the store, and without skew, which is a stage of its own."""
     prepared.table.save(folder)
     prepared.users.save(folder, "user_id")
+    prepared.queries.save(folder)
     for name in _FRAMES:
         getattr(prepared, name).write_parquet(folder / f"{name}.parquet")
     arrays = {name: getattr(prepared, name) for name in _ROWS}
@@ -43,6 +45,7 @@ def load(folder: Path, earlier: Earlier | None) -> Prepared:
         table=FeatureTable.load(folder),
         users=IdMap.load(folder, "user_id"),
         examples=Examples(**{name: _array(folder, f"examples.{name}") for name in Examples.__slots__}),
+        queries=QueryLog.load(folder),
         earlier=earlier,
         **read,
     )
