@@ -28,8 +28,8 @@ _MARGIN = 1.5
 """On what is expected: half of the calls take longer than usual, and a late answer is work for nothing."""
 _READ_A_TURN = 1.25
 """Calls that are read and refused for each that had its turn: all up to twice the capacity."""
-_READ_A_MIXED_TURN = 3.0
-"""The same where callers differ: all up to four times the capacity."""
+_READ_A_MIXED_TURN = 6.0
+"""The same where callers differ: all up to seven times the capacity."""
 _READ_AT_ONCE = 64.0
 """More than that in a burst."""
 _MIXED_S = 1.0

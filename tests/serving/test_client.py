@@ -184,7 +184,7 @@ def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
         return {name: inspect.signature(each) for name, each in public.items()}
 
     assert methods(CascadeClient) == methods(AsyncCascadeClient)
-    assert len(methods(CascadeClient)) == 20
+    assert len(methods(CascadeClient)) == 21
 
 
 def test_the_asyncio_client_gets_the_answers_of_the_blocking_one(

@@ -112,7 +112,11 @@ def test_the_frame_of_a_log_is_in_the_canonical_form(loop: Loop) -> None:
             logged.user_id,
             logged.time_ms,
         )
-    assert frame["text"].to_list() == [visit.request.text for visit in loop.visits][: frame.height]
+    typed = [visit.request.text for visit in loop.visits][: frame.height]
+    for text, was_typed, logged in zip(frame["text"], typed, loop.served.impressions, strict=True):
+        assert logged.text == was_typed
+        assert text == (logged.understood.corrected or was_typed)
+    assert frame["text"].to_list() != typed, "some were spelt right before they were searched for"
 
 
 def test_the_online_store_holds_what_the_point_in_time_history_says(loop: Loop, state: UserState) -> None:
