@@ -10,6 +10,7 @@ import polars as pl
 from index.generations import GenerationStore
 from protos.catalog_pb2 import UpsertItemsRequest
 from protos.events_pb2 import WriteEventsRequest
+from protos.impression_pb2 import Degraded
 from protos.recommender_pb2 import Context, RecommendRequest, RecommendResponse, SearchRequest, SearchResponse
 from serving.catalog import accepted_items
 from serving.events import EventsService
@@ -147,7 +148,7 @@ class InProcess:
         else:
             wanted, response = RecommendRequest(**named), RecommendResponse()
             response.ParseFromString(self._recommender.recommend(wanted.SerializeToString(), cast(Any, _Patient())))
-        if response.degradation.bits:
+        if response.degradation.bits & ~Degraded.DEGRADED_NO_MATCH:
             raise RuntimeError(f"request {request.request_id} was answered with degradation {response.degradation}")
         return [item.item_id for item in response.items]
 

@@ -210,18 +210,12 @@ class Pipeline:
         begun = self.fan_out.begin(handed_over if time.monotonic() <= until else {})
         patient_until = until if math.isinf(until) else min(until, time.monotonic() + self.patience_s)
         found: dict[str, Hits] = {}
-        in_turn = sorted(asked, key=lambda each: each[0].name in begun)  # others work meanwhile
-        for source, quota in [*in_turn, *self.sources[-1:]] if mix else in_turn:
-            if (
-                mix
-                and source is floor
-                and (any(map(len, found.values())) or (query.page and not trace.skipped_sources))
-            ):
-                continue  # what was typed is answered, on this page or on those before
+
+        def ask(source: Source, quota: int) -> None:
             if source.name in left_out:
                 trace.skipped_sources[source.name] = why = left_out[source.name]
                 trace.degraded |= _BIT_OF[why]
-                continue
+                return
             hits = None
             asked_at = begun_at if source.name in begun else time.perf_counter()
             try:
@@ -232,7 +226,7 @@ class Pipeline:
             except Exception:
                 trace.skipped_sources[source.name] = "error"
                 trace.degraded |= Degraded.DEGRADED_SOURCE_ERROR
-                continue
+                return
             if hits is not None:
                 found[source.name] = hits
                 trace.source_ms[source.name] = 1000 * (time.perf_counter() - asked_at)
@@ -240,6 +234,12 @@ class Pipeline:
             else:
                 trace.skipped_sources[source.name] = "timeout"
                 trace.degraded |= Degraded.DEGRADED_SOURCE_TIMEOUT
+
+        for source, quota in sorted(asked, key=lambda each: each[0].name in begun):  # others work meanwhile
+            ask(source, quota)
+        answered = any(map(len, found.values())) or (query.page and not trace.skipped_sources)
+        if mix and not answered:  # on this page, nor on those before
+            ask(*self.sources[-1])
         trace.named = {name: len(hits) for name, hits in found.items()}
         if trace.skipped_sources and not any(len(found.get(name, ())) for name in names[:-1]):
             trace.degraded |= Degraded.DEGRADED_POPULAR_FALLBACK

@@ -469,7 +469,7 @@ print(killed, lines)
 """
 
 
-@pytest.mark.parametrize("points", [6, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("points", [3, pytest.param(100, marks=pytest.mark.slow)])
 def test_killed_anywhere_and_run_again_it_makes_the_same_generation(
     loop: Loop, store: GenerationStore, tmp_path: Path, points: int
 ) -> None:

@@ -296,6 +296,7 @@ def killed(words: list[str]) -> list[str]:
     return words
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_with_two_workers_and_its_command_trains_the_best_again(
     killed: list[str], trained: list[TrainSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
