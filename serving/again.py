@@ -18,30 +18,18 @@ from serving.codec import query_of
 from serving.drafting import drafted
 from serving.generation import Generation
 from serving.generations import Generations
+from serving.paging import QUESTION
 from serving.pipeline import Answer
 from serving.variants import varied
 
 _ASKED = (
     "request_id",
     "time_ms",
-    "kind",
-    "tenant",
-    "surface",
-    "user_id",
+    *QUESTION,
     "visitor_id",
     "session_id",
-    "text",
     "size",
-    "seed_item_ids",
-    "exclude_item_ids",
-    "rank_item_ids",
-    "filter",
-    "filter_mode",
-    "boosts",
-    "hybrid",
-    "order_by",
     "page",
-    "query_options",
     "features",
     "live_hits",
     "shown_item_key",

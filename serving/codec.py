@@ -37,7 +37,7 @@ from protos.impression_pb2 import (
 from protos.recommender_pb2 import DebugLevel, Priority
 from serving.changes import held
 from serving.generation import Generation
-from serving.paging import page_of, question_of
+from serving.paging import QUESTION, page_of, question_of
 from serving.records import STEPS
 from serving.retrieval import mixed
 from serving.understanding import both, decided, understood
@@ -76,24 +76,7 @@ UNSIGNED = "u1."
 _UNSUPPORTED: Mapping[str, str] = {
     "policy": "the generation's own policy applies",
 }
-_QUESTION = (
-    "kind",
-    "tenant",
-    "surface",
-    "user_id",
-    "text",
-    "size",
-    "seed_item_ids",
-    "exclude_item_ids",
-    "rank_item_ids",
-    "filter",
-    "filter_mode",
-    "boosts",
-    "hybrid",
-    "order_by",
-    "page",
-    "query_options",
-)
+_QUESTION = (*QUESTION, "size", "page")
 """What two impressions of one request id must agree on."""
 
 

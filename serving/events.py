@@ -11,11 +11,10 @@ from protos.events_pb2 import EventResult, EventStatus
 from protos.impression_pb2 import Degraded, Outcome
 from serving import codec
 from serving.admission import Admission
-from serving.clock import now_ms
 from serving.generation import action_key
 from serving.live import Live
 from serving.log import LogUnavailable, Status
-from serving.parts import Log, State, deadline, warn
+from serving.parts import Log, State, deadline, server_time_ms, warn
 from serving.rpc import Unavailable, handlers
 from serving.settings import ServiceSettings
 from serving.state import UserEvent
@@ -88,13 +87,13 @@ class EventsService:
 
     def _store(self, events: Iterable[Outcome]) -> tuple[list[EventResult], int]:
         """A result for each event, and `Degraded` bits."""
-        server_time_ms = None if self._settings.clock == "request" else now_ms()
+        time_ms = server_time_ms(self._settings)
         results: list[EventResult] = []
         accepted: list[tuple[EventResult, Outcome]] = []
         for event in events:
             result = EventResult(event_id=event.event_id)
             try:
-                accepted.append((result, kept(event, server_time_ms=server_time_ms)))
+                accepted.append((result, kept(event, server_time_ms=time_ms)))
             except codec.InvalidRequest as error:
                 result.status = EventStatus.EVENT_STATUS_REJECTED
                 result.reason = str(error)
@@ -190,7 +189,8 @@ def kept(event: Outcome, *, server_time_ms: int | None) -> Outcome:
     if event.attribution_token:
         made.request_id = codec.request_id_of(event.attribution_token)
         if event.request_id not in ("", made.request_id):
-            raise codec.InvalidRequest("request_id", event.request_id, f"{made.request_id!r}, as the token says")
+            allowed = f"{made.request_id!r}, which the token stands for"
+            raise codec.InvalidRequest("request_id", event.request_id, allowed)
     return made
 
 

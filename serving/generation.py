@@ -273,10 +273,10 @@ class Generation:
         """
         items, put, seq = self.items, None, self.catalog_seq
         entries = list(entries)
+        fields = tuple(self.lexical.boosts)
         for entry in entries:
             if entry.seq != seq + 1:
                 raise ValueError(f"entry {entry.seq} was given, change {seq + 1} of the catalogue is next")
-            fields = tuple(self.lexical.boosts)
             items, seq = changed(items, entry, table=self.table, towers=self.towers, fields=fields), entry.seq
             put = entry if isinstance(entry.request, PutRulesRequest) else put
         profiles = self.profiles.after(entries, self.table)

@@ -16,7 +16,7 @@ from protos.impression_pb2 import Impression, Page
 MAX_SHOWN = 1000
 """Items shown on all pages together, after which there is no next one."""
 _CHECKSUM_BYTES = 8
-_QUESTION = (
+QUESTION = (
     "kind",
     "tenant",
     "surface",
@@ -30,6 +30,7 @@ _QUESTION = (
     "boosts",
     "hybrid",
     "order_by",
+    "query_options",
 )
 """What stays the same from page to page."""
 
@@ -37,14 +38,14 @@ _QUESTION = (
 def question_of(asked: Impression) -> int:
     """Hash of what was asked, the same for every page."""
     question = Impression()
-    for name in _QUESTION:
-        value = getattr(asked, name)
-        if asked.DESCRIPTOR.fields_by_name[name].is_repeated:
+    for name in QUESTION:
+        value, field = getattr(asked, name), asked.DESCRIPTOR.fields_by_name[name]
+        if field.is_repeated:
             getattr(question, name).extend(value)
-        elif name != "hybrid":
+        elif field.message_type is None:
             setattr(question, name, value)
         elif asked.HasField(name):
-            question.hybrid.CopyFrom(value)
+            getattr(question, name).CopyFrom(value)
     return int.from_bytes(_checksum(question.SerializeToString(deterministic=True)), "little")
 
 

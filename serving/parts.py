@@ -9,6 +9,7 @@ import grpc
 
 from protos.impression_pb2 import Impression, Outcome
 from serving.catalog_log import UnknownChange
+from serving.clock import now_ms
 from serving.generation import Generation
 from serving.log import CorruptLog, LogUnavailable, Status
 from serving.redis_store import LeftAlone, StateUnavailable
@@ -58,6 +59,11 @@ def warn(error: Exception, what: str) -> None:
         return
     expected = isinstance(error, LogUnavailable | StateUnavailable | CorruptLog | UnknownChange)
     _LOGGER.warning("%s: %s", what, error, exc_info=None if expected else error)
+
+
+def server_time_ms(settings: ServiceSettings) -> int | None:
+    """As of when a call is answered; None where the caller's clock is trusted."""
+    return None if settings.clock == "request" else now_ms()
 
 
 def deadline(context: grpc.ServicerContext, settings: ServiceSettings) -> float:

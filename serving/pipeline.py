@@ -29,8 +29,9 @@ from serving.fan_out import FanOut, result
 _RETRIEVED_BY, _SCORED_BY = 0.5, 0.9
 """Shares of a caller's time: when the sources must have answered, and when the ranker."""
 LEXICAL = "lexical"
-_OF_WORDS = (LEXICAL, "understood")
 """The source that finds items by their words."""
+_OF_WORDS = (LEXICAL, "understood")
+"""Sources that name nothing where no word matches."""
 RANKER = "ranker"
 """Its name among what is watched."""
 _BIT_OF = {

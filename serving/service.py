@@ -22,7 +22,6 @@ from serving.admission import Admission, CallerGone, DeadlinePassed, Turn
 from serving.arms import Experiments
 from serving.canaries import FAULTS, check_answers
 from serving.catalog_log import UnknownChange
-from serving.clock import now_ms
 from serving.experiments import NOBODY, Plan
 from serving.explain import explain
 from serving.found import check_request
@@ -30,7 +29,7 @@ from serving.generation import Generation, GenerationMismatch
 from serving.live import Live
 from serving.log import CorruptLog, LogUnavailable
 from serving.page_answering import answering_page
-from serving.parts import ActiveGeneration, Log, State, deadline, warn
+from serving.parts import ActiveGeneration, Log, State, deadline, server_time_ms, warn
 from serving.pipeline import Answer, Trace
 from serving.redis_store import StateUnavailable
 from serving.replies import Answered, Replies, other_question
@@ -123,7 +122,7 @@ class RecommenderService:
         until = deadline(context, self._settings)
         request = recommender_pb2.SuggestRequest()
         codec.parse(request, wire)
-        time_ms = suggestions.check(request, server_time_ms=None if self._settings.clock == "request" else now_ms())
+        time_ms = suggestions.check(request, server_time_ms=server_time_ms(self._settings))
         with self.admission.enter(until, tenant=request.context.tenant, priority=request.context.priority):
             generation = self._active()
             current_call().generation = generation.id
@@ -151,7 +150,7 @@ class RecommenderService:
         self.admission.check(turn.until, tenant=request.context.tenant, priority=request.context.priority)
         asked = codec.asked(
             request,
-            server_time_ms=None if self._settings.clock == "request" else now_ms(),
+            server_time_ms=server_time_ms(self._settings),
             new_request_id=_new_request_id,
         )
         current_call().request_id = asked.request_id

@@ -237,8 +237,7 @@ def test_a_clock_that_jumps_a_day_bounds_no_deadline_and_marks_events(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump_ms: int
 ) -> None:
     now = [NOW_MS]
-    monkeypatch.setattr("serving.service.now_ms", lambda: now[0])
-    monkeypatch.setattr("serving.events.now_ms", lambda: now[0])
+    monkeypatch.setattr("serving.parts.now_ms", lambda: now[0])
     with (
         serving(tmp_path, monkeypatch, log=MemoryLog(), clock="system") as address,
         grpc.insecure_channel(address.target) as channel,

@@ -17,7 +17,7 @@ from serving_cases import call, refusal
 from index.generations import GenerationStore
 from index.strings import keys64
 from protos.catalog_pb2 import DeleteItemsRequest
-from protos.impression_pb2 import Boost, Impression
+from protos.impression_pb2 import Boost, Impression, QueryOptions, QueryStep
 from protos.recommender_pb2 import (
     Context,
     RankRequest,
@@ -156,6 +156,7 @@ def test_a_token_is_for_the_same_question_alone(site: Site) -> None:
         {"query": "volume", "filter": "price < 9"},
         {"query": "volume", "boosts": [Boost(condition="price < 9", strength=1)]},
         {"query": "volume", "order_by": "price"},
+        {"query": "volume", "query_options": QueryOptions(synonyms=QueryStep.QUERY_STEP_OFF)},
     ):
         request = SearchRequest(context=AT, page_token=token, **asked)
         code, message = refusal(site.channel, "Recommender/Search", request.SerializeToString())

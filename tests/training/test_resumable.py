@@ -117,13 +117,14 @@ def test_another_program_begins_afresh_and_says_why(tmp_path: Path) -> None:
 
 
 def test_what_a_process_refuses_or_breaks_on_is_told_by_the_one_that_asked(tmp_path: Path) -> None:
+    """Each afresh: one segment left over would be worked on here."""
     log_of(tmp_path / "log", 0, 45)
     with pytest.raises(ValueError, match="r33 is not wanted"):
-        done(tmp_path, workers=2, fails_at="r33")
+        done(tmp_path, workers=2, about="r33", fails_at="r33")
     with pytest.raises(RuntimeError, match="a defect"):
-        done(tmp_path, workers=2, fails_at="broken")
+        done(tmp_path, workers=2, about="broken", fails_at="broken")
     with pytest.raises(RuntimeError, match="was killed; run it again"):
-        done(tmp_path, workers=2, fails_at="killed")
+        done(tmp_path, workers=2, about="killed", fails_at="killed")
 
 
 def test_processes_end_with_the_one_that_asked(tmp_path: Path) -> None:
