@@ -32,8 +32,8 @@ FAULTS = (
 NOT_OF_A_CANARY = FAULTS | Degraded.DEGRADED_EMPTY | Degraded.DEGRADED_DEFAULT_FEATURES
 _USERS = 16
 _SLATE = 10
-_SLACK = 0.2
-"""Canaries are few, and not the queries that the certificate was made with; damage costs far more recall."""
+_SLACK = 0.1
+"""Canaries are few; damage costs far more recall."""
 
 
 class Unfit(ValueError):

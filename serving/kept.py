@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from threading import Lock
 from typing import Generic, TypeVar
 
 KEPT_S = 900.0
@@ -11,7 +10,7 @@ _Value = TypeVar("_Value")
 
 
 class Kept(Generic[_Value]):
-    """Values by name, each for `KEPT_S` from when it was first kept.
+    """Values by name, each for `KEPT_S` from when it was first kept; for one thread at a time.
 
     Args:
         clock: seconds that only ever grow.
@@ -20,19 +19,16 @@ class Kept(Generic[_Value]):
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._kept: dict[str, tuple[float, _Value]] = {}
-        self._lock = Lock()
 
     def keep(self, name: str, value: _Value) -> None:
         """From now on; or in place of what it was until now."""
-        with self._lock:
-            self._drop()
-            until = self._kept[name][0] if name in self._kept else self._clock() + KEPT_S
-            self._kept[name] = until, value
+        self._drop()
+        until = self._kept[name][0] if name in self._kept else self._clock() + KEPT_S
+        self._kept[name] = until, value
 
     def find(self, name: str) -> _Value | None:
-        with self._lock:
-            self._drop()
-            return self._kept[name][1] if name in self._kept else None
+        self._drop()
+        return self._kept[name][1] if name in self._kept else None
 
     def _drop(self) -> None:
         now = self._clock()

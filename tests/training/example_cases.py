@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from candidate_gen.features import FeatureTable, feature_table
 from training.data import EVENT_SCHEMA
+from training.examples import Examples, from_impressions
 
 ACTIONS = ("click", "like")
 START_MS = 1_700_000_000_000
@@ -28,6 +29,17 @@ class SimulatedLog:
     end_ms: int
     click_NK: NDArray[np.float64]
     """True P(click | examined) of each slot of each request, in the order of the impressions."""
+
+    def examples(self, watermark_ms: int | None = None) -> Examples:
+        """As they are known at that time, or at the end."""
+        return from_impressions(
+            self.table,
+            users=self.users,
+            items=self.items,
+            impressions=self.impressions,
+            events=self.events,
+            watermark_ms=self.end_ms if watermark_ms is None else watermark_ms,
+        )
 
 
 def simulated_log(

@@ -30,17 +30,6 @@ def late(log: SimulatedLog, *, seed: int) -> SimulatedLog:
     )
 
 
-def known_at(log: SimulatedLog, watermark_ms: int) -> Examples:
-    return from_impressions(
-        log.table,
-        users=log.users,
-        items=log.items,
-        impressions=log.impressions,
-        events=log.events,
-        watermark_ms=watermark_ms,
-    )
-
-
 def labels(examples: Examples) -> dict[tuple[int, int], tuple[float, ...]]:
     """By the request's time and the slot."""
     keys = zip(examples.time_ms_N.tolist(), examples.position_N.tolist(), strict=True)
@@ -52,9 +41,9 @@ def labels(examples: Examples) -> dict[tuple[int, int], tuple[float, ...]]:
 def test_a_label_never_changes_once_its_exposure_is_an_example(seed: int, after_ms: int) -> None:
     """So a "no" is final, however late an outcome within its window came and was known."""
     log = late(LOG, seed=seed)
-    final = labels(known_at(log, log.end_ms + DAY_MS))
+    final = labels(log.examples(log.end_ms + DAY_MS))
     assert len(final) == log.impressions["item_id"].list.len().sum()
-    now = labels(known_at(log, START_MS + after_ms))
+    now = labels(log.examples(START_MS + after_ms))
     assert all(final[key] == label for key, label in now.items())
     mature = log.impressions.filter(pl.col("time_ms") <= START_MS + after_ms - ATTRIBUTION_MS)
     assert {time_ms for time_ms, _ in now} == set(mature["time_ms"].to_list())
@@ -64,7 +53,7 @@ def test_without_waiting_outcomes_would_be_missed() -> None:
     """What the test above would see: taken as they stand in the middle of the day, labels still change."""
     log = late(LOG, seed=0)
     watermark_ms = START_MS + DAY_MS // 2
-    final = labels(known_at(log, log.end_ms + DAY_MS))
+    final = labels(log.examples(log.end_ms + DAY_MS))
     hasty = from_impressions(
         log.table,
         users=log.users,

@@ -12,7 +12,7 @@ from example_cases import SimulatedLog, simulated_log
 from ranking.model import RankerShape
 from training.counters import item_counters
 from training.data import DataError
-from training.examples import Examples, from_impressions, item_rows
+from training.examples import Examples, item_rows
 from training.judged import JudgedLists, JudgedSettings, judged_lists
 from training.judgments import write_judgments
 from training.ranker import RankerSettings, train_ranker
@@ -33,14 +33,7 @@ def log() -> SimulatedLog:
 
 @pytest.fixture(scope="module")
 def examples(log: SimulatedLog) -> Examples:
-    return from_impressions(
-        log.table,
-        users=log.users,
-        items=log.items,
-        impressions=log.impressions,
-        events=log.events,
-        watermark_ms=log.end_ms,
-    )
+    return log.examples()
 
 
 @pytest.fixture(scope="module")
@@ -154,14 +147,7 @@ def test_home_depots_raters_teach_both_rankers_to_order_what_they_did_not_rate_b
     lists = of_list(log, path)
     held_out = lists.part(held_out=True)
     bm25 = held_out.figures(held_out.rows.pair_row_N["bm25"])["judged.ndcg@10"]
-    shown = from_impressions(
-        log.table,
-        users=log.users,
-        items=log.items,
-        impressions=log.impressions,
-        events=log.events,
-        watermark_ms=log.end_ms,
-    )
+    shown = log.examples()
     deep = replace(SMALL, epochs=10, patience=10, learning_rate=3e-3, judged=JudgedSettings())
     boosted = replace(TREES, trees=150, patience=150, leaf_rows=50)
     learned = (

@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 import pytest
 from conftest import Loop
+from kill_cases import AT_HOME, ROOT
 from nightly_cases import files_of, gated, night, told
 
 from index.generations import GenerationStore
@@ -28,13 +29,6 @@ from training.nightly.inputs import Night, begun
 from training.nightly.line import STAGES, NightStopped
 from training.nightly.settings import NightlySettings
 from training.publish import Built
-
-ROOT = Path(__file__).parents[2]
-AT_HOME = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'training'}",
-}
 
 
 @pytest.fixture(scope="module")
@@ -243,46 +237,16 @@ def test_the_command_ends_with_code_3_and_one_line_where_a_gate_is_red(
 
 
 _KILLED = """
-import os, pickle, random, shutil, sys, traceback
+import pickle, shutil, sys
 from pathlib import Path
 
 from index.generations import GenerationStore
+from kill_cases import killed_anywhere
 from nightly_cases import night, settings_of
 
-source, place, log, points, seed = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), *map(int, sys.argv[4:])
+source, place, log, points = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 dataset = pickle.loads((place / "dataset").read_bytes())
-TRACED = tuple(f"/{name}.py" for name in (
-    *(f"training/nightly/{name}" for name in ("line", "stages", "inputs", "prepared_files", "report")),
-    "training/publish", "training/durable", "training/embeddings", "training/compaction",
-    "index/generations", "index/on_disk", "index/leases", "serving/generation", "candidate_gen/items"))
-
-def in_child(run):
-    child = os.fork()
-    if not child:
-        try:
-            run()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return os.waitpid(child, 0)[1]
-
-def attempt(folder, last):
-    '''The lines that it took; killed before line `last`.'''
-    lines = 0
-    def trace(frame, event, argument):
-        nonlocal lines
-        if not frame.f_code.co_filename.endswith(TRACED):
-            return None
-        if event == "line":
-            lines += 1
-            if lines == last:
-                os.kill(os.getpid(), 9)
-        return trace
-    sys.settrace(trace)
-    night(settings_of(dataset, folder / "log", folder))
-    sys.settrace(None)
-    (folder / "lines").write_text(str(lines))
+before = GenerationStore(source).ids()
 
 def outcome(folder):
     root = folder / "generations"
@@ -301,26 +265,12 @@ def fresh(name):
     shutil.copytree(log, folder / "log")
     return folder
 
-def is_as_it_was(folder):
-    store = GenerationStore(folder / "generations")
-    assert store.current() in store.ids()
-    for each in store.ids():
-        store.verify(each)
-
-before = GenerationStore(source).ids()
-folder = fresh("undisturbed")
-assert in_child(lambda: attempt(folder, 0)) == 0
-expected, lines = outcome(folder), int((folder / "lines").read_text())
-
-chance = random.Random(seed)
-killed = 0
-for point in sorted(chance.randrange(1, lines) for _ in range(points)):
-    folder = fresh("killed")
-    killed += os.WIFSIGNALED(in_child(lambda: attempt(folder, point)))
-    is_as_it_was(folder)
-    assert in_child(lambda: attempt(folder, 0)) == 0, point
-    assert outcome(folder) == expected, (point, lines)
-print(killed, lines)
+print(*killed_anywhere(
+    fresh, lambda folder: night(settings_of(dataset, folder / "log", folder)), outcome, points=points,
+    files=(
+        *(f"training/nightly/{name}" for name in ("line", "stages", "inputs", "prepared_files", "report")),
+        "training/publish", "training/durable", "training/embeddings", "training/compaction",
+        "index/generations", "index/on_disk", "index/leases", "serving/generation", "candidate_gen/items")))
 """
 
 
@@ -389,7 +339,7 @@ def test_killed_or_out_of_disk_and_run_again_it_makes_the_same_generation(
 def test_killed_anywhere_and_run_again_it_makes_the_same_generation(loop: Loop, tmp_path: Path, points: int) -> None:
     """kill -9 before random lines of what stages, writes, publishes and activates."""
     (tmp_path / "dataset").write_bytes(pickle.dumps(loop.dataset))
-    words = [str(loop.store.root), str(tmp_path), str(loop.log), str(points), "0"]
+    words = [str(loop.store.root), str(tmp_path), str(loop.log), str(points)]
     ran = subprocess.run(
         [sys.executable, "-c", _KILLED, *words],
         capture_output=True,

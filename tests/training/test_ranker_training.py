@@ -12,22 +12,11 @@ from example_cases import SimulatedLog, simulated_log
 from ranking.calibration import Calibration
 from ranking.metrics import auc, ece
 from ranking.model import Ranker, RankerShape
-from training.examples import Examples, from_impressions
+from training.examples import Examples
 from training.ranker import Batches, Earlier, RankerSettings, _batch, split_by_time, train_ranker
 
 SMALL = RankerSettings(shape=RankerShape(dim=8, query_width=16, rank=8, hidden=(16,)), epochs=3, batch=256)
 Trained = tuple[Ranker, Calibration, dict[str, float]]
-
-
-def _examples(log: SimulatedLog) -> Examples:
-    return from_impressions(
-        log.table,
-        users=log.users,
-        items=log.items,
-        impressions=log.impressions,
-        events=log.events,
-        watermark_ms=log.end_ms,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +26,7 @@ def log() -> SimulatedLog:
 
 @pytest.fixture(scope="module")
 def examples(log: SimulatedLog) -> Examples:
-    return _examples(log)
+    return log.examples()
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +74,7 @@ def test_the_calibrated_relevance_is_that_of_the_world_and_not_dimmed_by_positio
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_gives_others(log: SimulatedLog, tmp_path: Path) -> None:
-    few = _examples(simulated_log(seed=2, users=40, requests=200))
+    few = simulated_log(seed=2, users=40, requests=200).examples()
     settings = replace(SMALL, epochs=1)
     runs = [
         train_ranker(log.table, few, settings=settings, seed=seed, folder=tmp_path / str(n))

@@ -1,7 +1,6 @@
 """A rebuild folds in every change once, publishes what passes its gates, and comes to the same end however it began."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import OPEN_GATES, Loop
+from kill_cases import AT_HOME, ROOT
 
 from candidate_gen.items import Items
 from candidate_gen.towers import Towers
@@ -29,7 +29,6 @@ from training.publish import Built, IndexSettings
 from training.rebuild import rebuild
 from training.settings import RebuildSettings
 
-ROOT = Path(__file__).parents[2]
 NOW_MS = 1_800_000_000_000
 
 
@@ -390,56 +389,34 @@ def test_a_refusal_is_one_line_with_code_2(
 
 
 _KILLED = """
-import json, os, random, shutil, sys
+import shutil, sys
 from pathlib import Path
 import faiss, torch
 torch.set_num_threads(1)
 faiss.omp_set_num_threads(1)
 from index.generations import GenerationStore
+from kill_cases import killed_anywhere
 from training.gates import GateSettings
 from training.publish import IndexSettings
 from training.rebuild import rebuild
 from training.settings import RebuildSettings
 
-source, place, log, points, seed = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), *map(int, sys.argv[4:])
-TRACED = tuple(f"/{name}.py" for name in (
-    "training/rebuild", "training/publish", "training/durable", "training/embeddings", "training/rebuild_report",
-    "training/gates", "index/generations", "index/on_disk", "index/leases", "serving/generation",
-    "candidate_gen/items"))
+source, place, log, points = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 OPEN = GateSettings(index_recall=0.0, ranker_auc=0.0, ranker_ece=1.0, found=0.0, shrink=1.0)
+before = GenerationStore(source).ids()
 
-def in_child(run):
-    child = os.fork()
-    if not child:
-        run()
-        os._exit(0)
-    return os.waitpid(child, 0)[1]
+def run(folder):
+    rebuild(RebuildSettings(index=IndexSettings(kind="ivf"), gates=OPEN, generations=folder / "generations", log=log,
+                            generation="", output=folder / "report", activate=True), holder="a", now_ms=1)
 
-def attempt(root, last):
-    '''The lines that it took; killed before line `last`.'''
-    lines = 0
-    def trace(frame, event, argument):
-        nonlocal lines
-        if not frame.f_code.co_filename.endswith(TRACED):
-            return None
-        if event == "line":
-            lines += 1
-            if lines == last:
-                os.kill(os.getpid(), 9)
-        return trace
-    sys.settrace(trace)
-    rebuild(RebuildSettings(index=IndexSettings(kind="ivf"), gates=OPEN, generations=root, log=log, generation="",
-                            output=root.parent / "report", activate=True), holder="a", now_ms=1)
-    sys.settrace(None)
-    (root.parent / "lines").write_text(str(lines))
-
-def outcome(root):
+def outcome(folder):
+    root = folder / "generations"
     store = GenerationStore(root)
     made = [store.verify(each) for each in store.ids()[len(before):]]
     assert [each.id for each in made] == [store.current()], (made, store.current())
     left = [each.name for each in (root / ".rebuild").rglob("*") if each.is_file()]
     assert left == ["published.json"], left
-    assert (root.parent / "report" / "rebuild.html").exists()
+    assert (folder / "report" / "rebuild.html").exists()
     assert not list(root.glob(".staging-*"))
     # Files of the text index have random names, which two lists of them repeat; their contents are the same.
     files = {name.partition(".")[2] if name.startswith("lexical/") else name: entry.sha256
@@ -448,24 +425,15 @@ def outcome(root):
 
 def fresh(name):
     shutil.rmtree(place / name, ignore_errors=True)
-    return Path(shutil.copytree(source, place / name / "generations"))
+    shutil.copytree(source, place / name / "generations")
+    return place / name
 
-before = GenerationStore(source).ids()
-root = fresh("undisturbed")
-assert in_child(lambda: attempt(root, 0)) == 0
-expected, lines = outcome(root), int((root.parent / "lines").read_text())
-chance = random.Random(seed)
-killed = 0
-for point in sorted(chance.randrange(1, lines) for _ in range(points)):
-    root = fresh("killed")
-    killed += os.WIFSIGNALED(in_child(lambda: attempt(root, point)))
-    store = GenerationStore(root)
-    assert store.current() in store.ids()
-    for each in store.ids():
-        store.verify(each)
-    assert in_child(lambda: attempt(root, 0)) == 0, point
-    assert outcome(root) == expected, (point, lines)
-print(killed, lines)
+print(*killed_anywhere(
+    fresh, run, outcome, points=points,
+    files=(
+        "training/rebuild", "training/publish", "training/durable", "training/embeddings", "training/rebuild_report",
+        "training/gates", "index/generations", "index/on_disk", "index/leases", "serving/generation",
+        "candidate_gen/items")))
 """
 
 
@@ -475,14 +443,13 @@ def test_killed_anywhere_and_run_again_it_makes_the_same_generation(
 ) -> None:
     """kill -9 before random lines of what stages, writes, publishes and activates."""
     tell(store, upsert("new-1", "new-2"), DeleteItemsRequest(item_ids=["new-2"]))
-    words = [str(store.root), str(tmp_path / "runs"), str(loop.log), str(points), "0"]
+    words = [str(store.root), str(tmp_path / "runs"), str(loop.log), str(points)]
     ran = subprocess.run(
         [sys.executable, "-c", _KILLED, *words],
         capture_output=True,
         text=True,
         check=False,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=AT_HOME,
     )
     assert ran.returncode == 0, ran.stderr
     killed, lines = map(int, ran.stdout.split())

@@ -24,7 +24,7 @@ from serving.codec import query_of
 from serving.generation import Generation
 from training import configuration, cycle
 from training.configuration import settings
-from training.examples import Examples, from_impressions
+from training.examples import Examples
 from training.judged import JudgedSettings
 from training.ranker import split_by_time
 from training.replay import verify
@@ -39,20 +39,9 @@ def log() -> SimulatedLog:
     return simulated_log(seed=2, users=40, requests=2400)
 
 
-def _examples(log: SimulatedLog) -> Examples:
-    return from_impressions(
-        log.table,
-        users=log.users,
-        items=log.items,
-        impressions=log.impressions,
-        events=log.events,
-        watermark_ms=log.end_ms,
-    )
-
-
 @pytest.fixture(scope="module")
 def examples(log: SimulatedLog) -> Examples:
-    return _examples(log)
+    return log.examples()
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +120,7 @@ def test_lambdarank_orders_the_main_action_and_is_calibrated_all_the_same(
 
 
 def test_the_same_seed_gives_the_same_trees_and_another_gives_others(log: SimulatedLog, tmp_path: Path) -> None:
-    few = _examples(simulated_log(seed=2, users=40, requests=300))
+    few = simulated_log(seed=2, users=40, requests=300).examples()
     for objective in ("binary", "lambdarank"):
         told = replace(FEW, objective=objective, trees=20)
         runs = [train_trees(log.table, few, settings=told, seed=seed, folder=tmp_path) for seed in (0, 0, 1)]
