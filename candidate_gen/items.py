@@ -160,10 +160,6 @@ class Items:
         added = others.ids.take(every_T[self.texts.rows(others.keys(every_T)) < 0])
         return self.texts.appended(added) if added else self.texts
 
-    def text_of(self, key: int) -> str:
-        """The text of an attribute's value; empty where it is not known."""
-        return self.texts_of(np.array([key], np.uint64))[0]
-
     def texts_of(self, key_N: NDArray[np.uint64]) -> list[str]:
         """The text of each value of attributes; empty where it is not known."""
         return self.texts.ids.take(self.texts.rows(key_N)) if len(self.texts) else [""] * len(key_N)
@@ -239,8 +235,7 @@ class Items:
         (folder / "attributes.json").write_text(json.dumps(list(self.attributes)))
         for number, column in enumerate(self.attributes.values()):
             np.save(folder / f"attribute_{number}.npy", column, allow_pickle=False)
-        texts = self.texts.ids.take(np.arange(len(self.texts)))
-        IdMap.of(texts).save(folder, _TEXTS)
+        self.texts.save(folder, _TEXTS)
 
     @classmethod
     def load(cls, folder: Path) -> "Items":

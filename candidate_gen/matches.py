@@ -122,11 +122,13 @@ def value_counts(items: Items, name: str, row_M: NDArray[np.int64], *, limit: in
             value_M = numbers_of(items, name, row_M)
         except ValueError:
             raise ValueError(f"one of {', '.join([*sorted(items.attributes), PUBLISHED[0], POPULARITY])}") from None
-        return _most_frequent(value_M[~np.isnan(value_M)], limit, lambda number: f"{number:.15g}")
+        return _most_frequent(
+            value_M[~np.isnan(value_M)], limit, lambda number_V: [f"{number:.15g}" for number in number_V]
+        )
     if len(items) and not len(items.texts):
         raise ValueError(f"a number, for this generation does not know the texts of {name!r}; build the next one")
     key_M: NDArray[Any] = np.asarray(column[row_M])
-    return _most_frequent(key_M[key_M != 0], limit, items.text_of)
+    return _most_frequent(key_M[key_M != 0], limit, items.texts_of)
 
 
 def range_counts(
@@ -141,15 +143,21 @@ def range_counts(
     value_M = numbers_of(items, name, row_M)
     part_M = np.searchsorted(np.array(bounds), value_M[~np.isnan(value_M)], side="right")
     count_B1 = np.bincount(part_M, minlength=len(bounds) + 1).tolist()
-    ends = ["", *(f"{bound:.15g}" for bound in bounds), ""]
+    ends = ["", *_written(np.array(bounds)), ""]
     return [(f"{low}..{high}", count) for (low, high), count in zip(pairwise(ends), count_B1, strict=True)]
 
 
-def _most_frequent(value_M: NDArray[Any], limit: int, text_of: Callable[[Any], str]) -> list[tuple[str, int]]:
+def _written(number_V: NDArray[np.float64]) -> list[str]:
+    return [f"{number:.15g}" for number in number_V]
+
+
+def _most_frequent(
+    value_M: NDArray[Any], limit: int, texts_of: Callable[[NDArray[Any]], list[str]]
+) -> list[tuple[str, int]]:
     value_V, count_V = np.unique(value_M, return_counts=True)
     least = np.sort(count_V)[::-1][: max(limit, 1)][-1] if len(count_V) else 0
     kept_V = count_V >= least  # ties at the end are settled by what the values are called
-    told = [(text_of(value), int(count)) for value, count in zip(value_V[kept_V], count_V[kept_V], strict=True)]
+    told = list(zip(texts_of(value_V[kept_V]), count_V[kept_V].tolist(), strict=True))
     if value_V.dtype.kind == "u":
         told.sort()
     return sorted(told, key=lambda each: -each[1])[:limit]

@@ -1,6 +1,6 @@
 """What the sources named, as one set of candidates.
 
-Shape letters: N candidates, S sources, K hits of a source, H hits of all, X other rows.
+Shape letters: N candidates, S sources, K hits of a source, H hits of all.
 """
 
 from collections.abc import Mapping, Sequence

@@ -5,7 +5,7 @@ Shape letters: I texts, W words of the vocabulary, M words of some texts side by
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class PreparedTexts:
     @classmethod
     def of(cls, texts: Sequence[str]) -> "PreparedTexts":
         """Read every text once; what lies behind a text's 64th word is left out."""
-        split, row_of = _numbered(texts, {})
+        split, row_of = _numbered(_words(texts), {})
         words = list(row_of)
         text_M = np.repeat(np.arange(len(texts)), np.diff(split.offset_I1))
         pair = np.unique(text_M * max(len(words), 1) + split.word)
@@ -89,10 +89,11 @@ class PreparedTexts:
 
     def appended(self, texts: Sequence[str]) -> "PreparedTexts":
         """These and the texts after them, in time that depends on the texts alone; equal however many come at once."""
-        split_words = sorted({word for text in texts for word in match_words(text)[:_TEXT_WORDS]})
-        rows = self.vocabulary.rows_of(split_words).tolist()
-        known = {word: row for word, row in zip(split_words, rows, strict=True) if row >= 0}
-        split, row_of = _numbered(texts, known, first=len(self.vocabulary))
+        words_I = _words(texts)
+        distinct = list({word for words in words_I for word in words})
+        rows = self.vocabulary.rows_of(distinct).tolist()
+        known = {word: row for word, row in zip(distinct, rows, strict=True) if row >= 0}
+        split, row_of = _numbered(words_I, known, first=len(self.vocabulary))
         new = list(row_of)[len(known) :]
         vocabulary = self.vocabulary.appended(new) if new else self.vocabulary
         idf_W = self.idf_W.append(np.full(len(new), self.unseen, np.float32))
@@ -131,16 +132,21 @@ class _Split:
     head_I: NDArray[np.int32]
 
 
-def _numbered(texts: Sequence[str], known: dict[str, int], *, first: int = 0) -> tuple[_Split, dict[str, int]]:
-    """Texts split, and the row of each word: those known, then the others in the order in which they appear.
+def _words(texts: Sequence[str]) -> list[list[str]]:
+    return [match_words(text)[:_TEXT_WORDS] for text in texts]
+
+
+def _numbered(
+    words_I: Sequence[Sequence[str]], known: Mapping[str, int], *, first: int = 0
+) -> tuple[_Split, dict[str, int]]:
+    """Texts of these words, and the row of each word: those known, then the others in the order in which they appear.
 
     Args:
         first: row of the first other one.
     """
-    row_of, word, offset_I1, head_I = dict(known), list[int](), np.zeros(len(texts) + 1, np.int64), list[int]()
+    row_of, word, offset_I1, head_I = dict(known), list[int](), np.zeros(len(words_I) + 1, np.int64), list[int]()
     base = first - len(known)
-    for i, text in enumerate(texts):
-        split = match_words(text)[:_TEXT_WORDS]
+    for i, split in enumerate(words_I):
         word += [row_of.setdefault(each, base + len(row_of)) for each in split]
         joint = next((at for at, each in enumerate(split) if at and each in _JOINTS), len(split))
         head_I.append(max(joint - 1, 0))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from candidate_gen.prepared_texts import BUCKETS, PreparedTexts, match_words, trigrams
 from index.columns import taken
+from index.strings import side_by_side
 
 TEXT_MATCH = (
     "bm25",
@@ -78,62 +79,80 @@ def field_matches(
     """`text_match` of each text of some items; None where nothing was typed, so that a recommendation pays nothing."""
     if not query or query.isspace():
         return None
-    return {field: text_match(query, texts, row_N) for field, texts in prepared.items()}
+    typed = _Typed.of(query)
+    return {field: _text_match(typed, texts, row_N) for field, texts in prepared.items()}
 
 
 def text_match(query: str, texts: PreparedTexts, row_N: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Features of the query's text against some titles, shape (N, F) in the order of `TEXT_MATCH`.
+    """Features of the query's text against some texts, shape (N, F) in the order of `TEXT_MATCH`.
 
     - bm25: Robertson's BM25 (k1 1.2, b .75) on words as they stand.
     - coverage: share of the typed words that the text has.
     - idf_overlap: the same with each word weighing its inverse document frequency ln(1 + (I - n + .5) / (n + .5)),
-      an unknown word counting as seen in no title.
-    - title_overlap: share of the title, by inverse document frequency, that was typed.
-    - phrase: 1 where the title has all typed words next to each other in order.
-    - bigrams: share of neighbouring typed words that are neighbours in the title; 0 for one word.
+      an unknown word counting as seen in no text.
+    - title_overlap: share of the text, by inverse document frequency, that was typed.
+    - phrase: 1 where the text has all typed words next to each other in order.
+    - bigrams: share of neighbouring typed words that are neighbours in the text; 0 for one word.
     - prefix: idf_overlap where a word may also begin with the other (at least 3 letters): plurals, half-typed words.
     - fuzzy: idf_overlap with the best Dice coefficient of character trigrams in place of equality: misspellings.
-    - last_word: 1 where the title has the last typed word, or one that shares a prefix as above; in English
+    - last_word: 1 where the text has the last typed word, or one that shares a prefix as above; in English
       noun phrases it is the thing that is sought.
-    - last_position: where the title comes closest to the last typed word, from just above 0 to 1 for its last word;
+    - last_position: where the text comes closest to the last typed word, from just above 0 to 1 for its last word;
       0 where they share no trigram.
-    - head: similarity of the title's head to the nearest typed word: a Dice coefficient as above, 1 for a prefix.
-    - numbers: share of the typed numbers that the title has; 1 where none was typed.
+    - head: similarity of the text's head to the nearest typed word: a Dice coefficient as above, 1 for a prefix.
+    - numbers: share of the typed numbers that the text has; 1 where none was typed.
     - trigram_cosine: cosine of the counts of all character trigrams (hashed to 8192).
     - length_ratio: words of the shorter over words of the longer.
 
-    Words are those of `match_words`; those behind the 32nd are left out. A query or a title without a word gets zeros.
+    Words are those of `match_words`; those behind the 32nd are left out. A query or a text without a word gets zeros.
     """
-    typed = match_words(query)[:_QUERY_WORDS]
+    return _text_match(_Typed.of(query), texts, row_N)
+
+
+@dataclass(frozen=True, slots=True)
+class _Typed:
+    """A query's words, as all texts are matched with them."""
+
+    words: tuple[str, ...]
+    utf8: NDArray[np.uint8]
+    """Bytes of the words side by side."""
+    offset_Q1: NDArray[np.int64]
+    least_Q: NDArray[np.int64]
+    """See `_least_bytes`."""
+    table_B: NDArray[np.uint32]
+    size_Q: NDArray[np.int64]
+    norm: float
+    """See `_gram_table`."""
+    number_Q: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, query: str) -> "_Typed":
+        words = tuple(match_words(query)[:_QUERY_WORDS])
+        utf8, offset_Q1 = side_by_side(words)
+        table_B, size_Q, norm = _gram_table(words)
+        number_Q = np.array([word[0].isdigit() for word in words], np.bool_)
+        return cls(words, utf8, offset_Q1, _least_bytes(words), table_B, size_Q, norm, number_Q)
+
+
+def _text_match(typed: _Typed, texts: PreparedTexts, row_N: NDArray[np.int64]) -> NDArray[np.float32]:
     match_NF = np.zeros((len(row_N), len(TEXT_MATCH)), np.float32)
     word_M, offset_N1 = texts.words(row_N)
-    if not typed or not len(word_M):
+    if not typed.words or not len(word_M):
         return match_NF
     used_U, use_M = _distinct(word_M)
-    typed_utf8, typed_offset_Q1 = _side_by_side(typed)
     used_utf8, used_offset_U1 = texts.vocabulary.ids.utf8(used_U)
-    exact_U, prefix_U = _same_words(typed_utf8, typed_offset_Q1, _least_bytes(typed), used_utf8, used_offset_U1)
-    table_B, size_Q, norm = _gram_table(typed)
-    dice_UQ, shared_U = _shared_trigrams(table_B, size_Q, taken(texts.gram_WG, used_U))
-    id_Q = texts.vocabulary.rows_of(typed)
+    exact_U, prefix_U = _same_words(typed.utf8, typed.offset_Q1, typed.least_Q, used_utf8, used_offset_U1)
+    dice_UQ, shared_U = _shared_trigrams(typed.table_B, typed.size_Q, taken(texts.gram_WG, used_U))
+    id_Q = texts.vocabulary.rows_of(typed.words)
     idf_Q = np.where(id_Q >= 0, texts.idf_W[id_Q], texts.unseen).astype(np.float64)
-    number_Q = np.array([word[0].isdigit() for word in typed])
     _matched(
         (offset_N1, use_M, texts.head_I[row_N], texts.norm_I[row_N]),
         (exact_U, prefix_U, dice_UQ, shared_U, texts.idf_W[used_U]),
-        (idf_Q, number_Q, norm),
+        (idf_Q, typed.number_Q, typed.norm),
         texts.mean_length,
         match_NF,
     )
     return match_NF
-
-
-def _side_by_side(typed: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Bytes of the words, and where each begins."""
-    encoded = [word.encode() for word in typed]
-    offset_Q1 = np.zeros(len(typed) + 1, np.int64)
-    np.cumsum([len(word) for word in encoded], out=offset_Q1[1:])
-    return np.frombuffer(b"".join(encoded), np.uint8), offset_Q1
 
 
 def _least_bytes(typed: Sequence[str]) -> NDArray[np.int64]:

@@ -138,7 +138,7 @@ def tuned(
         effort: None finds it; another is taken as it is, so far as there is such a one.
     """
     if effort is not None:
-        fixed = {k: max(least, min(effort, most)) for k in ks for least, most in (ladder(k),)}
+        fixed = {k: between(ladder(k), effort) for k in ks}
         return fixed, [Certificate(measure(k, each), each) for k, each in fixed.items()]
     efforts: dict[int, int] = {}
     curve: list[Certificate] = []
@@ -184,6 +184,10 @@ def filters(vector_ID: NDArray[np.float32], usable: Mask) -> Iterator[tuple[floa
             allowed_I = np.zeros(len(vector_ID), np.bool_)
             allowed_I[np.argpartition(rank_I, -rows)[-rows:]] = True
             yield share, regions, Mask(allowed_I)
+
+
+def between(ends: tuple[int, int], number: int) -> int:
+    return max(ends[0], min(number, ends[1]))
 
 
 def certified(

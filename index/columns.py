@@ -149,7 +149,7 @@ def gathered(
     Args:
         start_N, end_N: of each stretch; none lies across the end of the base.
     """
-    flat, offset_N1 = _gathered(_frozen(column.base), _frozen(column.tail), start_N, end_N)
+    flat, offset_N1 = _gathered(frozen(column.base), frozen(column.tail), start_N, end_N)
     return flat, offset_N1
 
 
@@ -174,9 +174,9 @@ class _Room:
         return True
 
 
-def _frozen(rows: NDArray[Any]) -> NDArray[Any]:
-    """A read-only view, so that one compiled version serves mapped and made arrays."""
-    view = rows.view()
+def frozen(rows: NDArray[Any]) -> NDArray[Any]:
+    """A plain read-only view, so that one compiled version serves mapped and made arrays."""
+    view = np.asarray(rows).view()
     view.flags.writeable = False
     return view
 

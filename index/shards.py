@@ -31,6 +31,7 @@ from index.certificates import (
     Certificate,
     Truth,
     at_work,
+    between,
     certified,
     filters,
     least_recall,
@@ -489,10 +490,6 @@ def _bring_back(lost: "ReferenceType[Shard]", forgotten: Event, wait_s: float) -
 _NO_ROWS, _NO_SCORES = np.empty(0, np.int64), np.empty(0, np.float32)
 
 
-def _between(ends: tuple[int, int], number: int) -> int:
-    return max(ends[0], min(number, ends[1]))
-
-
 def _working_with(efforts: dict[int, int], part: VectorIndex) -> VectorIndex:
     """The part with other efforts, as far as it can make them."""
     return VectorIndex(
@@ -502,7 +499,7 @@ def _working_with(efforts: dict[int, int], part: VectorIndex) -> VectorIndex:
         metric=part.metric,
         quarantined_Q=part.quarantined_Q,
         typical_norm=part.typical_norm,
-        efforts={k: _between(part.codes.ladder(k), effort) for k, effort in efforts.items()},
+        efforts={k: between(part.codes.ladder(k), effort) for k, effort in efforts.items()},
     )
 
 

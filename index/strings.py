@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from index.columns import Column, gathered, growing, plain
+from index.columns import Column, frozen, gathered, growing, plain
 
 _KEYS_A_BUCKET = 4
 _KEY = np.dtype(np.uint64)
@@ -37,6 +37,14 @@ def keys64(texts: Iterable[str]) -> NDArray[np.uint64]:
     return np.fromiter((key64(text) for text in texts), np.uint64)
 
 
+def side_by_side(texts: Iterable[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """UTF-8 bytes of the texts, and where each begins, (I + 1,)."""
+    encoded = [text.encode() for text in texts]
+    offset_I1 = np.zeros(len(encoded) + 1, np.int64)
+    np.cumsum([len(each) for each in encoded], out=offset_I1[1:])
+    return np.frombuffer(b"".join(encoded), np.uint8), offset_I1
+
+
 class StringColumn(Sequence[str]):
     """Immutable strings in two flat columns: UTF-8 bytes and the offsets that cut them."""
 
@@ -47,10 +55,8 @@ class StringColumn(Sequence[str]):
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "StringColumn":
-        encoded = [text.encode() for text in texts]
-        offset_I1 = np.zeros(len(encoded) + 1, np.int64)
-        np.cumsum([len(each) for each in encoded], out=offset_I1[1:])
-        return cls(offset_I1, np.frombuffer(b"".join(encoded), np.uint8))
+        utf8, offset_I1 = side_by_side(texts)
+        return cls(offset_I1, utf8)
 
     @classmethod
     def load(cls, folder: Path, name: str) -> "StringColumn":
@@ -226,8 +232,8 @@ class _Table:
     """Keys in ascending order, equal ones in order of their rows, which follow each other from some row on."""
 
     def __init__(self, key_T: NDArray[np.uint64], row_T: NDArray[np.int64]) -> None:
-        self.key_T = _frozen(key_T)
-        self.row_T = _frozen(row_T)
+        self.key_T = frozen(key_T)
+        self.row_T = frozen(row_T)
         self.rows = len(row_T)
         self._bits = max(0, (self.rows // _KEYS_A_BUCKET).bit_length() - 1)
 
@@ -241,7 +247,7 @@ class _Table:
     def _first_B(self) -> NDArray[np.int64]:
         """Where the keys of each bucket begin, by their first bits; hashes fill buckets evenly."""
         least_B = np.arange(1 << self._bits, dtype=np.uint64) << np.uint64(64 - self._bits if self._bits else 0)
-        return _frozen(np.append(np.searchsorted(self.key_T, least_B), self.rows))
+        return frozen(np.append(np.searchsorted(self.key_T, least_B), self.rows))
 
     @cached_property
     def key_of_row_I(self) -> NDArray[np.uint64]:
@@ -255,13 +261,6 @@ class _Table:
         """All of both; the rows of the other follow this one's."""
         at_T = np.searchsorted(self.key_T, later.key_T, side="right")
         return _Table(np.insert(self.key_T, at_T, later.key_T), np.insert(self.row_T, at_T, later.row_T))
-
-
-def _frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """A plain read-only view, so that one compiled version serves mapped and made arrays."""
-    view = np.asarray(array).view()
-    view.flags.writeable = False
-    return view
 
 
 @_compiled

@@ -271,8 +271,14 @@ def fit_ranker(
     table, examples, told = prepared.table, prepared.examples, settings.ranker
     judged = None
     if told.judged.judgments is not None:
-        path, time_ms = Path(told.judged.judgments), prepared.as_of_ms
-        judged = judged_lists(table, path=path, items=prepared.items, item_row_I=prepared.item_row_I, time_ms=time_ms)
+        judged = judged_lists(
+            table,
+            path=Path(told.judged.judgments),
+            items=prepared.items,
+            item_row_I=prepared.item_row_I,
+            time_ms=prepared.as_of_ms,
+            boosts=prepared.boosts,
+        )
     folder = folder / "ranker"
     if isinstance(told, TreesSettings):
         return train_trees(table, examples, settings=told, seed=seed, folder=folder, judged=judged)

@@ -187,8 +187,8 @@ def require(gates: Iterable[Gate]) -> None:
 
 
 def free_gate(name: str) -> Gate:
-    """Of what cannot be compared, for nothing is in force."""
-    return Gate(name, nan, "anything, for nothing is in force", passed=True)
+    """Of what cannot be compared yet: nothing is in force, or nothing was logged."""
+    return Gate(name, nan, "anything, for there is nothing to compare", passed=True)
 
 
 def least(name: str, metrics: Mapping[str, float], limit: float) -> Gate:

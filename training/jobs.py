@@ -172,10 +172,7 @@ def log(settings: LogSettings) -> dict[str, Any]:
     if settings.mode == "verify":
         done = compaction.verify(settings.log, quarantine=settings.quarantine)
     else:
-        with closing(CatalogLog(settings.generations / FILE)) as catalog:
-            forgotten = catalog.forgotten()
-        recent_since_s = now_ms() / 1000 - 60 * settings.recent_minutes
-        done = compaction.compact(settings.log, forgotten=forgotten, recent_since_s=recent_since_s)
+        done = compacted(settings.log, settings.generations, recent_minutes=settings.recent_minutes)
     told = {name.replace("_", " "): value for name, value in asdict(done).items() if name != "damaged"}
     if settings.days is not None and settings.mode == "retain":
         gone = compaction.retain(settings.log, days=settings.days, now_ms=now_ms())
@@ -185,6 +182,13 @@ def log(settings: LogSettings) -> dict[str, Any]:
         reasons = "; ".join(done.damaged.values())
         raise CorruptLog(f"{settings.log} has {len(done.damaged)} damaged files{aside}: {reasons}")
     return told
+
+
+def compacted(log: Path, generations: Path, *, recent_minutes: float = 15) -> Compacted:
+    """See `compaction.compact`; of users that a store has forgotten nothing is kept."""
+    with closing(CatalogLog(generations / FILE)) as catalog:
+        forgotten = catalog.forgotten()
+    return compaction.compact(log, forgotten=forgotten, recent_since_s=now_ms() / 1000 - 60 * recent_minutes)
 
 
 def replay(settings: ReplaySettings) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Shape letters: N judged pairs, Q queries, I items.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -68,7 +69,13 @@ class JudgedLists:
 
 
 def judged_lists(
-    table: FeatureTable, *, path: Path, items: pl.DataFrame, item_row_I: np.ndarray, time_ms: int
+    table: FeatureTable,
+    *,
+    path: Path,
+    items: pl.DataFrame,
+    item_row_I: np.ndarray,
+    time_ms: int,
+    boosts: Mapping[str, int],
 ) -> JudgedLists:
     """Lists of a file, of the items that the catalogue holds.
 
@@ -77,6 +84,7 @@ def judged_lists(
     Args:
         item_row_I: records of the items.
         time_ms: when the queries are taken to be asked.
+        boosts: of every field that search reads.
 
     Raises:
         DataError: see `read_judgments`; and where no query has two judged items that the catalogue holds, one better
@@ -103,7 +111,7 @@ def judged_lists(
         history_time_ms_BL=np.empty((len(texts), 0), np.int64),
     )
     with TemporaryDirectory(prefix="cascade-lexical-") as folder:
-        lexical = LexicalIndex.build(Path(folder) / "lexical", searchable(items))
+        lexical = LexicalIndex.build(Path(folder) / "lexical", searchable(items, boosts), boosts=boosts)
     pair_row_N = pairs_not_retrieved(
         table,
         query_row_Q,

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from candidate_gen.activity import Activity
 from candidate_gen.features import FeatureTable
@@ -44,7 +44,7 @@ from training.catalogue import head_of
 from training.durable import appearing, remove
 from training.embeddings import embedded
 from training.impression_log import read_impressions
-from training.progress import progress
+from training.progress import counted
 from training.publish import Built, Parts, build_index, publish
 from training.report import plain
 from training.served import shown
@@ -108,8 +108,7 @@ def rebuild(settings: RebuildSettings, *, holder: str, now_ms: int) -> dict[str,
         for other in folder.parent.glob("*"):
             if other != folder:
                 remove(other)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with progress(*columns) as bar:
+        with counted() as bar:
             run = _Run(folder, job, bar)
             report = _read(folder / _PUBLISHED)
             if not is_whole(store, report.get("generation", "")):

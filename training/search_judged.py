@@ -4,14 +4,13 @@ Shape letters: Q queries, K places.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from index.generations import GenerationStore
 from protos.impression_pb2 import Impression, Kind, QueryOptions
 from serving.codec import query_of
 from serving.generation import Generation
@@ -84,7 +83,7 @@ def run_of(generation: Generation, judgments: pl.DataFrame) -> SearchRun:
 
 
 def judged(
-    target: Generation, settings: SearchGateSettings, *, incumbent: str | None, store: GenerationStore
+    target: Generation, settings: SearchGateSettings, *, incumbent: str | None, load: Callable[[str], Generation]
 ) -> tuple[Gate, dict[str, float]]:
     """The gate of a generation that is not published yet, and the figures; `incumbent` is the one in force.
 
@@ -98,7 +97,7 @@ def judged(
     figures = {f"search.{name}": value for name, value in run.metrics(seed=0).items() if not math.isnan(value)}
     if incumbent is None:
         return free_gate("search.change_low"), figures
-    both = run.beside(run_of(Generation.load(store, incumbent), judgments))
+    both = run.beside(run_of(load(incumbent), judgments))
     change = difference(both["ndcg@10"].to_numpy(), both["ndcg@10.before"].to_numpy(), seed=0)
     figures |= {"search.change": change.mean, "search.change_low": change.low, "search.change_high": change.high}
     return search_gate(settings, figures), figures

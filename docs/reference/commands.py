@@ -13,7 +13,8 @@ Made from the commands' own help by `make reference`; `cascade COMMAND --help` s
 `key=value` are settings, listed in the [configuration reference](configuration.md).
 
 Exit codes: 0; 2 for misuse and for what is refused (one line on standard error); 3 for an estimate that the log cannot
-carry and for skew over its budget; 1 for a defect; 130 for Ctrl-C.
+carry, skew over its budget, a red gate of a night and alarms; 4 where it is time to train again; 1 for a defect; 130
+for Ctrl-C.
 """
 
 

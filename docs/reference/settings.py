@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from docs.reference.markdown import code, prose, table
+from training import cli
 
 CONF = Path(__file__).parents[2] / "conf"
 HEAD = """\
@@ -34,7 +35,7 @@ GROUPS = """\
 A group holds the settings of one part, and its options are named sets of them. What an option does not say it takes
 from `default`.
 """
-COMMANDS = {"experiment": "report experiment", "skew": "report skew"}
+COMMANDS = {name: f"report {name}" for name in cli.REPORTS}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ import pytest
 from example_cases import SimulatedLog, simulated_log
 
 from ranking.model import RankerShape
+from serving.retrieval import RetrievalSettings
 from training.counters import item_counters
-from training.data import DataError
+from training.data import DataError, field_boosts
 from training.examples import Examples, item_rows
 from training.judged import JudgedLists, JudgedSettings, judged_lists
 from training.judgments import write_judgments
@@ -20,6 +21,7 @@ from training.trees import TreesSettings, train_trees
 
 SMALL = RankerSettings(shape=RankerShape(dim=8, query_width=16, rank=8, hidden=(16,)), epochs=2, batch=256)
 TREES = TreesSettings(objective="lambdarank", trees=30, leaf_rows=5)
+BOOSTS = field_boosts(RetrievalSettings().boosts, ())
 WORDS = ["anvil", "basin", "candle", "drawer", "easel", "funnel", "gasket", "hammer", "inkwell", "jacket"]
 
 
@@ -58,7 +60,7 @@ def judgments(items: pl.DataFrame) -> pl.DataFrame:
 def of_list(log: SimulatedLog, path: Path) -> JudgedLists:
     counters = item_counters(log.impressions, log.events, log.items, as_of_ms=log.end_ms, table=log.table)
     rows = item_rows(log.table, log.items, counters)
-    return judged_lists(log.table, path=path, items=log.items, item_row_I=rows, time_ms=log.end_ms)
+    return judged_lists(log.table, path=path, items=log.items, item_row_I=rows, time_ms=log.end_ms, boosts=BOOSTS)
 
 
 def test_lists_are_shares_of_gain_with_the_features_of_a_search(log: SimulatedLog, judged: JudgedLists) -> None:

@@ -22,13 +22,17 @@ from index.generations import GenerationStore
 from index.leases import LeaseHeld, LeaseLost
 from protos.admin_pb2 import SetTrafficRequest
 from serving.catalog_log import Entry
+from serving.generation import Generation
 from training import cli, publish
 from training.gates import SearchGateSettings
+from training.judged import JudgedSettings
 from training.judgments import write_judgments
 from training.nightly.inputs import Night, begun
-from training.nightly.line import STAGES, NightStopped
+from training.nightly.line import STAGES, NightStopped, planned
 from training.nightly.settings import NightlySettings
 from training.publish import Built
+
+BOOSTS = {"title": 5, "category": 2}
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +50,12 @@ def undisturbed(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Nightly
         }
     )
     write_judgments(judged, folder / "judged.parquet")
-    settings = gated(told(loop, folder), search=SearchGateSettings(str(folder / "judged.parquet"), least=-1.0))
-    planned = night(replace(settings, dry_run=True))
-    assert [planned[name] for name in STAGES] == ["to do"] * len(STAGES)
+    settings = told(loop, folder)
+    boosted = replace(settings.cycle, retrieval=replace(settings.cycle.retrieval, boosts=BOOSTS))
+    search = SearchGateSettings(str(folder / "judged.parquet"), least=-1.0)
+    settings = gated(replace(settings, cycle=boosted), search=search)
+    plan = night(replace(settings, dry_run=True))
+    assert [plan[name] for name in STAGES] == ["to do"] * len(STAGES)
     assert not settings.work.exists()
     night(settings)
     return settings
@@ -90,13 +97,14 @@ def test_a_night_goes_through_every_stage_and_puts_its_generation_in_force(
     assert "replay.mismatches" in page
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
     assert store.history()[-1].reason == "cascade nightly"
+    assert {name: Generation.load(store, made).lexical.boosts[name] for name in BOOSTS} == BOOSTS
 
 
 def test_a_night_that_is_done_does_nothing_twice(after: NightlySettings) -> None:
     store = GenerationStore(after.generations)
     before = store.ids(), store.current(), len(store.history())
-    planned = night(replace(after, dry_run=True))
-    assert [planned[name] for name in STAGES] == ["cached"] * len(STAGES)
+    plan = night(replace(after, dry_run=True))
+    assert [plan[name] for name in STAGES] == ["cached"] * len(STAGES)
     begun(after, store).night.write(after.work)  # as one that was killed as it began to look
     again = night(after)
     assert (store.ids(), store.current(), len(store.history())) == before
@@ -106,8 +114,8 @@ def test_a_night_that_is_done_does_nothing_twice(after: NightlySettings) -> None
 def test_from_a_stage_on_all_is_done_again_and_gives_the_same(after: NightlySettings) -> None:
     store = GenerationStore(after.generations)
     before = store.ids()
-    planned = night(replace(after, dry_run=True, from_stage="index"))
-    assert (planned["embed"], planned["index"], planned["publish"]) == ("cached", "to do", "to do")
+    plan = night(replace(after, dry_run=True, from_stage="index"))
+    assert (plan["embed"], plan["index"], plan["publish"]) == ("cached", "to do", "to do")
     night(replace(after, from_stage="index"))
     assert (states(after)["embed"], states(after)["index"], states(after)["publish"]) == ("cached", "done", "done")
     assert store.ids() == before
@@ -115,10 +123,28 @@ def test_from_a_stage_on_all_is_done_again_and_gives_the_same(after: NightlySett
 
 def test_a_setting_makes_anew_what_depends_on_it_and_nothing_else(after: NightlySettings) -> None:
     policy = replace(after.cycle.policy, temperature=0.3)
-    planned = night(replace(after, dry_run=True, cycle=replace(after.cycle, policy=policy)))
-    assert [name for name in STAGES if planned[name] == "to do"] == ["publish", "shadow", "canary"]
-    planned = night(replace(after, dry_run=True, seed=1))
-    assert [name for name in STAGES if planned[name] == "cached"] == ["validate", "examples", "skew"]
+    plan = night(replace(after, dry_run=True, cycle=replace(after.cycle, policy=policy)))
+    assert [name for name in STAGES if plan[name] == "to do"] == ["publish", "shadow", "canary"]
+    plan = night(replace(after, dry_run=True, seed=1))
+    assert [name for name in STAGES if plan[name] == "cached"] == ["validate", "examples", "skew"]
+    retrieval = replace(after.cycle.retrieval, boosts={"title": 7})
+    plan = night(replace(after, dry_run=True, cycle=replace(after.cycle, retrieval=retrieval)))
+    assert [name for name in STAGES if plan[name] == "cached"] == ["validate", "skew"]
+
+
+def test_a_judgement_list_that_changes_in_its_place_makes_anew_what_is_learned_from_it(
+    after: NightlySettings, tmp_path: Path
+) -> None:
+    path = tmp_path / "learned.parquet"
+    ranker = replace(after.cycle.ranker, judged=JudgedSettings(str(path)))
+    settings = replace(after, cycle=replace(after.cycle, ranker=ranker))
+    inputs = begun(settings, GenerationStore(settings.generations))
+    keys = []
+    for content in (b"a list", b"another one"):
+        path.write_bytes(content)
+        keys.append({name: stage.folder for name, stage in planned(settings, inputs).items()})
+    differing = [name for name in STAGES if keys[0][name] != keys[1][name]]
+    assert differing == ["ranker", "publish", "shadow", "canary"]
 
 
 def test_a_published_generation_that_was_damaged_since_is_made_again(after: NightlySettings) -> None:

@@ -1,5 +1,6 @@
 """A published generation's search against judgments made of its own titles."""
 
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -7,6 +8,7 @@ import pytest
 from conftest import Loop
 from test_replay import with_settings
 
+from serving.generation import Generation
 from training.data import DataError
 from training.evaluation.search import evaluate
 from training.gates import SearchGateSettings
@@ -61,14 +63,14 @@ def test_equal_grades_are_refused(loop: Loop) -> None:
 def test_the_gate_is_the_change_beside_what_is_in_force(loop: Loop, tmp_path: Path) -> None:
     path = tmp_path / "judged.parquet"
     write_judgments(own_titles(loop), path)
-    settings = SearchGateSettings(judgments=str(path))
-    gate, figures = judged(loop.generations[0], settings, incumbent=loop.first.id, store=loop.store)
+    settings, load = SearchGateSettings(judgments=str(path)), partial(Generation.load, loop.store)
+    gate, figures = judged(loop.generations[0], settings, incumbent=loop.first.id, load=load)
     assert (gate.name, gate.value, gate.passed) == ("search.change_low", 0, True)
     assert figures["search.change"] == 0
     unreachable = SearchGateSettings(judgments=str(path), least=0.5)
-    strict, _ = judged(loop.generations[0], unreachable, incumbent=loop.first.id, store=loop.store)
+    strict, _ = judged(loop.generations[0], unreachable, incumbent=loop.first.id, load=load)
     assert not strict.passed
-    first, _ = judged(loop.generations[0], settings, incumbent=None, store=loop.store)
+    first, _ = judged(loop.generations[0], settings, incumbent=None, load=load)
     assert first.passed
 
 

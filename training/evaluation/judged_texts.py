@@ -83,8 +83,8 @@ def read_collection(documents: Path, queries: Path, qrels: Path) -> JudgedTexts:
     What is not judged has grade 0, and so has what was judged to be worse. Queries without a judgment are left out.
 
     Raises:
-        DataError: where an id is not that of a document or a query; see `interactions.read_columns`.
-        ValueError: where nothing is relevant to anything.
+        DataError: see `interactions.read_columns`.
+        ValueError: where an id is not that of a document or a query, or nothing is relevant to anything.
     """
     document, typed = (
         read_columns(path, (name, "text")) for path, name in ((documents, "doc_id"), (queries, "query_id"))

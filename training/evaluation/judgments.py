@@ -8,7 +8,7 @@ from index.generations import GenerationStore
 from training.estimate import examination
 from training.impression_log import read_impressions
 from training.judgments import mined, read_judgments, write_judgments
-from training.served import read_events
+from training.served import read_events, shown
 
 
 def evaluate(
@@ -44,7 +44,7 @@ def evaluate(
     generations = GenerationStore(store)
     current = generations.current()
     examined_K = examination(generations.manifest(current).metrics if current is not None else {})
-    found = mined(read_impressions(log), clicks, examination=examined_K, least=least)
+    found = mined(shown(read_impressions(log)), clicks, examination=examined_K, least=least)
     if not found.height:
         raise ValueError(f"{log} holds no item that was shown {least} times under one query")
     write_judgments(found, out)

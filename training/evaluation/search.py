@@ -4,7 +4,6 @@ Shape letters: N judgments (rows, those of a query side by side), Q queries, I d
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -36,14 +35,6 @@ Encoder = Literal["none", "float32", "bfloat16"]
 _MEMBERS = 3
 _WEIGHTS = {"words": 2.0, "grams": 1.0, "tower": 2.0, "encoder": 1.0}
 """Of the sources where they are fused; those that are there."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Vectors:
-    """Of a pretrained encoder."""
-
-    query_QD: NDArray[np.float32]
-    title_ID: NDArray[np.float32]
 
 
 def evaluate(
@@ -145,11 +136,9 @@ def evaluate(
         found["grams"] = by_words(grams, text_Q, judged)
     vectors = None if encoder == "none" else _encoded(judged, encoder, cache)
     if vectors is not None:
-        found["encoder"] = by_vectors(vectors.query_QD, vectors.title_ID, judged)
+        found["encoder"] = by_vectors(*vectors, judged)
     if tower:
-        texts = TowerTexts.of(
-            text_Q, title_I, None if vectors is None else (vectors.query_QD, vectors.title_ID), seed=seed
-        )
+        texts = TowerTexts.of(text_Q, title_I, vectors, seed=seed)
         found["tower"] = out_of_fold_towers(texts, judged, fold_Q, seed=seed)
     ranked_QK = fused(found, {name: _WEIGHTS[name] for name in found})
     score_N = bm25.score_N
@@ -211,8 +200,10 @@ def _features(
     return np.concatenate(blocks, axis=1)
 
 
-def _encoded(judged: JudgedTexts, precision: Literal["float32", "bfloat16"], cache: Path | None) -> _Vectors:
-    """Vectors of all texts, from the cache where it has those of exactly these by this encoder."""
+def _encoded(
+    judged: JudgedTexts, precision: Literal["float32", "bfloat16"], cache: Path | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Vectors of the queries and of the titles, from the cache where it has those of exactly these by this encoder."""
     encoder = SentenceEncoder.load(precision)
     vectors = []
     for name, texts in (("queries", judged.text_Q), ("titles", judged.title_I)):
@@ -228,4 +219,5 @@ def _encoded(judged: JudgedTexts, precision: Literal["float32", "bfloat16"], cac
             kept.parent.mkdir(parents=True, exist_ok=True)
             with appearing(kept) as draft, draft.open("wb") as file:
                 np.save(file, vectors[-1], allow_pickle=False)
-    return _Vectors(*vectors)
+    query_QD, title_ID = vectors
+    return query_QD, title_ID

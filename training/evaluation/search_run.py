@@ -53,13 +53,14 @@ class SearchRun:
             score_N: by which the judged titles are ranked.
         """
         columns: dict[str, NDArray[np.float64]] = {}
+        relevant, unseen = _relevant(judged), _unseen(judged, fold_Q)
         for suffix, row_QK, ordered_N in (("", ranked_QK, score_N), (".bm25", bm25_ranked_QK, bm25_score_N)):
             columns[f"ndcg@10{suffix}"] = _ndcg(judged, ordered_N)
-            for name, figure_Q in retrieval_figures(row_QK, relevant_sets(judged)).items():
+            for name, figure_Q in retrieval_figures(row_QK, relevant).items():
                 columns[name + suffix] = figure_Q
         columns["ndcg@10.random"] = _ndcg(judged, np.zeros(len(score_N), np.float32))
-        columns["recall@100.unseen"] = _recall_of_unseen(judged, fold_Q, ranked_QK)
-        columns["recall@100.unseen.bm25"] = _recall_of_unseen(judged, fold_Q, bm25_ranked_QK)
+        for suffix, row_QK in (("", ranked_QK), (".bm25", bm25_ranked_QK)):
+            columns[f"recall@100.unseen{suffix}"] = recall(hits(row_QK[:, :100], unseen), unseen.size_B)
         order_N = np.lexsort((-score_N, judged.query_N))
         results = pl.DataFrame(
             {
@@ -140,7 +141,7 @@ class SearchRun:
         return self.queries.filter(pl.col(name).is_not_nan()).sort(name, "query").head(most)
 
 
-def relevant_sets(judged: JudgedTexts) -> ItemSets:
+def _relevant(judged: JudgedTexts) -> ItemSets:
     kept_N = judged.relevant_N
     return ItemSets.of(judged.query_N[kept_N], judged.item_N[kept_N], queries=len(judged.text_Q))
 
@@ -174,13 +175,10 @@ def _ndcg(judged: JudgedTexts, score_N: NDArray[np.float32]) -> NDArray[np.float
     return np.where(judged.decided_Q, ndcg_Q, math.nan)
 
 
-def _recall_of_unseen(
-    judged: JudgedTexts, fold_Q: NDArray[np.int64], ranked_QK: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Recall@100 counting only titles that no query of another fold is judged with."""
+def _unseen(judged: JudgedTexts, fold_Q: NDArray[np.int64]) -> ItemSets:
+    """Relevant titles that no query of another fold is judged with."""
     width = len(judged.title_I)
     pair_U = np.unique(fold_Q[judged.query_N] * width + judged.item_N)
     folds_I = np.bincount(pair_U % width, minlength=width)
     kept_N = judged.relevant_N & (folds_I[judged.item_N] == 1)
-    unseen = ItemSets.of(judged.query_N[kept_N], judged.item_N[kept_N], queries=len(judged.text_Q))
-    return recall(hits(ranked_QK[:, :100], unseen), unseen.size_B)
+    return ItemSets.of(judged.query_N[kept_N], judged.item_N[kept_N], queries=len(judged.text_Q))

@@ -259,8 +259,7 @@ def _generations(
 
 def _most(days: Sequence[Day]) -> str:
     """Who answered most requests."""
-    counts: dict[str, int] = {}
+    counts = Counter[str]()
     for day in days:
-        for generation, count in day.generations.items():
-            counts[generation] = counts.get(generation, 0) + count
+        counts.update(day.generations)
     return max(counts, key=lambda name: (counts[name], name))

@@ -11,8 +11,9 @@ import torch
 from index.generations import GenerationStore
 from protos.impression_pb2 import Outcome
 from training import skew as skews
+from training.archive import day_of
 from training.data import EVENT_SCHEMA
-from training.gates import SKEW, SKEW_STATE, GateSettings, skew_gates
+from training.gates import SKEW, SKEW_STATE, Gate, skew_gates
 from training.impression_log import opened, read_impressions, read_outcomes, read_these
 from training.monitoring import page
 from training.monitoring.answerers import Answerers
@@ -44,14 +45,14 @@ def monitor(settings: MonitorSettings) -> dict[str, Any]:
         reading = bar.add_task("", total=len(reference_ms) + len(window_ms))
         days: list[Day] = []
         for start_ms in (*reference_ms, *window_ms):
-            bar.update(reading, description=day_name(start_ms))
+            bar.update(reading, description=day_of(start_ms))
             days.append(read(settings.log, start_ms, answerers, settings))
             bar.advance(reading)
         reference, window = days[: len(reference_ms)], days[len(reference_ms) :]
         try:
             found = checks(window, reference, answerers, settings.limits)
         except ValueError as error:
-            raise ValueError(f"{settings.log}, {day_name(window_ms[0])}: {error}") from error
+            raise ValueError(f"{settings.log}, {day_of(window_ms[0])}: {error}") from error
         if settings.skew:
             bar.update(bar.add_task("skew", total=None))
             found += skew(settings, store, [each for day in window for each in day.sampled])
@@ -99,11 +100,6 @@ def last_whole_day(log: Path) -> int:
     return in_order[-2 if len(in_order) > 1 else -1] * DAY_MS
 
 
-def day_name(start_ms: int) -> str:
-    """Of the day that begins then, UTC."""
-    return date.fromordinal(start_ms // DAY_MS + _EPOCH).isoformat()
-
-
 def read(log: Path, start_ms: int, answerers: Answerers, settings: MonitorSettings) -> Day:
     """One day of a log."""
     until_ms = start_ms + DAY_MS
@@ -129,10 +125,7 @@ def skew(settings: MonitorSettings, store: GenerationStore, request_ids: list[st
         before = read_table(settings.history, list(EVENT_SCHEMA)).select(*EVENT_SCHEMA)
         known.append(before.filter(pl.col("user_id").is_in(list(users))))
     events = pl.concat(known).unique("event_id", keep="first", maintain_order=True)
-    return [
-        _check(gate.name, gate.value, settings.gates)
-        for gate in skew_gates(settings.gates, skews.sampled(logged, store, events))
-    ]
+    return [_check(gate) for gate in skew_gates(settings.gates, skews.sampled(logged, store, events))]
 
 
 def _events(outcomes: Iterator[Outcome], users: set[str]) -> pl.DataFrame:
@@ -140,9 +133,8 @@ def _events(outcomes: Iterator[Outcome], users: set[str]) -> pl.DataFrame:
     return pl.DataFrame(rows, EVENT_SCHEMA, orient="row")
 
 
-def _check(name: str, value: float, gates: GateSettings) -> Check:
-    """A gate's verdict as a comparison: its limit is 0 where nothing may differ."""
-    (gate,) = skew_gates(gates, {name: value})
+def _check(gate: Gate) -> Check:
+    """A verdict as a comparison: the limit is 0 where nothing may differ."""
     limit = float(gate.limit.removeprefix("<= "))
-    feature = name.removeprefix(SKEW_STATE).removeprefix(SKEW)
-    return Check("skew", feature, "share", value, limit, 0.0, value, not gate.passed, float("nan"))
+    feature = gate.name.removeprefix(SKEW_STATE).removeprefix(SKEW)
+    return Check("skew", feature, "share", gate.value, limit, 0.0, gate.value, not gate.passed, float("nan"))

@@ -79,14 +79,14 @@ class Labels:
             at_E = at_E[np.lexsort((visible_ms_E[at_E], pair_E[at_E]))]
             by_action[action] = pair_E[at_E], visible_ms_E[at_E]
             again_E[at_E[1:]] = (pair_E[at_E[1:]] == pair_E[at_E[:-1]]) & named_E[at_E[1:]]
-        late_enough_E = named_E & (time_ms_E >= start_ms + label_ms)
+        unmatched = set(pair_E[named_E & (time_ms_E >= start_ms + label_ms)].tolist())
         return cls(
             label_ms=label_ms,
             labelled_until_ms=end_ms - label_ms,
             by_action=by_action,
             delay_s_E=delay_s_E,
-            unmatched=set(pair_E[late_enough_E].tolist()),
-            looked_for=len(set(pair_E[late_enough_E].tolist())),
+            unmatched=unmatched,
+            looked_for=len(unmatched),
             rates={
                 "quality/outcomes said twice": Rate.of(again_E),
                 "quality/outcomes without a request": Rate.of(~named_E),

@@ -6,7 +6,7 @@ logged meanwhile.
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -25,7 +25,8 @@ from training.nightly.settings import NightlySettings
 from training.run_record import fingerprint
 from training.served import ServedLog
 
-_NIGHT = "night.json"
+NIGHT = "night.json"
+"""The record of the last night."""
 _HOUR_MS = 3_600_000
 _TABLES = ("items", "users", "impressions", "events", "user_states")
 
@@ -48,13 +49,12 @@ class Night:
     @classmethod
     def read(cls, folder: Path) -> "Night | None":
         """The last one; None where there was none."""
-        path = folder / _NIGHT
+        path = folder / NIGHT
         return cls(**json.loads(path.read_text())) if path.exists() else None
 
     def write(self, folder: Path) -> None:
-        told = {name: getattr(self, name) for name in self.__slots__}
-        with appearing(folder / _NIGHT) as draft:
-            draft.write_text(json.dumps(told))
+        with appearing(folder / NIGHT) as draft:
+            draft.write_text(json.dumps(asdict(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +85,13 @@ class Inputs:
         )
 
     @property
-    def known_events(self) -> pl.DataFrame:
-        """Outcomes that were known at the moment, without those of who was forgotten."""
+    def remembered(self) -> ServedLog | None:
+        """What is learned from, without what is about users who were forgotten."""
+        return self.served and self.served.remembering(forgotten_in(self.changes))
+
+    def with_known(self, served: ServedLog) -> pl.DataFrame:
+        """Outcomes of the data set that were known at the moment, and those of a log."""
         events = self.dataset.events.filter(pl.col("visible_ms") <= self.as_of_ms)
-        if self.served is None:
-            return events
-        served = self.served.remembering(forgotten_in(self.changes))
         return pl.concat([events, served.events.select(events.columns)])
 
 

@@ -20,7 +20,6 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from candidate_gen.features import FeatureTable
 from candidate_gen.towers import Towers
@@ -29,7 +28,6 @@ from index.leases import Lease
 from index.placement import Placement, opened
 from policy.ope import InsufficientOverlap
 from ranking.rankers import bound, load_scorer
-from serving.catalog_log import forgotten_in
 from serving.generation import Generation
 from training import compaction, cycle, jobs, passes, search_judged, uplift
 from training.cycle import Prepared
@@ -38,11 +36,11 @@ from training.embeddings import embedded
 from training.findings import utc
 from training.gates import Gate, GateFailed, ranker_gates, require, skew_gates
 from training.nightly import contract, judges, prepared_files, report, trial
-from training.nightly.inputs import Inputs, begun
+from training.nightly.inputs import NIGHT, Inputs, begun
 from training.nightly.settings import NightlySettings, StageName
 from training.nightly.stages import Figures, Stage, StageRun, keep_only, key
 from training.nightly.trial import Candidate
-from training.progress import progress
+from training.progress import counted
 from training.publish import Built, Judge, build_index
 from training.ranker import Earlier, split_by_time
 from training.rebuild import is_whole
@@ -106,16 +104,15 @@ def nightly(settings: NightlySettings, *, holder: str, now_ms: int) -> dict[str,
     with store.job(jobs.JOB, holder=holder) as job:
         if settings.log is not None:
             with suppress(compaction.LogBusy):  # somebody else does it
-                compaction.compact(settings.log)
+                jobs.compacted(settings.log, settings.generations)
         inputs = begun(settings, store)
         stages = planned(settings, inputs)
         job.check()
-        keep_only(settings.work, stages.values(), also=["night.json"])
+        keep_only(settings.work, stages.values(), also=[NIGHT])
         inputs.night.write(settings.work)
         for stage in _again(settings, store, stages):
             stage.forget()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with progress(*columns) as bar:
+        with counted() as bar:
             night = _Night(settings, store, inputs, stages, StageRun(job, bar, stages=len(stages)), job, now_ms)
             try:
                 _go(night)
@@ -131,9 +128,9 @@ def planned(settings: NightlySettings, inputs: Inputs) -> dict[str, Stage]:
     """The stages of a night by name, in their order, each named after what determines it.
 
     Raises:
-        OSError: where the list of judgments cannot be read.
+        OSError: where a list of judgments cannot be read.
     """
-    of, judgments = settings.cycle, settings.cycle.gates.search.judgments
+    of = settings.cycle
     keys = {"inputs": key(passes.program(), inputs.night.digest, inputs.night.seq)}
 
     def stage(name: StageName, *told: object, after: Sequence[str] = ("inputs",)) -> None:
@@ -141,17 +138,21 @@ def planned(settings: NightlySettings, inputs: Inputs) -> dict[str, Stage]:
 
     threads, trained = torch.get_num_threads(), asdict(of.ranker)
     stage("validate")
-    stage("examples", of.tower_positives, of.tower_hard_negatives, trained)
+    stage("examples", of.tower_positives, of.tower_hard_negatives, trained, dict(of.retrieval.boosts))
     stage("skew")
     stage("towers", asdict(of.towers), settings.seed, threads, after=["examples"])
-    stage("ranker", trained, settings.seed, threads, after=["examples"])
+    stage("ranker", trained, _digest(of.ranker.judged.judgments), settings.seed, threads, after=["examples"])
     stage("embed", after=["towers"])
     stage("index", asdict(of.index), after=["embed"])
-    judged = sha256(Path(judgments).read_bytes()).hexdigest() if judgments else ""
-    stage("publish", asdict(of), judged, after=["skew", "ranker", "index"])
+    stage("publish", asdict(of), _digest(of.gates.search.judgments), after=["skew", "ranker", "index"])
     stage("shadow", asdict(settings.trial), after=["publish"])
     stage("canary", asdict(settings.trial), after=["publish"])
     return {name: Stage(name, settings.work / f"{name}-{keys[name]}") for name in STAGES}
+
+
+def _digest(judgments: str | None) -> str:
+    """Of what a judgement list holds, whatever its path."""
+    return sha256(Path(judgments).read_bytes()).hexdigest() if judgments else ""
 
 
 def _go(night: _Night) -> None:
@@ -193,16 +194,15 @@ def _examples(night: _Night, table: FeatureTable | None, earlier: Earlier | None
         table=table,
         earlier=earlier,
         changes=inputs.changes,
+        boosts=settings.retrieval.boosts,
     )
     prepared_files.save(prepared, folder)
     return {"examples": len(prepared.examples)}
 
 
 def _skew(night: _Night) -> dict[str, float]:
-    if night.inputs.served is None:
-        return {}
-    served = night.inputs.served.remembering(forgotten_in(night.inputs.changes))
-    return sampled(served.impressions, night.store, night.inputs.known_events)
+    served = night.inputs.remembered
+    return {} if served is None else sampled(served.impressions, night.store, night.inputs.with_known(served))
 
 
 def _towers(night: _Night, prepared: Prepared, folder: Path) -> dict[str, float]:
@@ -283,7 +283,7 @@ def _judges(night: _Night, prepared: Prepared) -> dict[str, Judge]:
         ),
     }
     if gates.search.judgments is not None:
-        asked["search"] = partial(search_judged.judged, settings=gates.search, incumbent=incumbent, store=store)
+        asked["search"] = partial(search_judged.judged, settings=gates.search, incumbent=incumbent, load=night.load)
     if gates.uplift.hours and incumbent is not None and night.settings.log is not None:
         log = night.settings.log
         asked["uplift"] = partial(uplift.judged, settings=gates.uplift, incumbent=incumbent, log=log, store=store)
