@@ -160,7 +160,6 @@ def test_a_good_run_has_no_bad_finding() -> None:
         ({"replay": {"requests": 0, "mismatches": 0}}, "No request was replayed"),
         ({"requests": {"served": 10, "failed": 2}}, "2 requests failed"),
         ({"ope": {"estimate": 2.0, "low": 1.9, "high": 2.1, "truth": 1.0}}, "misses the truth"),
-        ({"ope": {"estimate": 1.0, "low": 0.9, "high": 1.1, "effective_sample_size": 9.0}}, "sample size of 9"),
         ({"index": {"recall": 0.8}}, "finds 80.0%"),
         ({"ranker": {"cycle1": {"click.ece": 0.0}, "cycle2": {"click.ece": 0.2}}}, "20.0 points off"),
     ],
@@ -168,6 +167,14 @@ def test_a_good_run_has_no_bad_finding() -> None:
 def test_a_bad_number_is_said_to_be_bad(changes: dict[str, Any], words: str) -> None:
     found = {verdict for text, verdict in verdicts(**changes).items() if words in text}
     assert found == {"bad"}
+
+
+def test_an_estimate_that_is_refused_is_told_as_that_whether_it_would_have_held_or_not() -> None:
+    refused = {"low": 1.9, "high": 2.1, "truth": 1.0, "refused": "effective sample size 9.0"}
+    (told,) = (text for text in verdicts(ope={"estimate": 2.0, **refused}) if "2 with a 95%" in text)
+    assert verdicts(ope={"estimate": 2.0, **refused})[told] == "note"
+    assert "says too little about it: effective sample size 9.0" in told
+    assert told.endswith("the truth is 1.")
 
 
 def test_progress_is_told_against_the_oracle() -> None:

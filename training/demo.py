@@ -28,6 +28,7 @@ from serving.state import UserState
 from training import cycle, report, story
 from training.cycle import CycleSettings
 from training.data import Dataset
+from training.draws import drawn_again
 from training.estimate import estimate, examination, outcome_rewards
 from training.examples import ATTRIBUTION_MS
 from training.jobs import read
@@ -141,14 +142,16 @@ def _prove(settings: DemoSettings, console: Console, started: float) -> tuple[Sh
     with _step(console, f"Replay of {len(log.impressions):,} logged requests"):
         verified = verify(log.impressions, {each.id: each for each in generations}, CatalogLog(store.root / FILE))
     with _step(console, "Off-policy estimate of cycle 2 from cycle 1's log, beside the truth"):
+        catalog = CatalogLog(store.root / FILE)
+        own = unseen([each for each in log.impressions if each.generation == first.id], generations[1].manifest)
         compared = counterfactual(
-            unseen([each for each in log.impressions if each.generation == first.id], generations[1].manifest),
+            own,
             generations[1],
             rewards=outcome_rewards(log.events, world.weights),
             examination_K=examination(first.metrics),
-            catalog=CatalogLog(store.root / FILE),
+            catalog=catalog,
         )
-        estimates = estimate(compared)
+        estimates = estimate(compared, draws=drawn_again(own, *generations, catalog=catalog))
         slates = zip(compared.request_ids, compared.target_item_ids, strict=True)
         truth = np.mean([world.expected_reward(by_id[asked], shown[: estimates.depth]) for asked, shown in slates])
     with _step(console, "True reward of every policy on the same requests"):

@@ -1,12 +1,12 @@
 """What another generation would have earned on a log, by several estimators side by side, as a whole and by slice.
 
-Shape letters: M impressions, K slots, R draws, N candidates.
+Shape letters: M impressions, K slots.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -20,7 +20,6 @@ from policy.ope import (
     cascade_dr,
     diagnose,
     faults,
-    propensity_bins,
     rips,
     sips,
     sn_cascade_dr,
@@ -28,28 +27,14 @@ from policy.ope import (
     sn_sips,
     truncated,
 )
-from protos.impression_pb2 import Degraded, Impression
-from serving.again import Snapshots, ask_again
-from serving.catalog_log import CatalogLog
-from serving.generation import Generation
-from training.replay import Counterfactual, in_order
+from training.draws import Draws
+from training.replay import Counterfactual
 
 HEADLINE = "truncated_cascade_dr"
 """The estimator whose figure stands for all: self-normalised, doubly robust, its weights cut to sqrt(requests). On
 the simulated world its intervals held the truth where those of the others were beside it or several times as wide."""
-_CHECKED_REQUESTS = 300
-_Each = TypeVar("_Each")
 _MOST_VALUES = 12
 """A column with more values than this makes no slices."""
-
-
-@dataclass(frozen=True, slots=True)
-class OwnDraws:
-    """How a logging policy's own propensities fare beside what it drew."""
-
-    overlap: Overlap
-    """Of the policy with itself, one row a draw: how many actions it could show."""
-    bins: tuple[PropensityBin, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,26 +83,30 @@ def estimate(
     compared: Counterfactual,
     *,
     slices: Mapping[tuple[str, str], NDArray[np.bool_]] | None = None,
-    own: OwnDraws | None = None,
+    draws: Draws | None = None,
     interval: Interval = "delta",
 ) -> Estimates:
     """Every slate estimator on one comparison, of as many slots as the log supports.
 
+    The headline's interval and the uplift's allow for what the cut of the weights leaves out, where `draws` tell how
+    much that is (`Overlap.thin_support`): it may earn anything from nothing to twice what the rest is estimated at.
+
     Args:
         slices: which requests are in each, (M,), by column and value.
-        own: what is known of the logging policy's propensities.
+        draws: what some of the requests were drawn from, and would have been.
     """
-    by_depth = _by_depth(compared, slice(None), compared.reward_MK.shape[1])
+    by_depth = _by_depth(compared, slice(None), compared.reward_MK.shape[1], draws)
     depth = _reach(by_depth)
     overlap = by_depth[depth - 1]
-    if own is not None:
+    if draws is not None:
         overlap = replace(
             overlap,
-            shown_actions=own.overlap.shown_actions,
-            shown_actions_error=own.overlap.shown_actions_error,
-            miscalibration=own.overlap.miscalibration,
+            shown_actions=draws.overlap.shown_actions,
+            shown_actions_error=draws.overlap.shown_actions_error,
+            miscalibration=draws.overlap.miscalibration,
         )
     log = _Prefixed.of(compared, depth)
+    headline, uplift = log.truncated().allowing(overlap.thin_support, interval)
     joint = (log.reward_MK, log.logged_MK[:, -1], log.target_MK[:, -1])
     prefixed = (log.reward_MK, log.logged_MK, log.target_MK)
     return Estimates(
@@ -129,57 +118,19 @@ def estimate(
             "sn_rips": sn_rips(*prefixed, interval=interval),
             "cascade_dr": cascade_dr(*prefixed, *log.model, interval=interval),
             "sn_cascade_dr": sn_cascade_dr(*prefixed, *log.model, interval=interval),
-            HEADLINE: log.truncated().headline(interval),
+            HEADLINE: headline,
         },
         logged=log.earned(interval),
-        uplift=log.truncated().uplift(interval),
+        uplift=uplift,
         overlap=overlap,
         by_depth=by_depth,
-        bins=() if own is None else own.bins,
+        bins=() if draws is None else draws.bins,
         slices=tuple(
-            _slice(compared, depth, (column, value), inside_M, interval)
+            _slice(compared, by_depth[:depth], (column, value), inside_M, draws=draws, interval=interval)
             for (column, value), inside_M in (slices or {}).items()
             if inside_M.any()
         ),
     )
-
-
-def spaced(of: Sequence[_Each]) -> list[_Each]:
-    """As many as `own_draws` asks again, from all over."""
-    return (
-        [of[int(at)] for at in np.unique(np.linspace(0, len(of) - 1, _CHECKED_REQUESTS).astype(int))] if len(of) else []
-    )
-
-
-def own_draws(
-    impressions: Iterable[Impression], generation: Generation, *, catalog: CatalogLog | None = None
-) -> OwnDraws | None:
-    """A logging policy asked again for what it drew from, for up to 300 of its impressions; None where none is whole.
-
-    Raises:
-        ValueError: where it gives an item another propensity than the log does.
-    """
-    whole = [
-        each
-        for each in impressions
-        if each.generation == generation.id
-        and each.eligible_item_key
-        and not each.degraded & Degraded.DEGRADED_RANKER_SKIPPED
-    ]
-    chosen = spaced(whole)
-    snapshots = Snapshots({generation.id: generation}, catalog)
-    drawn = [_drawn_again(each, snapshots.answered(each)) for each in in_order(chosen)]
-    width = max((len(distribution_N) for distribution_KN, _ in drawn for distribution_N in distribution_KN), default=0)
-    if not width:
-        return None
-    distribution_RN = np.concatenate(
-        [np.pad(distribution_KN, ((0, 0), (0, width - distribution_KN.shape[1]))) for distribution_KN, _ in drawn]
-    )
-    action_R = np.concatenate([index_K for _, index_K in drawn])
-    propensity_R = distribution_RN[np.arange(len(action_R)), action_R]
-    bins = propensity_bins(distribution_RN, action_R)
-    count_R = np.count_nonzero(distribution_RN, axis=1)
-    return OwnDraws(diagnose(propensity_R, propensity_R, actions_N=count_R, bins=bins), bins)
 
 
 def slices_of(rows: pl.DataFrame) -> dict[tuple[str, str], NDArray[np.bool_]]:
@@ -292,34 +243,50 @@ class _Prefixed:
             np.hstack([nothing_M1, self.expected_MK]),
         ).headline(interval)
 
+    def allowing(self, thin: float, interval: Interval) -> tuple[Estimate, Estimate]:
+        """Headline and uplift, both with the share `thin` of the target's choices allowed to earn anything from nothing
+        to twice the headline; nothing is allowed for where it is NaN."""
+        headline = self.headline(interval)
+        allowed = 0.0 if math.isnan(thin) else thin * abs(headline.value)
+        headline, uplift = (
+            replace(each, low=each.low - allowed, high=each.high + allowed)
+            for each in (headline, self.uplift(interval))
+        )
+        return headline, uplift
+
     def earned(self, interval: Interval) -> Estimate:
         return sips(self.reward_MK, self.logged_MK[:, -1], self.logged_MK[:, -1], interval=interval)
 
 
 def _slice(
     compared: Counterfactual,
-    most: int,
+    of_all: Sequence[Overlap],
     named: tuple[str, str],
     inside_M: NDArray[np.bool_],
+    *,
+    draws: Draws | None,
     interval: Interval,
 ) -> SliceEstimate:
-    by_depth = _by_depth(compared, inside_M, most)
+    by_depth = _by_depth(compared, inside_M, len(of_all), draws)
     depth = _reach(by_depth)
-    log = _Prefixed.of(compared, depth, inside_M)
-    return SliceEstimate(
-        *named,
-        depth,
-        log.truncated().headline(interval),
-        log.earned(interval),
-        log.truncated().uplift(interval),
-        faults(by_depth[depth - 1]),
-    )
+    log, overlap = _Prefixed.of(compared, depth, inside_M), by_depth[depth - 1]
+    headline, uplift = log.truncated().allowing(overlap.thin_support, interval)
+    return SliceEstimate(*named, depth, headline, log.earned(interval), uplift, faults(overlap))
 
 
-def _by_depth(compared: Counterfactual, inside_M: NDArray[np.bool_] | slice, most: int) -> tuple[Overlap, ...]:
-    outside = float(1 - compared.inside_M[inside_M].mean())
+def _by_depth(
+    compared: Counterfactual, inside_M: NDArray[np.bool_] | slice, most: int, draws: Draws | None
+) -> tuple[Overlap, ...]:
+    """Of a part of the requests; what the cut leaves out is that of all, cut as the part is."""
+    outside_M = 1 - compared.inside_M[inside_M]
+    thin_K = np.full(most, math.nan)
+    if draws is not None:
+        thin_K[: len(draws.slots)] = draws.thin_support(math.sqrt(len(outside_M)))[:most]
     logs = (_Prefixed.of(compared, depth, inside_M).truncated() for depth in range(1, most + 1))
-    return tuple(diagnose(log.logged_MK[:, -1], log.target_MK[:, -1], outside_support=outside) for log in logs)
+    return tuple(
+        diagnose(log.logged_MK[:, -1], log.target_MK[:, -1], outside_support=float(outside_M.mean()), thin_support=thin)
+        for log, thin in zip(logs, thin_K.tolist(), strict=True)
+    )
 
 
 def _reach(by_depth: Sequence[Overlap]) -> int:
@@ -327,19 +294,3 @@ def _reach(by_depth: Sequence[Overlap]) -> int:
     the log's support is the same at every depth and has no say."""
     weights = (faults(replace(each, outside_support=0.0)) for each in by_depth)
     return max(1, next((k for k, found in enumerate(weights) if found), len(by_depth)))
-
-
-def _drawn_again(logged: Impression, generation: Generation) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """What each slot was drawn from, and what was drawn."""
-    policy = generation.policy
-    query, answer = ask_again(logged, generation)
-    index_K = answer.scored.candidates.positions(generation.items.ids.rows_of(logged.item_id))
-    draw = policy.propensity_of(query, answer.scored, index_K)
-    differing_K = np.flatnonzero(~np.isclose(draw.propensity_K, logged.propensity, rtol=1e-6, atol=0))
-    if len(differing_K):
-        k = differing_K[0]
-        raise ValueError(
-            f"request {logged.request_id}: slot {k + 1} was logged with propensity {logged.propensity[k]:.6g}, but "
-            f"generation {generation.id} gives {draw.propensity_K[k]:.6g}; `cascade replay verify` says what differs"
-        )
-    return draw.distribution_KN, index_K

@@ -12,15 +12,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from policy.ope import Estimate, checks
+from policy.ope import Estimate, checks, least_sample_size
 from training import plots
 from training.durable import write_texts
 from training.estimate import HEADLINE, Estimates
 from training.figures import Estimated
 from training.findings import Finding
 from training.report import environment, figure, plain
-
-_NEEDED = 200.0
 
 
 def report(estimates: Estimates, *, target: str, logged: str) -> dict[str, Any]:
@@ -36,6 +34,7 @@ def report(estimates: Estimates, *, target: str, logged: str) -> dict[str, Any]:
         "uplift": _figures(estimates.uplift),
         "checks": [asdict(each) for each in checks(estimates.overlap)],
         "overlap": asdict(estimates.overlap),
+        "least_sample_size": least_sample_size(estimates.overlap),
         "by_depth": [asdict(each) for each in estimates.by_depth],
         "bins": [asdict(each) for each in estimates.bins],
         "slices": [
@@ -157,7 +156,15 @@ def _beside(report: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(
             "note",
             f"{100 * outside:.0f}% of what {report['target']} would show never came up for {report['logged']}; the "
-            "estimate is of its choice among the rest.",
+            "estimate is of its choice among the rest. If that earned nothing, or twice as much as the rest, the truth "
+            f"would be {figure(outside * abs(middle))} lower, or higher.",
+        )
+    thin = report["overlap"]["thin_support"]
+    if thin is not None and thin > 0.01:
+        yield Finding(
+            "note",
+            f"{100 * thin:.0f}% of the rest it would choose where {report['logged']} hardly ever did; the intervals of "
+            f"the estimate and of the uplift allow for it, by {figure(thin * abs(middle))} to either side.",
         )
     carried = all(check["passed"] for check in report["checks"])
     clear = [each for each in report["slices"] if carried and not each["faults"]]
@@ -228,7 +235,7 @@ def _pictures(report: Mapping[str, Any]) -> Iterator[dict[str, str]]:
         yield {
             "title": "How far down the log reaches",
             "look": "How many requests of its own the log is worth. Filled points are what the estimate uses.",
-            "svg": plots.reach(sizes, needed=max(_NEEDED, 0.01 * report["requests"]), depth=report["depth"]),
+            "svg": plots.reach(sizes, needed=report["least_sample_size"], depth=report["depth"]),
         }
     if report["bins"]:
         columns = [

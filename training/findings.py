@@ -65,26 +65,25 @@ def _rewards(summary: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _estimate(summary: Mapping[str, Any]) -> Iterator[Finding]:
-    value, low, high, truth, size = (
-        number(summary, f"ope.{name}") for name in ("estimate", "low", "high", "truth", "effective_sample_size")
-    )
+    value, low, high, truth = (number(summary, f"ope.{name}") for name in ("estimate", "low", "high", "truth"))
     if not _all(value, low, high):
         return
     slots = number(summary, "ope.slots")
     reach = " in the first slot" if slots == 1 else f" in the first {slots:.0f} slots" if _all(slots) else ""
     interval = f"{value:.3g}{reach} with a 95% interval of {low:.3g} to {high:.3g}"
-    if not _all(truth):
+    if refused := summary["ope"].get("refused"):
+        yield Finding(
+            "note",
+            f"Cycle 2 is not estimated from the log of cycle 1, which says too little about it: {refused}. More "
+            "requests or more exploration (policy.epsilon, policy.temperature) would help. It would have said "
+            f"{interval}{f'; the truth is {truth:.3g}' if _all(truth) else ''}.",
+        )
+    elif not _all(truth):
         yield Finding("note", f"The new policy is estimated at {interval}; nobody knows the truth here.")
     elif low <= truth <= high:
         yield Finding("good", f"Before it was shown, cycle 2 was estimated at {interval}; the truth is {truth:.3g}.")
     else:
         yield Finding("bad", f"The off-policy estimate, {interval}, misses the truth, {truth:.3g}.")
-    if _all(size) and size < 100:
-        yield Finding(
-            "bad",
-            f"The estimate rests on an effective sample size of {size:.0f}: the two policies overlap too little to be "
-            "compared from this log. More exploration (policy.epsilon, policy.temperature) would help.",
-        )
 
 
 def _replay(summary: Mapping[str, Any]) -> Iterator[Finding]:

@@ -324,9 +324,9 @@ def ope(settings: EstimateSettings) -> dict[str, Any]:
     torch.set_num_threads(1)
     estimates = estimated(
         rows.filter(generation=logged).collect(),
+        Generation.load(store, target),
         log=settings.log,
         store=store,
-        weights=_weights(store, target),
         interval=settings.interval,
     )
     report = estimate_report.report(estimates, target=target, logged=logged)

@@ -6,7 +6,7 @@ the catalogue had become when the request was made: the changes since its build 
 What was state when a request came, its user's history and the words of the sources that learn while they serve, is in
 the log and taken from there. `training.passes` does both for whole logs.
 
-Shape letters: M impressions, K slots, N candidates, E eligible candidates of the log.
+Shape letters: M impressions, K slots, N candidates, E eligible candidates of the log, C candidates that are both.
 """
 
 from collections import Counter
@@ -18,12 +18,16 @@ import polars as pl
 from numpy.typing import NDArray
 
 from candidate_gen.features import FeatureTable
+from candidate_gen.types import Query
 from index.generations import Manifest
+from policy.types import Draw
 from protos.impression_pb2 import Degraded, Impression
+from ranking.types import Scored
 from serving.again import Snapshots, ask_again, first_difference
 from serving.catalog_log import CatalogLog
 from serving.codec import query_of
 from serving.generation import Generation
+from serving.pipeline import Answer
 
 _TOLD = 100
 """Most divergences that are kept one by one."""
@@ -285,23 +289,49 @@ def _checked(logged: Impression) -> Impression:
     return logged
 
 
-def _compared(logged: Impression, target: Generation) -> tuple[object, ...]:
-    policy = target.policy
+@dataclass(frozen=True, slots=True)
+class Confined:
+    """A logged request as another generation would have ranked what the logging policy chose from."""
+
+    query: Query
+    answer: Answer
+    """As it would have been, unconfined."""
+    scored: Scored
+    """Its candidates that the logging policy had too."""
+    kept_N: NDArray[np.bool_]
+    """Which of all its candidates they are."""
+    eligible_C: NDArray[np.int64]
+    """Their positions among the logged eligible ones."""
+
+    @property
+    def inside(self) -> float:
+        """Share of its own slate that the logging policy could have shown."""
+        own_K = self.answer.slate.index_K
+        return float(self.kept_N[own_K].mean()) if len(own_K) else 1.0
+
+    def draw(self, item_ids: Sequence[str], target: Generation) -> Draw:
+        """How the target's policy would have drawn the items that were shown."""
+        index_K = self.scored.candidates.positions(target.items.ids.rows_of(item_ids))
+        return target.policy.propensity_of(self.query, self.scored, index_K)
+
+
+def confined(logged: Impression, target: Generation) -> Confined:
+    """What `target` makes of a request whose eligible candidates are logged."""
     query = query_of(logged, target)
     answer = target.pipeline.run(query)
-    ids, row_N = target.items.ids, answer.scored.candidates.row_N
-
-    row_E = ids.rows(np.array(logged.eligible_item_key, np.uint64))
+    row_N = answer.scored.candidates.row_N
+    row_E = target.items.ids.rows(np.array(logged.eligible_item_key, np.uint64))
     order_E = np.argsort(row_E, kind="stable")
     at_N = np.minimum(np.searchsorted(row_E[order_E], row_N), len(row_E) - 1)
     kept_N = row_E[order_E[at_N]] == row_N
-    confined = answer.scored.keep(kept_N)
-    utility_N = np.array(logged.eligible_utility, np.float32)[order_E[at_N[kept_N]]].astype(np.float64)
+    return Confined(query, answer, answer.scored.keep(kept_N), kept_N, order_E[at_N[kept_N]])
 
-    index_K = confined.candidates.positions(ids.rows_of(logged.item_id))
-    draw = policy.propensity_of(query, confined, index_K)
-    slate = policy.select(query, confined)
-    own_K = answer.slate.index_K
+
+def _compared(logged: Impression, target: Generation) -> tuple[object, ...]:
+    of_target = confined(logged, target)
+    draw = of_target.draw(logged.item_id, target)
+    utility_C = np.array(logged.eligible_utility, np.float32)[of_target.eligible_C].astype(np.float64)
+    slate = target.policy.select(of_target.query, of_target.scored)
     return (
         logged.request_id,
         logged.time_ms,
@@ -310,9 +340,9 @@ def _compared(logged: Impression, target: Generation) -> tuple[object, ...]:
         list(logged.propensity),
         draw.propensity_K.tolist(),
         list(logged.utility),
-        (draw.distribution_KN @ utility_N).tolist(),
-        float(kept_N[own_K].mean()) if len(own_K) else 1.0,
-        ids.ids.take(confined.candidates.row_N[slate.index_K]),
+        (draw.distribution_KN @ utility_C).tolist(),
+        of_target.inside,
+        target.items.ids.ids.take(of_target.scored.candidates.row_N[slate.index_K]),
         [{"column": column, "value": value} for column, value in _marks(logged, target.table)],
     )
 

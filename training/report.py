@@ -137,6 +137,7 @@ def _tiles(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         slots = number(summary, "ope.slots")
         name = f"estimated before, slot{'s 1 to ' if slots > 1 else ' '}{slots:.0f}" if math.isfinite(slots) else ""
         beside = f"truth: {figure(truth)}" if math.isfinite(truth) else ""
+        beside = f"refused; {beside}" if summary["ope"].get("refused") else beside
         yield name or "estimated before", figure(value), beside
     served, failed = number(summary, "requests.served"), number(summary, "requests.failed")
     if math.isfinite(served):

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy.metrics import category_coverage, exposure_gini, fresh_share, intra_list_diversity, novelty
+from policy.ope import faults
 from protos.impression_pb2 import Impression, Kind
 from protos.recommender_pb2 import RecommendRequest, RecommendResponse
 from ranking.metrics import ece, reliability
@@ -103,6 +104,8 @@ def summary(shown: Shown, proved: Proved | None) -> dict[str, Any]:
             "high": headline.high,
             "truth": proved.truth,
             "effective_sample_size": headline.effective_sample_size,
+            "thin_support": overlap.thin_support,
+            **({"refused": "; ".join(found)} if (found := faults(overlap)) else {}),
             "logged": proved.estimates.logged.value,
             "inside_support": 1 - overlap.outside_support,
             "slots": proved.estimates.depth,

@@ -1,6 +1,5 @@
 """What a generation would have earned beside the one that answered: rows of a pass over the log in, estimates out."""
 
-from collections.abc import Mapping
 from contextlib import closing
 from math import nan
 from pathlib import Path
@@ -12,7 +11,8 @@ from policy.ope import InsufficientOverlap, Interval, require_overlap
 from serving.again import Snapshots
 from serving.catalog_log import FILE, CatalogLog
 from serving.generation import Generation
-from training.estimate import Estimates, estimate, examination, own_draws, rewarded, slices_of, spaced
+from training.draws import drawn_again, spaced
+from training.estimate import Estimates, estimate, examination, rewarded, slices_of
 from training.gates import Gate, GateFailed, UpliftSettings, uplift_gate
 from training.impression_log import read_segment, read_these, segments
 from training.replay import compared, counterfactual_of
@@ -20,12 +20,12 @@ from training.served import as_published, read_events
 
 
 def estimated(
-    rows: pl.DataFrame, *, log: Path, store: GenerationStore, weights: Mapping[str, float], interval: Interval
+    rows: pl.DataFrame, target: Generation, *, log: Path, store: GenerationStore, interval: Interval
 ) -> Estimates:
     """
     Args:
         rows: see `training.replay.ROW`; all of them answered by one generation of the store.
-        weights: what an outcome of each action is worth.
+        target: the other side of them. An outcome is worth what its policy says.
 
     Raises:
         ValueError: where the log's propensities are not those of who answered.
@@ -33,11 +33,12 @@ def estimated(
     """
     incumbent = Generation.load(store, rows["generation"][0])
     with closing(CatalogLog(store.root / FILE)) as catalog:
-        own = own_draws(read_these(log, spaced(rows["request_id"].to_list())), incumbent, catalog=catalog)
-    rewards = rewarded(read_events(log), weights)
+        asked = read_these(log, spaced(rows["request_id"].to_list()))
+        draws = drawn_again(asked, incumbent, target, catalog=catalog)
+    rewards = rewarded(read_events(log), target.settings.weights)
     curve_K = examination(incumbent.manifest.metrics)
     followed = counterfactual_of(rows, rewards, examination_K=curve_K, slates=False)
-    return estimate(followed, slices=slices_of(rows), own=own, interval=interval)
+    return estimate(followed, slices=slices_of(rows), draws=draws, interval=interval)
 
 
 def judged(
@@ -65,7 +66,7 @@ def judged(
             raise GateFailed(
                 f"uplift is unknown: {incumbent} answered no request after {since_ms} whose candidates are in {log}"
             )
-        found = estimated(rows, log=log, store=store, weights=target.settings.weights, interval="delta")
+        found = estimated(rows, target, log=log, store=store, interval="delta")
         require_overlap(found.overlap)
     except (InsufficientOverlap, GateFailed):
         if settings.on_no_overlap == "refuse":
@@ -80,5 +81,6 @@ def judged(
         "uplift.slots": float(found.depth),
         "uplift.effective_sample_size": found.overlap.effective_sample_size,
         "uplift.outside_support": found.overlap.outside_support,
+        "uplift.thin_support": found.overlap.thin_support,
     }
     return uplift_gate(settings, figures), figures

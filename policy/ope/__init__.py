@@ -33,8 +33,10 @@ from policy.ope.overlap import (
     checks,
     diagnose,
     faults,
+    least_sample_size,
     propensity_bins,
     require_overlap,
+    thin_support,
 )
 from policy.ope.single import dm, dr, dr_os, ips, mrdr, replay, sndr, snips, switch_dr
 from policy.ope.slates import (
@@ -66,6 +68,7 @@ __all__ = [
     "faults",
     "iips",
     "ips",
+    "least_sample_size",
     "mrdr",
     "propensity_bins",
     "pseudo_inverse",
@@ -82,5 +85,6 @@ __all__ = [
     "sndr",
     "snips",
     "switch_dr",
+    "thin_support",
     "truncated",
 ]

@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from policy.ope.arrays import finite, positions, propensity, same_shape
 from policy.ope.interval import effective_sample_size, standard_error
 
-_LEAST_ROWS, _LEAST_SHARE = 200.0, 0.01
+_LEAST_ROWS, _LEAST_ROWS_UNMEASURED, _LEAST_SHARE = 100.0, 200.0, 0.01
 _MOST_SHARE = 0.05
-_MOST_OUTSIDE = 0.3
+_MOST_OUTSIDE, _MOST_THIN = 0.3, 0.1
 _ERRORS = 4.0
 """Standard errors that chance is believed to bring about."""
 _TOLERANCE = 0.1
@@ -59,6 +59,8 @@ class Overlap:
     """Share of all weight that one row carries."""
     outside_support: float
     """Share of the target policy's probability on items that the logging policy could not have shown."""
+    thin_support: float = math.nan
+    """Share of its probability on the others that cut weights leave out, see `thin_support`. NaN where unmeasured."""
     shown_actions: float = math.nan
     """E[1/p] against the number of actions: the mean of 1 / (p A). In expectation the share of the actions that the
     log could show, so never above 1; above it, logged propensities are too small. NaN where A was not told."""
@@ -92,6 +94,7 @@ def diagnose(
     target_propensity_N: ArrayLike,
     *,
     outside_support: float = 0.0,
+    thin_support: float = math.nan,
     actions_N: ArrayLike | None = None,
     bins: tuple[PropensityBin, ...] = (),
 ) -> Overlap:
@@ -100,6 +103,7 @@ def diagnose(
     Args:
         logged_propensity_N: of actions, or joint ones of slates.
         outside_support: measured by the caller, who knows what else the target policy would have shown.
+        thin_support: measured by the caller, who knows both distributions.
         actions_N: how many actions the logging policy chose from, a row, or one number for all.
         bins: of `propensity_bins`.
     """
@@ -120,10 +124,41 @@ def diagnose(
         effective_sample_size=effective_sample_size(weight_N),
         max_share=float(weight_N.max() / total) if total else 1.0,
         outside_support=outside_support,
+        thin_support=thin_support,
         shown_actions=float(shown_N.mean()),
         shown_actions_error=standard_error(shown_N),
         miscalibration=max((abs(each.errors) for each in bins), default=math.nan),
     )
+
+
+def thin_support(
+    logged_NA: ArrayLike, target_NA: ArrayLike, *, most: float, before_N: ArrayLike | None = None
+) -> float:
+    """Share of the target's probability that is left out where weights are cut to `most`: what it would do and the
+    logging policy hardly ever does. The weights of a log tell it badly, for the largest seldom come up in it; the
+    distributions tell it exactly:
+
+        1 - sum_n sum_a min(w_n target(a), most logged(a)) / sum_n min(w_n, most)
+
+    Args:
+        logged_NA: what the logging policy drew from; a row may have actions of probability 0.
+        target_NA: what the target would have drawn from.
+        before_N: w, the weight of what led to the draw, such as the slots before; 1 for all where it is None.
+    """
+    logged_NA, target_NA = propensity("logged_NA", logged_NA, 2), propensity("target_NA", target_NA, 2)
+    same_shape(logged_NA=logged_NA, target_NA=target_NA)
+    before_N = finite("before_N", np.ones(len(logged_NA)) if before_N is None else before_N, 1)
+    same_shape(before_N=before_N, **{"logged_NA[:, 0]": logged_NA[:, 0]})
+    reached = np.minimum(before_N, most).sum()
+    kept = np.minimum(before_N[:, None] * target_NA, most * logged_NA).sum()
+    return float(np.clip(1 - kept / reached, 0.0, 1.0)) if reached else 1.0
+
+
+def least_sample_size(overlap: Overlap) -> float:
+    """What the effective sample size must be: 100, or 1% of the rows where that is more. Where it was not measured what
+    the cut leaves out, 200: a log that lacks what matters looks better than it is."""
+    rows = _LEAST_ROWS_UNMEASURED if math.isnan(overlap.thin_support) else _LEAST_ROWS
+    return max(rows, _LEAST_SHARE * overlap.n)
 
 
 def propensity_bins(distribution_NA: ArrayLike, action_N: ArrayLike, *, bins: int = 10) -> tuple[PropensityBin, ...]:
@@ -163,15 +198,17 @@ def propensity_bins(distribution_NA: ArrayLike, action_N: ArrayLike, *, bins: in
 def checks(overlap: Overlap) -> tuple[Check, ...]:
     """Everything that an estimate needs of a log:
 
-    - an effective sample size of at least 200 and 1% of the rows;
+    - an effective sample size as large as `least_sample_size` says;
     - no row with more than 5% of the weight;
     - a mean weight that is off 1 by at most 0.1 and four standard errors;
     - at most 30% of the target policy outside the log's support;
+    - at most 10% of the rest where the log is too thin for its weights, where it was measured;
     - E[1/p] above the number of actions by at most a tenth and four standard errors, where it was measured;
     - no bin of propensities off what happened by more than four standard errors, where they were measured.
     """
-    needed = max(_LEAST_ROWS, _LEAST_SHARE * overlap.n)
+    needed = least_sample_size(overlap)
     size, share, outside = overlap.effective_sample_size, overlap.max_share, overlap.outside_support
+    thin = overlap.thin_support
     mean, error = overlap.mean_weight, overlap.mean_weight_error
     shown, shown_error, bins = overlap.shown_actions, overlap.shown_actions_error, overlap.miscalibration
     return (
@@ -195,6 +232,12 @@ def checks(overlap: Overlap) -> tuple[Check, ...]:
             f"{100 * outside:.1f}%",
             f"at most {100 * _MOST_OUTSIDE:.0f}% allowed",
             outside <= _MOST_OUTSIDE,
+        ),
+        Check(
+            "target where the log is thin",
+            _UNMEASURED if math.isnan(thin) else f"{100 * thin:.1f}%",
+            f"at most {100 * _MOST_THIN:.0f}% allowed",
+            not thin > _MOST_THIN,
         ),
         Check(
             "E[1/p] over the number of actions",

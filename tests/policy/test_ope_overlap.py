@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from policy.ope import InsufficientOverlap, Overlap, diagnose, faults, propensity_bins, require_overlap
+from policy.ope import (
+    InsufficientOverlap,
+    Overlap,
+    diagnose,
+    faults,
+    least_sample_size,
+    propensity_bins,
+    require_overlap,
+    thin_support,
+)
 
 LOGGED_N = np.array([0.5, 0.25, 0.1, 1.0])
 TARGET_N = np.array([0.25, 0.5, 0.4, 0.0])
@@ -22,6 +31,7 @@ GOOD = Overlap(
     effective_sample_size=800.0,
     max_share=0.01,
     outside_support=0.1,
+    thin_support=0.05,
     shown_actions=0.9,
     shown_actions_error=0.05,
     miscalibration=1.5,
@@ -56,10 +66,42 @@ def test_thin_overlap_is_refused_with_the_figures() -> None:
     assert len(caught.value.faults) == 3, "no rows, one share, and a mean weight of 0"
 
 
+def test_thin_support_is_the_mass_that_cut_weights_lack() -> None:
+    """Exactly, and as the mean of the weights of ever so many draws says."""
+    rng = np.random.default_rng(0)
+    logged_NA, target_NA = (rng.dirichlet(np.full(6, 0.3), 40) for _ in range(2))
+    before_N = rng.exponential(size=40)
+    weight_NA = before_N[:, None] * target_NA / logged_NA
+    for most in (0.5, 3.0, 30.0):
+        kept_N = (logged_NA * np.minimum(weight_NA, most)).sum(axis=1)
+        expected = 1 - kept_N.sum() / np.minimum(before_N, most).sum()
+        assert thin_support(logged_NA, target_NA, most=most, before_N=before_N) == pytest.approx(expected)
+    row_R = rng.integers(40, size=200_000)
+    drawn_R = (rng.random((len(row_R), 1)) > logged_NA.cumsum(axis=1)[row_R]).sum(axis=1)
+    weight_R = np.minimum((target_NA / logged_NA)[row_R, np.minimum(drawn_R, 5)], 3.0)
+    assert thin_support(logged_NA, target_NA, most=3.0) == pytest.approx(1 - weight_R.mean(), abs=0.02)
+
+
+def test_nothing_is_thin_where_both_draw_alike_and_all_where_the_target_wants_what_never_comes() -> None:
+    even_NA = np.full((5, 4), 0.25)
+    assert thin_support(even_NA, even_NA, most=1.0) == 0
+    left_NA, right_NA = np.tile([1.0, 0.0], (5, 1)), np.tile([0.0, 1.0], (5, 1))
+    assert thin_support(left_NA, right_NA, most=1e6) == 1
+    assert thin_support(left_NA, left_NA, most=10.0, before_N=np.zeros(5)) == 1, "nothing leads there"
+
+
+def test_a_log_needs_more_rows_where_nobody_measured_what_it_lacks() -> None:
+    assert least_sample_size(GOOD) == 100
+    assert least_sample_size(replace(GOOD, thin_support=math.nan)) == 200
+    assert least_sample_size(replace(GOOD, n=50_000)) == 500
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"effective_sample_size": 199.0}, "effective sample size 199.0 of 1000 rows"),
+        ({"effective_sample_size": 99.0}, "effective sample size 99.0 of 1000 rows"),
+        ({"effective_sample_size": 199.0, "thin_support": math.nan}, "effective sample size 199.0 of 1000 rows"),
+        ({"thin_support": 0.11}, "target where the log is thin 11.0%"),
         ({"n": 50_000, "effective_sample_size": 499.0}, "at least 500 needed"),
         ({"max_share": 0.051}, "one row's share of the weight 5.1%"),
         ({"mean_weight": 1.15}, "mean weight 1.150"),

@@ -15,7 +15,8 @@ from protos.impression_pb2 import Impression
 from serving.again import Snapshots
 from training import cli
 from training.data import EVENT_SCHEMA
-from training.estimate import HEADLINE, OwnDraws, estimate, outcome_rewards, own_draws, slices_of
+from training.draws import Draws, SlotDraws, drawn_again
+from training.estimate import HEADLINE, estimate, outcome_rewards, slices_of
 from training.replay import Counterfactual, compared
 
 
@@ -201,8 +202,8 @@ def test_propensities_that_are_not_the_policys_refuse_an_estimate_that_looks_fin
     distribution_NA = np.full((500, 2), 0.5)
     biased = propensity_bins(np.tile([0.3, 0.7], (500, 1)), np.arange(500) % 2)
     for bins, right in ((propensity_bins(distribution_NA, np.arange(500) % 2), True), (biased, False)):
-        own = OwnDraws(diagnose(half_N, half_N, actions_N=2, bins=bins), bins)
-        estimates = estimate(own_log(), own=own)
+        draws = Draws(diagnose(half_N, half_N, actions_N=2, bins=bins), bins, ())
+        estimates = estimate(own_log(), draws=draws)
         assert (not faults(estimates.overlap)) is right
         assert estimates.depth == 4, "the weights are as good as they were"
         assert estimates.overlap.shown_actions == 1
@@ -213,20 +214,77 @@ def of_first(loop: Loop, most: int = 60) -> list[Impression]:
     return [each for each in loop.everything.impressions if each.generation == loop.first.id][:most]
 
 
+def drawn_from(*target_KA: list[float]) -> Draws:
+    """Ten requests whose slots were drawn from 1 : 99 and would have been from what is given."""
+    count = 10
+    logged_IA = np.tile([0.01, 0.99], (count, 1))
+    slots = tuple(SlotDraws(logged_IA, np.tile(target_A, (count, 1)), np.ones(count)) for target_A in target_KA)
+    propensity_N = logged_IA[:, 1]
+    return Draws(diagnose(propensity_N, propensity_N), (), slots)
+
+
+def test_what_the_cut_leaves_out_is_allowed_for_on_both_sides() -> None:
+    """1,000 requests: weights are cut to 31.6, so of a target that wants what 1% show in 40% of cases 8.4% is lost."""
+    plain, allowing = (estimate(own_log(slots=1), draws=draws) for draws in (None, drawn_from([0.4, 0.6])))
+    thin = 0.4 - 0.01 * np.sqrt(1000)
+    assert allowing.overlap.thin_support == pytest.approx(thin)
+    for name, wider, than in (
+        ("headline", allowing.headline, plain.headline),
+        ("uplift", allowing.uplift, plain.uplift),
+    ):
+        assert wider.value == than.value, name
+        assert than.low - wider.low == pytest.approx(thin * plain.headline.value), name
+        assert wider.high - than.high == pytest.approx(thin * plain.headline.value), name
+    assert not faults(allowing.overlap)
+
+
+def test_a_log_is_refused_where_too_much_lies_in_what_the_cut_leaves_out_however_even_its_weights_look() -> None:
+    estimates = estimate(own_log(slots=1), draws=drawn_from([0.5, 0.5]))
+    assert estimates.overlap.effective_sample_size == pytest.approx(1000)
+    (fault,) = faults(estimates.overlap)
+    assert fault.startswith("target where the log is thin 18.4%")
+
+
+def test_it_goes_only_as_deep_as_what_the_cut_leaves_out_allows() -> None:
+    estimates = estimate(own_log(slots=3), draws=drawn_from([0.3, 0.7], [0.35, 0.65], [0.9, 0.1]))
+    assert estimates.depth == 2
+    assert estimates.by_depth[2].thin_support == pytest.approx(1 - (1 - 0.0338) * (1 - (0.9 - 0.3162)), abs=1e-3)
+
+
 def test_a_served_log_was_drawn_as_it_says(loop: Loop) -> None:
-    own = own_draws(of_first(loop), loop.generations[0])
-    assert own is not None
-    assert own.overlap.n == 60 * SLATE_SIZE
-    assert not any("E[1/p]" in each or "propensities" in each for each in faults(own.overlap))
-    assert sum(each.observed for each in own.bins) == 60 * SLATE_SIZE
-    assert own_draws(of_first(loop), loop.generations[1]) is None, "none of them is its own"
+    draws = drawn_again(of_first(loop), *loop.generations)
+    assert draws is not None
+    assert draws.overlap.n == 60 * SLATE_SIZE
+    assert not any("E[1/p]" in each or "propensities" in each for each in faults(draws.overlap))
+    assert sum(each.observed for each in draws.bins) == 60 * SLATE_SIZE
+    assert drawn_again(of_first(loop), *reversed(loop.generations)) is None, "none of them is its own"
+
+
+def test_what_both_would_have_drawn_from_is_what_the_weights_are_made_of(loop: Loop) -> None:
+    """The weight of the slots before, times the ratio of the chances of what was drawn, is that of the slots after."""
+    impressions = of_first(loop)
+    draws = drawn_again(impressions, *loop.generations)
+    assert draws is not None
+    rows = compared(impressions, loop.generations[1], Snapshots({each.id: each for each in loop.generations}, None))
+    weight_IK = np.cumprod(
+        np.array(rows["target_propensity"].to_list()) / np.array(rows["propensity"].to_list()), axis=1
+    )
+    assert len(draws.slots) == SLATE_SIZE
+    for k, slot in enumerate(draws.slots):
+        before_I = weight_IK[:, k - 1] if k else np.ones(len(impressions))
+        assert slot.before_I == pytest.approx(before_I)
+        assert slot.logged_IA.sum(axis=1) == pytest.approx(1)
+        assert slot.target_IA.sum(axis=1) == pytest.approx(1)
+    assert draws.thin_support(1e12) == pytest.approx(0), "uncut weights leave nothing out"
+    assert (np.diff(draws.thin_support(3.0)) >= 0).all()
+    assert 0 <= draws.thin_support(3.0)[0] < draws.thin_support(1.2)[0] < 1
 
 
 def test_a_log_with_other_propensities_than_its_policy_gives_is_not_believed(loop: Loop) -> None:
     logged = Impression.FromString(of_first(loop, 1)[0].SerializeToString())
     logged.propensity[1] *= 0.9
     with pytest.raises(ValueError, match=rf"request {logged.request_id}: slot 2 was logged with propensity"):
-        own_draws([logged], loop.generations[0])
+        drawn_again([logged], *loop.generations)
 
 
 def test_requests_are_sliced_by_history_surface_user_columns_and_labels(loop: Loop) -> None:

@@ -107,8 +107,18 @@ def test_what_stands_beside_the_verdict_is_told_only_where_it_is_so() -> None:
     )
     assert "outside the interval of IPS, whole slates" in texts
     assert "20% of what 000002-b would show never came up for 000001-a" in texts
+    assert "the truth would be 0.3 lower, or higher" in texts
+    assert "hardly ever" not in texts
     assert "slots the log reaches" not in texts
     assert "It earns" not in texts
+
+
+def test_what_the_intervals_allow_for_is_told() -> None:
+    thin = replace(estimates().overlap, thin_support=0.08)
+    texts = " ".join(text for _, text in sentences(overlap=thin))
+    assert "8% of the rest it would choose where 000001-a hardly ever did" in texts
+    assert "allow for it, by 0.12 to either side" in texts
+    assert a_report(overlap=thin)["least_sample_size"] == 100
 
 
 @pytest.mark.parametrize(
