@@ -1,6 +1,6 @@
 """Runs every benchmark of times, each in a process of its own.
 
-`closed_loop`, `search_world` and `faults` are run by themselves: they take a while.
+`closed_loop`, `estimates`, `search_world` and `faults` are run by themselves: they take a while.
 """
 
 import argparse

@@ -166,7 +166,7 @@ def test_tables_hold_every_figure_and_what_was_left_out() -> None:
 def test_every_benchmark_of_times_is_run_by_the_command_that_runs_all() -> None:
     shared, alone = (
         {"__init__", "__main__", "harness", "in_process"},
-        {"closed_loop", "drift", "faults", "search_world"},
+        {"closed_loop", "drift", "estimates", "faults", "search_world"},
     )
     shared |= {"large_catalogue", "load", "naive"}
     modules = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
