@@ -160,9 +160,7 @@ class Shop:
 
     @property
     def table(self) -> FeatureTable:
-        active = self.served.generations.active
-        assert active is not None
-        return active.table
+        return self.served.active.table
 
     def start_ms(self, day: int) -> int:
         return self.world.day_ms(self.scale.first_days + day)

@@ -14,6 +14,7 @@ from protos.impression_pb2 import Degraded
 from protos.recommender_pb2 import Context, RecommendRequest, RecommendResponse, SearchRequest, SearchResponse
 from serving.catalog import accepted_items
 from serving.events import EventsService
+from serving.generation import Generation
 from serving.generations import Generations
 from serving.live import Live
 from serving.log import ImpressionLog
@@ -108,6 +109,13 @@ class InProcess:
     def launch(self, generation: str) -> None:
         """Serve it from now on."""
         self.generations.activate(generation, self.generations.store.current())
+
+    @property
+    def active(self) -> Generation:
+        """What is served now."""
+        active = self.generations.active
+        assert active is not None
+        return active
 
     def serve(self, requests: Sequence[WorldRequest], *, size: int) -> Shown:
         """Ask, look down the slate, report what was done, the next."""

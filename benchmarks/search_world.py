@@ -24,10 +24,12 @@ import torch
 from benchmarks.closed_loop import SLATE, Arm, Scale, earned
 from benchmarks.in_process import InProcess, Shown
 from index.generations import GenerationStore
+from policy.ope import faults
 from protos.impression_pb2 import Impression
 from serving.generation import Generation
 from training import cycle
 from training.demo import bm25_slate
+from training.draws import drawn_again
 from training.estimate import estimate, examination, outcome_rewards
 from training.materialise import materialise
 from training.publish import Published
@@ -74,12 +76,10 @@ def run(scale: Scale, seed: int, folder: Path) -> dict[str, Any]:
         served(0)
         second = trained(world.day_ms(scale.day(1)))
         before = served(1)
-        launched = {kind: estimated(shop, (first, second), before, scale, of) for kind, of in _KINDS.items()}
+        launched = {kind: estimated(shop, second, before, scale, of) for kind, of in _KINDS.items()}
         shop.launch(second.id)
         shown = [(request, slate) for request, slate in served(2) if request.text]
-        active = shop.generations.active
-        assert active is not None
-        by_bm25 = [(request, bm25_slate(active, request, SLATE)) for request, _ in shown]
+        by_bm25 = [(request, bm25_slate(shop.active, request, SLATE)) for request, _ in shown]
     finally:
         shop.close()
     gain_M = np.array(
@@ -96,21 +96,21 @@ def run(scale: Scale, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def estimated(
-    shop: InProcess, generations: tuple[Published, Published], before: Shown, scale: Scale, of: Callable[[str], bool]
+    shop: InProcess, second: Published, before: Shown, scale: Scale, of: Callable[[str], bool]
 ) -> dict[str, Any]:
-    """What the log of the first says of the second, of requests of one kind, beside the truth."""
-    first, second = generations
-    world, log = shop.world, shop.log(shop.world.day_ms(scale.day(2)))
-    target = Generation.load(shop.generations.store, second.id)
+    """What the log of the generation in force says of the second, of requests of one kind, beside the truth."""
+    first, target = (Generation.load(shop.generations.store, each) for each in (shop.active.id, second.id))
+    world, log, catalog = shop.world, shop.log(shop.world.day_ms(scale.day(2))), shop.generations.catalog
     own: list[Impression] = [each for each in log.impressions if each.generation == first.id and of(each.text)]
+    later = unseen(own, target.manifest)
     compared = counterfactual(
-        unseen(own, target.manifest),
+        later,
         target,
         rewards=outcome_rewards(log.events, world.weights),
-        examination_K=examination(first.metrics),
-        catalog=shop.generations.catalog,
+        examination_K=examination(first.manifest.metrics),
+        catalog=catalog,
     )
-    found = estimate(compared)
+    found = estimate(compared, draws=drawn_again(later, first, target, catalog=catalog))
     by_id = {request.request_id: request for request, _ in before}
     would = [
         (by_id[each], list(slate)) for each, slate in zip(compared.request_ids, compared.target_item_ids, strict=True)
@@ -120,6 +120,7 @@ def estimated(
         "slots": found.depth,
         "estimate": [found.headline.value, found.headline.low, found.headline.high],
         "truth": earned(world, would, found.depth),
+        "refused": faults(found.overlap),
     }
 
 
@@ -139,7 +140,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
     for seed, each in enumerate(found):
         reward, gain = each["reward"], [100 * part / each["reward"]["bm25"] for part in each["gain"]]
         said = [
-            f"{value:.2f} ({low:.2f} to {high:.2f}; {kind['truth']:.2f})"
+            f"{'refused: ' if kind['refused'] else ''}{value:.2f} ({low:.2f} to {high:.2f}; {kind['truth']:.2f})"
             for kind in each["launched"].values()
             for value, low, high in (kind["estimate"],)
         ]
