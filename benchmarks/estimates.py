@@ -218,7 +218,8 @@ def share(values: Iterable[float]) -> float | None:
 
 def coverage(rows: Sequence[Mapping[str, Any]], of: str) -> float:
     """Of all logs that are not refused."""
-    return sum(each[of] for each in rows) / max(1, sum(each["taken"] for each in rows))
+    held, taken = (sum(int(each[name]) for each in rows) for name in (of, "taken"))
+    return held / max(1, taken)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

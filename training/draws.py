@@ -46,7 +46,7 @@ class Draws:
         kept_K = [
             1 - thin_support(each.logged_IA, each.target_IA, most=most, before_N=each.before_I) for each in self.slots
         ]
-        return 1 - np.cumprod(kept_K)
+        return 1 - np.cumprod(kept_K, dtype=np.float64)
 
 
 def spaced(of: Sequence[_Each]) -> list[_Each]:
