@@ -129,9 +129,11 @@ class Scene:
             (self.target.second_PNN[p_M, first_M] * model_MN).sum(1),
         ]
         some, first_I = p_M[:_ASKED_AGAIN], first_M[:_ASKED_AGAIN]
+        asked = ("r",) * len(some)
         slots = (
-            SlotDraws(self.logging.first_PN[some], self.target.first_PN[some], np.ones(len(some))),
+            SlotDraws(asked, self.logging.first_PN[some], self.target.first_PN[some], np.ones(len(some))),
             SlotDraws(
+                asked,
                 self.logging.second_PNN[some, first_I],
                 self.target.second_PNN[some, first_I],
                 (target_MK / logged_MK)[:_ASKED_AGAIN, 0],

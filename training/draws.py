@@ -3,7 +3,8 @@
 Shape letters: R draws, A candidates, K slots, I requests that were asked again.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,6 +19,8 @@ from serving.generation import Generation
 from training.replay import confined, in_order
 
 _ASKED_AGAIN = 300
+_LEAST_ASKED = 30
+"""Of a part of the log, for a share to be told."""
 _Each = TypeVar("_Each")
 
 
@@ -25,6 +28,7 @@ _Each = TypeVar("_Each")
 class SlotDraws:
     """What both policies would have drawn one slot from, given the slots before as they were logged."""
 
+    request_ids: tuple[str, ...]
     logged_IA: NDArray[np.float64]
     target_IA: NDArray[np.float64]
     before_I: NDArray[np.float64]
@@ -40,13 +44,14 @@ class Draws:
     bins: tuple[PropensityBin, ...]
     slots: tuple[SlotDraws, ...]
 
-    def thin_support(self, most: float) -> NDArray[np.float64]:
+    def thin_support(self, most: float, *, among: Collection[str] | None = None) -> NDArray[np.float64]:
         """Share of the target's choices that cutting weights to `most` leaves out: in the first slot, the first two,
-        ..., (K,)."""
-        kept_K = [
-            1 - thin_support(each.logged_IA, each.target_IA, most=most, before_N=each.before_I) for each in self.slots
-        ]
-        return 1 - np.cumprod(kept_K, dtype=np.float64)
+        ..., (K,); NaN from the slot on that too few requests have.
+
+        Args:
+            among: of these requests alone, at least 30 of them; None for all, however few.
+        """
+        return 1 - np.cumprod([1 - _thin(each, most, among) for each in self.slots], dtype=np.float64)
 
 
 def spaced(of: Sequence[_Each]) -> list[_Each]:
@@ -87,10 +92,19 @@ def drawn_again(
     )
 
 
+def _thin(slot: SlotDraws, most: float, among: Collection[str] | None) -> float:
+    held_I = np.array([among is None or each in among for each in slot.request_ids])
+    if among is not None and held_I.sum() < _LEAST_ASKED:
+        return math.nan
+    before_I = slot.before_I[held_I]
+    return thin_support(slot.logged_IA[held_I], slot.target_IA[held_I], most=most, before_N=before_I)
+
+
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """One request: what was drawn, and what from."""
 
+    request_id: str
     index_K: NDArray[np.int64]
     propensity_K: NDArray[np.float64]
     target_K: NDArray[np.float64]
@@ -114,11 +128,12 @@ def _drawn(logged: Impression, logging: Generation, target: Generation) -> _Aske
     wanted = of_target.draw(logged.item_id, target)
     target_KA = np.zeros_like(draw.distribution_KN)
     target_KA[:, of_target.eligible_C] = wanted.distribution_KN
-    return _Asked(index_K, draw.propensity_K, wanted.propensity_K, draw.distribution_KN, target_KA)
+    return _Asked(logged.request_id, index_K, draw.propensity_K, wanted.propensity_K, draw.distribution_KN, target_KA)
 
 
 def _slot(asked: Sequence[_Asked], k: int) -> SlotDraws:
     return SlotDraws(
+        tuple(each.request_id for each in asked),
         _padded([each.logged_KA[k] for each in asked]),
         _padded([each.target_KA[k] for each in asked]),
         np.array([np.prod(each.target_K[:k] / each.propensity_K[:k]) for each in asked]),

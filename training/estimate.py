@@ -6,6 +6,7 @@ Shape letters: M impressions, K slots.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -277,11 +278,11 @@ def _slice(
 def _by_depth(
     compared: Counterfactual, inside_M: NDArray[np.bool_] | slice, most: int, draws: Draws | None
 ) -> tuple[Overlap, ...]:
-    """Of a part of the requests; what the cut leaves out is that of all, cut as the part is."""
     outside_M = 1 - compared.inside_M[inside_M]
     thin_K = np.full(most, math.nan)
     if draws is not None:
-        thin_K[: len(draws.slots)] = draws.thin_support(math.sqrt(len(outside_M)))[:most]
+        among = None if isinstance(inside_M, slice) else set(compress(compared.request_ids, inside_M))
+        thin_K[: len(draws.slots)] = draws.thin_support(math.sqrt(len(outside_M)), among=among)[:most]
     logs = (_Prefixed.of(compared, depth, inside_M).truncated() for depth in range(1, most + 1))
     return tuple(
         diagnose(log.logged_MK[:, -1], log.target_MK[:, -1], outside_support=float(outside_M.mean()), thin_support=thin)

@@ -215,10 +215,11 @@ def of_first(loop: Loop, most: int = 60) -> list[Impression]:
 
 
 def drawn_from(*target_KA: list[float]) -> Draws:
-    """Ten requests whose slots were drawn from 1 : 99 and would have been from what is given."""
-    count = 10
+    """Forty requests whose slots were drawn from 1 : 99 and would have been from what is given."""
+    count = 40
     logged_IA = np.tile([0.01, 0.99], (count, 1))
-    slots = tuple(SlotDraws(logged_IA, np.tile(target_A, (count, 1)), np.ones(count)) for target_A in target_KA)
+    ids = tuple(f"r{m}" for m in range(count))
+    slots = tuple(SlotDraws(ids, logged_IA, np.tile(target_A, (count, 1)), np.ones(count)) for target_A in target_KA)
     propensity_N = logged_IA[:, 1]
     return Draws(diagnose(propensity_N, propensity_N), (), slots)
 
@@ -243,6 +244,21 @@ def test_a_log_is_refused_where_too_much_lies_in_what_the_cut_leaves_out_however
     assert estimates.overlap.effective_sample_size == pytest.approx(1000)
     (fault,) = faults(estimates.overlap)
     assert fault.startswith("target where the log is thin 18.4%")
+
+
+def test_a_slice_is_held_to_what_its_own_requests_were_drawn_from() -> None:
+    draws = drawn_from([0.5, 0.5])
+    (slot,) = draws.slots
+    slot.target_IA[:30] = [0.01, 0.99]
+    compared = own_log(slots=1)
+    halves = {("half", name): np.arange(1000) // bound % 2 == 0 for name, bound in (("alike", 30), ("few", 10))}
+    alike, few = estimate(compared, draws=draws, slices=halves).slices
+    assert alike.faults == (), "of the forty asked, the thirty in it draw alike"
+    assert draws.thin_support(10.0, among={f"r{m}" for m in range(30)}) == pytest.approx(0)
+    assert np.isnan(draws.thin_support(10.0, among={f"r{m}" for m in range(20)})).all(), "too few to tell"
+    assert few.uplift.low == pytest.approx(few.uplift.high - 2 * (few.uplift.high - few.uplift.value)), (
+        "nothing allowed"
+    )
 
 
 def test_it_goes_only_as_deep_as_what_the_cut_leaves_out_allows() -> None:
