@@ -65,7 +65,8 @@ class Visitor:
     """A browser of few words."""
 
     url: str
-    ca: Path | None = None
+    ca: Path | None
+    """Of a page that is encrypted."""
 
     def get(self, path: str = "/", **headers: str) -> Answer:
         return self._ask("GET", path, None, headers)
@@ -147,12 +148,11 @@ def console_of(target: str, admin: str, **changes: Any) -> Iterator[Visitor]:
     """The page, on a free port."""
     settings = replace(ConsoleSettings(target=target, admin=admin, reports=(), port=0), **changes)
     with CascadeClient(target, admin_target=admin, deadline_s=30.0, access=settings.access()) as client:
-        bound = listener(settings)
-        server = prepared(settings, client)
+        server, bound = prepared(settings, client), listener(settings)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         try:
-            yield Visitor(address(settings, bound))
+            yield Visitor(address(settings, bound), ca=settings.security.certificate)
         finally:
             server.should_exit = True
             thread.join(30)

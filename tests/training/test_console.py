@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import subprocess
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
@@ -305,6 +306,26 @@ def test_with_tokens_reading_takes_the_role_debug_and_changing_the_role_admin(se
         assert visitor.post(form, **password(tokens["reader"])).status == 403
         assert visitor.post(form, **password(tokens["both"])).status == 409, "let in, and told that a reason is needed"
         assert visitor.get("/console.css").status == 200
+
+
+def test_with_a_certificate_the_page_is_encrypted_and_may_listen_anywhere(server: Address, tmp_path: Path) -> None:
+    certificate, key, file = tmp_path / "page.pem", tmp_path / "page.key", tmp_path / "tokens"
+    kind = ("-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=page")
+    names = ("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate)
+    subprocess.run(["openssl", "req", *kind, *names], check=True, capture_output=True)
+    new_token(file, name="me", roles=("debug",))
+    security = SecuritySettings(certificate=certificate, key=key, tokens=file)
+    with console_of(server.target, server.admin_target, security=security) as visitor:
+        assert visitor.url.startswith("https://")
+        assert visitor.get("/console.css").status == 200
+        assert visitor.get().status == 401
+    assert ConsoleSettings(target="t", admin="", reports=(), host="0.0.0.0", security=security).host == "0.0.0.0"
+    key.write_text("no key")
+    with (
+        pytest.raises(ValueError, match=r"security: .*page\.pem, .*page\.key cannot be used for TLS"),
+        console_of(server.target, server.admin_target, security=security),
+    ):
+        pass
 
 
 def free_ports(count: int) -> list[int]:
