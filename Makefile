@@ -69,9 +69,10 @@ docs: setup ## the manual as a site, build/docs/index.html; a link or an anchor 
 reference: setup ## make the generated pages again: docs/api.md, configuration.md, command_line.md
 	$(BIN)/python -m docs.reference
 
-pictures: setup ## draw the README's pictures again, from what the benchmark of docs/closed_loop.md found
+pictures: setup ## draw the manual's pictures again, from what docs/closed_loop.md found and from the last run
 	$(BIN)/python -m docs.flow
 	$(BIN)/python -m benchmarks.closed_loop --draw
+	$(BIN)/python -m docs.console_picture
 
 protos: setup ## generate the Python code of protos/*.proto again
 	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. --grpc_python_out=. protos/*.proto

@@ -76,15 +76,31 @@ class ListGenerationsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class Activation(_message.Message):
+    __slots__ = ("generation", "previous", "time_ms", "reason", "by")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
+    TIME_MS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    generation: str
+    previous: str
+    time_ms: int
+    reason: str
+    by: str
+    def __init__(self, generation: _Optional[str] = ..., previous: _Optional[str] = ..., time_ms: _Optional[int] = ..., reason: _Optional[str] = ..., by: _Optional[str] = ...) -> None: ...
+
 class ListGenerationsResponse(_message.Message):
-    __slots__ = ("generations", "active", "current")
+    __slots__ = ("generations", "active", "current", "history")
     GENERATIONS_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
     CURRENT_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
     generations: _containers.RepeatedCompositeFieldContainer[GenerationInfo]
     active: str
     current: str
-    def __init__(self, generations: _Optional[_Iterable[_Union[GenerationInfo, _Mapping]]] = ..., active: _Optional[str] = ..., current: _Optional[str] = ...) -> None: ...
+    history: _containers.RepeatedCompositeFieldContainer[Activation]
+    def __init__(self, generations: _Optional[_Iterable[_Union[GenerationInfo, _Mapping]]] = ..., active: _Optional[str] = ..., current: _Optional[str] = ..., history: _Optional[_Iterable[_Union[Activation, _Mapping]]] = ...) -> None: ...
 
 class PrepareRequest(_message.Message):
     __slots__ = ("generation",)
@@ -99,12 +115,14 @@ class PrepareResponse(_message.Message):
     def __init__(self, generation: _Optional[_Union[GenerationInfo, _Mapping]] = ...) -> None: ...
 
 class ActivateRequest(_message.Message):
-    __slots__ = ("generation", "expected")
+    __slots__ = ("generation", "expected", "reason")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     generation: str
     expected: str
-    def __init__(self, generation: _Optional[str] = ..., expected: _Optional[str] = ...) -> None: ...
+    reason: str
+    def __init__(self, generation: _Optional[str] = ..., expected: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ActivateResponse(_message.Message):
     __slots__ = ("generation",)
@@ -113,8 +131,10 @@ class ActivateResponse(_message.Message):
     def __init__(self, generation: _Optional[_Union[GenerationInfo, _Mapping]] = ...) -> None: ...
 
 class RollbackRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class RollbackResponse(_message.Message):
     __slots__ = ("generation",)

@@ -542,15 +542,31 @@ class SuggestResponse(_message.Message):
     generation: str
     def __init__(self, suggestions: _Optional[_Iterable[_Union[Suggestion, _Mapping]]] = ..., generation: _Optional[str] = ...) -> None: ...
 
+class WhatIf(_message.Message):
+    __slots__ = ("generation", "variation")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    VARIATION_FIELD_NUMBER: _ClassVar[int]
+    generation: str
+    variation: _impression_pb2.Variation
+    def __init__(self, generation: _Optional[str] = ..., variation: _Optional[_Union[_impression_pb2.Variation, _Mapping]] = ...) -> None: ...
+
 class ExplainRequest(_message.Message):
-    __slots__ = ("request_id", "item_ids", "features")
+    __slots__ = ("request_id", "item_ids", "features", "recommend", "search", "what_ifs", "lost")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
+    RECOMMEND_FIELD_NUMBER: _ClassVar[int]
+    SEARCH_FIELD_NUMBER: _ClassVar[int]
+    WHAT_IFS_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     item_ids: _containers.RepeatedScalarFieldContainer[str]
     features: bool
-    def __init__(self, request_id: _Optional[str] = ..., item_ids: _Optional[_Iterable[str]] = ..., features: _Optional[bool] = ...) -> None: ...
+    recommend: RecommendRequest
+    search: SearchRequest
+    what_ifs: _containers.RepeatedCompositeFieldContainer[WhatIf]
+    lost: int
+    def __init__(self, request_id: _Optional[str] = ..., item_ids: _Optional[_Iterable[str]] = ..., features: _Optional[bool] = ..., recommend: _Optional[_Union[RecommendRequest, _Mapping]] = ..., search: _Optional[_Union[SearchRequest, _Mapping]] = ..., what_ifs: _Optional[_Iterable[_Union[WhatIf, _Mapping]]] = ..., lost: _Optional[int] = ...) -> None: ...
 
 class Rival(_message.Message):
     __slots__ = ("item_id", "score", "propensity")
@@ -563,7 +579,7 @@ class Rival(_message.Message):
     def __init__(self, item_id: _Optional[str] = ..., score: _Optional[float] = ..., propensity: _Optional[float] = ...) -> None: ...
 
 class Explanation(_message.Message):
-    __slots__ = ("item_id", "position", "reasons", "lost", "terms", "features", "ranks", "actions", "propensity", "flags", "rivals", "values")
+    __slots__ = ("item_id", "position", "reasons", "lost", "terms", "features", "ranks", "actions", "propensity", "flags", "rivals", "values", "title", "category")
     class TermsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -611,6 +627,8 @@ class Explanation(_message.Message):
     FLAGS_FIELD_NUMBER: _ClassVar[int]
     RIVALS_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
+    TITLE_FIELD_NUMBER: _ClassVar[int]
+    CATEGORY_FIELD_NUMBER: _ClassVar[int]
     item_id: str
     position: int
     reasons: _containers.RepeatedCompositeFieldContainer[Reason]
@@ -623,10 +641,24 @@ class Explanation(_message.Message):
     flags: int
     rivals: _containers.RepeatedCompositeFieldContainer[Rival]
     values: _containers.MessageMap[str, _impression_pb2.FeatureValue]
-    def __init__(self, item_id: _Optional[str] = ..., position: _Optional[int] = ..., reasons: _Optional[_Iterable[_Union[Reason, _Mapping]]] = ..., lost: _Optional[str] = ..., terms: _Optional[_Mapping[str, float]] = ..., features: _Optional[_Mapping[str, float]] = ..., ranks: _Optional[_Mapping[str, int]] = ..., actions: _Optional[_Mapping[str, float]] = ..., propensity: _Optional[float] = ..., flags: _Optional[int] = ..., rivals: _Optional[_Iterable[_Union[Rival, _Mapping]]] = ..., values: _Optional[_Mapping[str, _impression_pb2.FeatureValue]] = ...) -> None: ...
+    title: str
+    category: str
+    def __init__(self, item_id: _Optional[str] = ..., position: _Optional[int] = ..., reasons: _Optional[_Iterable[_Union[Reason, _Mapping]]] = ..., lost: _Optional[str] = ..., terms: _Optional[_Mapping[str, float]] = ..., features: _Optional[_Mapping[str, float]] = ..., ranks: _Optional[_Mapping[str, int]] = ..., actions: _Optional[_Mapping[str, float]] = ..., propensity: _Optional[float] = ..., flags: _Optional[int] = ..., rivals: _Optional[_Iterable[_Union[Rival, _Mapping]]] = ..., values: _Optional[_Mapping[str, _impression_pb2.FeatureValue]] = ..., title: _Optional[str] = ..., category: _Optional[str] = ...) -> None: ...
+
+class PastEvent(_message.Message):
+    __slots__ = ("item_id", "title", "action", "time_ms")
+    ITEM_ID_FIELD_NUMBER: _ClassVar[int]
+    TITLE_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    TIME_MS_FIELD_NUMBER: _ClassVar[int]
+    item_id: str
+    title: str
+    action: str
+    time_ms: int
+    def __init__(self, item_id: _Optional[str] = ..., title: _Optional[str] = ..., action: _Optional[str] = ..., time_ms: _Optional[int] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("impression", "items", "reproduced", "diverged", "trace", "query_values")
+    __slots__ = ("impression", "items", "reproduced", "diverged", "trace", "query_values", "history", "settings", "what_ifs")
     class QueryValuesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -640,10 +672,16 @@ class ExplainResponse(_message.Message):
     DIVERGED_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
     QUERY_VALUES_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    WHAT_IFS_FIELD_NUMBER: _ClassVar[int]
     impression: _impression_pb2.Impression
     items: _containers.RepeatedCompositeFieldContainer[Explanation]
     reproduced: bool
     diverged: str
     trace: Trace
     query_values: _containers.MessageMap[str, _impression_pb2.FeatureValue]
-    def __init__(self, impression: _Optional[_Union[_impression_pb2.Impression, _Mapping]] = ..., items: _Optional[_Iterable[_Union[Explanation, _Mapping]]] = ..., reproduced: _Optional[bool] = ..., diverged: _Optional[str] = ..., trace: _Optional[_Union[Trace, _Mapping]] = ..., query_values: _Optional[_Mapping[str, _impression_pb2.FeatureValue]] = ...) -> None: ...
+    history: _containers.RepeatedCompositeFieldContainer[PastEvent]
+    settings: _impression_pb2.Variation
+    what_ifs: _containers.RepeatedCompositeFieldContainer[ExplainResponse]
+    def __init__(self, impression: _Optional[_Union[_impression_pb2.Impression, _Mapping]] = ..., items: _Optional[_Iterable[_Union[Explanation, _Mapping]]] = ..., reproduced: _Optional[bool] = ..., diverged: _Optional[str] = ..., trace: _Optional[_Union[Trace, _Mapping]] = ..., query_values: _Optional[_Mapping[str, _impression_pb2.FeatureValue]] = ..., history: _Optional[_Iterable[_Union[PastEvent, _Mapping]]] = ..., settings: _Optional[_Union[_impression_pb2.Variation, _Mapping]] = ..., what_ifs: _Optional[_Iterable[_Union[ExplainResponse, _Mapping]]] = ...) -> None: ...

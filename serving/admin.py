@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import grpc
 
-from index.generations import CorruptGeneration, Manifest, UnknownGeneration
+from index.generations import Activation, CorruptGeneration, Manifest, UnknownGeneration
 from policy.rules import RulesInForce
 from protos import admin_pb2
 from serving import codec
@@ -18,6 +18,9 @@ from serving.log import CorruptLog
 from serving.rpc import StaleRules, Unavailable, handlers
 from serving.rules import rule_book
 from serving.telemetry import Reading, Telemetry
+
+_TOLD = 50
+"""Lines of the store's audit log."""
 
 
 class InvalidRules(codec.InvalidRequest):
@@ -90,6 +93,7 @@ class AdminService:
             generations=[self._info(store.manifest(each)) for each in store.ids()],
             active=self._active_id(),
             current=self._current(),
+            history=[_line(each) for each in store.history()[: -_TOLD - 1 : -1]],
         ).SerializeToString()
 
     def prepare(self, wire: bytes, _context: grpc.ServicerContext) -> bytes:
@@ -105,15 +109,18 @@ class AdminService:
         _check_id("generation", request.generation)
         if request.expected:
             _check_id("expected", request.expected)
-        active = self._generations.activate(request.generation, request.expected or None)
+        check_reason(request)
+        active = self._generations.activate(request.generation, request.expected or None, reason=request.reason)
         self._changed()
         return admin_pb2.ActivateResponse(generation=self._info(active.manifest)).SerializeToString()
 
     def rollback(self, wire: bytes, _context: grpc.ServicerContext) -> bytes:
-        codec.parse(admin_pb2.RollbackRequest(), wire)
+        request = admin_pb2.RollbackRequest()
+        codec.parse(request, wire)
+        check_reason(request)
         if self._generations.active is None:
             raise Unavailable("no generation is active, so there is none to go back from")
-        active = self._generations.roll_back()
+        active = self._generations.roll_back(reason=request.reason)
         self._changed()
         return admin_pb2.RollbackResponse(generation=self._info(active.manifest)).SerializeToString()
 
@@ -158,7 +165,7 @@ class AdminService:
         for arm in (arm for experiment in request.experiments for arm in experiment.arms):
             if arm.generation:
                 _check_id("generation", arm.generation)
-        codec.check_string("reason", request.reason, codec.MAX_TEXT_CHARS)
+        check_reason(request)
         if self._generations.active is None:
             raise Unavailable("no generation is active, so there is nothing that arms could be checked against")
         try:
@@ -250,6 +257,16 @@ def _numbers(metrics: Mapping[str, object], prefix: str = "") -> Iterator[tuple[
             yield f"{prefix}{name}", float(value)
 
 
+def _line(activation: Activation) -> admin_pb2.Activation:
+    return admin_pb2.Activation(
+        generation=activation.id,
+        previous=activation.previous or "",
+        time_ms=activation.time_ms,
+        reason=activation.reason,
+        by=activation.by,
+    )
+
+
 def _key(reading: Reading) -> str:
     return f"{reading.name}{{{reading.label[1]}}}" if reading.label else reading.name
 
@@ -257,6 +274,16 @@ def _key(reading: Reading) -> str:
 def _check_id(field: str, value: str) -> None:
     if not 1 <= len(value) <= codec.MAX_ID_CHARS or "/" in value or value.startswith("."):
         raise codec.InvalidRequest(field, value, "the id of a generation, as ListGenerations shows it")
+
+
+def check_reason(
+    request: admin_pb2.ActivateRequest | admin_pb2.RollbackRequest | admin_pb2.SetTrafficRequest,
+) -> None:
+    """
+    Raises:
+        InvalidRequest: for one that is too long.
+    """
+    codec.check_string("reason", request.reason, codec.MAX_TEXT_CHARS)
 
 
 def _version() -> str:

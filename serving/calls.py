@@ -210,19 +210,30 @@ def rank(
 
 
 def explain(
-    request_id: str,
+    asked: str | recommender_pb2.RecommendRequest | recommender_pb2.SearchRequest,
     *,
     item_ids: Sequence[str] = (),
     features: bool = False,
+    what_ifs: Sequence[recommender_pb2.WhatIf] = (),
+    lost: int = 0,
     deadline_s: float = _EXPLAIN_DEADLINE_S,
 ) -> Steps[recommender_pb2.ExplainResponse]:
     """Why the slate of a request holds what it holds.
 
     Args:
+        asked: the id of a logged request; or one to be answered now and forgotten.
         item_ids: what to explain, shown or not; empty for all that were shown.
         features: also what the ranker saw, and what each feature contributed.
+        what_ifs: other ways to answer it, to be told of beside it.
+        lost: how many of the items that were lost at each stage to explain too.
     """
-    request = recommender_pb2.ExplainRequest(request_id=request_id, item_ids=item_ids, features=features)
+    request = recommender_pb2.ExplainRequest(item_ids=item_ids, features=features, what_ifs=what_ifs, lost=lost)
+    if isinstance(asked, str):
+        request.request_id = asked
+    elif isinstance(asked, recommender_pb2.SearchRequest):
+        request.search.CopyFrom(asked)
+    else:
+        request.recommend.CopyFrom(asked)
     reply = yield _call("Recommender/Explain", request, deadline_s)
     return recommender_pb2.ExplainResponse.FromString(reply)
 
@@ -328,20 +339,26 @@ def prepare(generation: str) -> Steps[admin_pb2.GenerationInfo]:
     return admin_pb2.PrepareResponse.FromString(reply).generation
 
 
-def activate(generation: str, *, expected: str | None = None) -> Steps[admin_pb2.GenerationInfo]:
+def activate(generation: str, *, expected: str | None = None, reason: str = "") -> Steps[admin_pb2.GenerationInfo]:
     """Make a generation current.
 
     Args:
         expected: the current one; None reads it first, and so only guards against a change in between.
+        reason: for the audit log of the store.
     """
     believed = (yield from generations()).current if expected is None else expected
-    reply = yield _manage("Activate", admin_pb2.ActivateRequest(generation=generation, expected=believed))
+    request = admin_pb2.ActivateRequest(generation=generation, expected=believed, reason=reason)
+    reply = yield _manage("Activate", request)
     return admin_pb2.ActivateResponse.FromString(reply).generation
 
 
-def rollback() -> Steps[admin_pb2.GenerationInfo]:
-    """Back to the generation before."""
-    reply = yield _manage("Rollback", admin_pb2.RollbackRequest())
+def rollback(*, reason: str = "") -> Steps[admin_pb2.GenerationInfo]:
+    """Back to the generation before.
+
+    Args:
+        reason: for the audit log of the store.
+    """
+    reply = yield _manage("Rollback", admin_pb2.RollbackRequest(reason=reason))
     return admin_pb2.RollbackResponse.FromString(reply).generation
 
 

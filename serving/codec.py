@@ -58,6 +58,8 @@ MAX_RETURN_FIELDS = 32
 MAX_FACETS = 16
 MAX_FACET_VALUES = 1000
 MAX_BOUNDS = 100
+MAX_LOST = 100
+MAX_WHAT_IFS = 4
 MAX_TOKEN_CHARS = 1 << 14
 MAX_VALUE = 1e12
 MAX_TIME_MS = 4_102_444_800_000
@@ -330,15 +332,42 @@ def same_question(asked: Impression, logged: Impression) -> bool:
     return all(getattr(asked, name) == getattr(logged, name) for name in _QUESTION)
 
 
-def check_explain(request: recommender_pb2.ExplainRequest) -> None:
-    """
+def explained(request: recommender_pb2.ExplainRequest) -> Request | None:
+    """What is to be asked now and explained; None for a logged request.
+
     Raises:
         InvalidRequest: naming the field.
     """
-    if not request.request_id:
-        raise InvalidRequest("request_id", "", f"1 to {MAX_ID_CHARS} characters")
+    asked: dict[str, Request] = {
+        name: getattr(request, name) for name in ("recommend", "search") if request.HasField(name)
+    }
+    if bool(request.request_id) + len(asked) != 1:
+        given = [*(["request_id"] if request.request_id else []), *asked]
+        raise InvalidRequest("request_id", ", ".join(given), "one of request_id, recommend and search")
     check_string("request_id", request.request_id, MAX_ID_CHARS)
+    for name, each in asked.items():
+        if each.page_token:
+            raise InvalidRequest(f"{name}.page_token", each.page_token, "none, for first pages are explained")
     _ids("item_ids", request.item_ids, MAX_ITEM_IDS)
+    check_whole("lost", request.lost, 0, MAX_LOST)
+    if len(request.what_ifs) > MAX_WHAT_IFS:
+        raise InvalidRequest("what_ifs", f"{len(request.what_ifs)} of them", f"at most {MAX_WHAT_IFS}")
+    for n, what_if in enumerate(request.what_ifs):
+        check_string(f"what_ifs[{n}].generation", what_if.generation, MAX_ID_CHARS)
+    return next(iter(asked.values()), None)
+
+
+def check_remembered(asked: Impression, made_ms: int, generation: Generation) -> None:
+    """
+    Args:
+        made_ms: when the request was answered.
+
+    Raises:
+        InvalidRequest: for an answer that was given to somebody who was forgotten since.
+    """
+    forgotten_ms = generation.profiles.forgotten_ms(asked.user_id)
+    if made_ms <= forgotten_ms:
+        raise InvalidRequest("request_id", asked.request_id, "an id from after the user was forgotten")
 
 
 def attribution_token(request_id: str) -> str:

@@ -19,23 +19,25 @@ from policy.terms import Terms
 from policy.types import Draw
 from policy.value import utility
 from protos.impression_pb2 import FeatureValue, Impression
-from protos.recommender_pb2 import ExplainResponse, Explanation, RecommendRequest, RecommendResponse
+from protos.recommender_pb2 import ExplainResponse, Explanation, PastEvent, RecommendRequest, RecommendResponse
 from serving.again import ask_again, first_difference
 from serving.answers import respond, trace_of
 from serving.generation import Generation
 from serving.pipeline import Answer
+from serving.variants import changeable
 
 _RIVALS = 3
 
 
 def explain(
-    logged: Impression, generation: Generation, *, item_ids: Sequence[str] = (), features: bool = False
+    logged: Impression, generation: Generation, *, item_ids: Sequence[str] = (), features: bool = False, lost: int = 0
 ) -> ExplainResponse:
     """
     Args:
         generation: who answered, with the catalogue as it knew it.
         item_ids: what to explain, shown or not; empty for all that were shown.
         features: also what the ranker saw, and what each feature contributed.
+        lost: how many of the items that were lost at each stage to explain too.
 
     Raises:
         ValueError: where the generation has no policy that knows its propensities, or the logged feature rows are
@@ -55,10 +57,12 @@ def explain(
         reproduced=difference is None,
         diverged=".".join(difference) if difference else "",
         trace=trace_of(answer, query),
+        settings=changeable(generation),
     )
     case = _Case.of(logged, generation, query, answer)
+    told.history.extend(case.history(query))
     position_of = {item_id: k for k, item_id in enumerate(logged.item_id)}
-    for item_id in item_ids or logged.item_id:
+    for item_id in dict.fromkeys([*(item_ids or logged.item_id), *case.lost_ids(lost)]):
         if item_id in position_of:
             explanation = case.shown(position_of[item_id])
             explanation.reasons.extend(shown.items[position_of[item_id]].reasons)
@@ -140,6 +144,7 @@ class _Case:
             actions=dict(zip(logged.action_names, logged.probability[k * actions : (k + 1) * actions], strict=True)),
             ranks=_ranks(logged.source_names, logged.source_rank[k * sources : (k + 1) * sources]),
         )
+        explanation.title, explanation.category = self._told_of(int(self._row_1(logged.item_id[k])[0]))
         self._add_rivals(explanation, k, self.index_K[k])
         return explanation
 
@@ -147,6 +152,7 @@ class _Case:
         """An item that was not shown."""
         row = int(self._row_1(item_id)[0])
         explanation = Explanation(item_id=item_id, position=-1)
+        explanation.title, explanation.category = self._told_of(row)
         if row < 0:
             explanation.lost = f"generation {self.generation.id} does not hold it"
             return explanation
@@ -179,6 +185,23 @@ class _Case:
             explanation.lost = "not drawn: rules or constraints forbade it in every slot, or its chance was 0"
         return explanation
 
+    def lost_ids(self, most: int) -> list[str]:
+        """Of each stage at which items were lost, the first `most`."""
+        candidates, shown = self.answer.scored.candidates, set(self.logged.item_id)
+        likeliest_N = np.argsort(-self.draw.distribution_KN.max(axis=0, initial=0.0), kind="stable")
+        not_drawn = self._ids(candidates.row_N[likeliest_N[: most + len(shown)]])
+        removed = [self._ids(row_R[:most]) for row_R in self.answer.trace.removed.values()]
+        return [*[each for each in not_drawn if each not in shown][:most], *(each for ids in removed for each in ids)]
+
+    def history(self, query: Query) -> list[PastEvent]:
+        """What the user did, newest first."""
+        past, actions = query.history, ("", *self.generation.table.actions)
+        events = zip(past.row_L.tolist(), past.action_L.tolist(), past.time_ms_L.tolist(), strict=True)
+        return [
+            PastEvent(item_id=item_id, title=self._told_of(row)[0], action=actions[action], time_ms=time_ms)
+            for item_id, (row, action, time_ms) in zip(self._ids(past.row_L), events, strict=True)
+        ]
+
     def rows(self, item_id: str) -> tuple[np.ndarray, np.ndarray]:
         """Item and pair row of a shown item as logged, of another candidate as made again."""
         table = self.generation.table
@@ -193,6 +216,16 @@ class _Case:
 
     def _row_1(self, item_id: str) -> NDArray[np.int64]:
         return self.generation.items.ids.rows_of([item_id])
+
+    def _ids(self, row_N: NDArray[np.int64]) -> list[str]:
+        return self.generation.items.ids.ids.take(row_N)
+
+    def _told_of(self, row: int) -> tuple[str, str]:
+        """Title and category of a row, empty for -1."""
+        if row < 0:
+            return "", ""
+        items, vocabulary = self.generation.items, ("", *self.generation.table["category"].vocabulary)
+        return items.titles.take(np.array([row]))[0], vocabulary[int(items.row_I["category"][row])]
 
     @staticmethod
     def _terms(terms: Terms, k: int, n: int) -> dict[str, float]:

@@ -103,8 +103,11 @@ class Generations:
         with self._changing:
             return self._prepare(generation)
 
-    def activate(self, generation: str, expected: str | None) -> Generation:
+    def activate(self, generation: str, expected: str | None, *, reason: str = "") -> Generation:
         """Make it the current one, here and in the store, if the current one is still `expected`.
+
+        Args:
+            reason: for the audit log of the store.
 
         Raises:
             StaleExpected: somebody else was first.
@@ -113,11 +116,16 @@ class Generations:
             held = generation in self._ready
             prepared = self._prepare(generation)
             verified = None if held else prepared.manifest  # a moment ago; once is enough
-            self.store.activate(generation, time_ms=now_ms(), by=_ADMIN_PORT, expected=expected, verified=verified)
+            self.store.activate(
+                generation, time_ms=now_ms(), reason=reason, by=_ADMIN_PORT, expected=expected, verified=verified
+            )
             return self._swap(prepared)
 
-    def roll_back(self) -> Generation:
+    def roll_back(self, *, reason: str = "") -> Generation:
         """Back to the one before.
+
+        Args:
+            reason: for the audit log of the store.
 
         Raises:
             UnknownGeneration: there is none before.
@@ -125,7 +133,7 @@ class Generations:
         with self._changing:
             before = self.store.before()
             prepared = None if before is None else self._prepare(before)
-            current = self.store.rollback(time_ms=now_ms(), by=_ADMIN_PORT)
+            current = self.store.rollback(time_ms=now_ms(), reason=reason or "rollback", by=_ADMIN_PORT)
             return self._swap(prepared if prepared is not None and prepared.id == current else self._prepare(current))
 
     def follow(self) -> Generation | None:

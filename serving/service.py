@@ -1,7 +1,6 @@
 """The Recommender service: each call is one straight line from bytes to bytes."""
 
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +12,6 @@ import grpc
 from candidate_gen.live import LIVE
 from candidate_gen.types import Query
 from index.strings import key64, keys64
-from policy.selector import SlatePolicy
 from protos import recommender_pb2
 from protos.impression_pb2 import Degraded, Impression
 from serving import answers, codec
@@ -23,13 +21,12 @@ from serving.arms import Experiments
 from serving.canaries import FAULTS, check_answers
 from serving.catalog_log import UnknownChange
 from serving.experiments import NOBODY, Plan
-from serving.explain import explain
 from serving.found import check_request
 from serving.generation import Generation, GenerationMismatch
 from serving.live import Live
 from serving.log import CorruptLog, LogUnavailable
 from serving.page_answering import answering_page
-from serving.parts import ActiveGeneration, Log, State, deadline, server_time_ms, warn
+from serving.parts import ActiveGeneration, Log, State, deadline, new_request_id, server_time_ms, warn
 from serving.pipeline import Answer, Trace
 from serving.redis_store import StateUnavailable
 from serving.replies import Answered, Replies, other_question
@@ -37,6 +34,8 @@ from serving.rpc import Unavailable, UnknownRequest, handlers
 from serving.settings import ServiceSettings
 from serving.state import LEASE_S, Claim, ClaimedElsewhere, Recalled, Wanted
 from serving.telemetry import Telemetry, current_call
+from serving.variants import without_chance
+from serving.what_if import explained
 
 _REHEARSAL_S = 10.0
 
@@ -129,18 +128,29 @@ class RecommenderService:
             return suggestions.suggest(request, generation, time_ms=time_ms).SerializeToString()
 
     def explain(self, wire: bytes, context: grpc.ServicerContext) -> bytes:
-        until = deadline(context, self._settings)
+        turn = Turn(context, deadline(context, self._settings))
         request = recommender_pb2.ExplainRequest()
         codec.parse(request, wire)
-        codec.check_explain(request)
-        with self.admission.enter(until):
-            logged = self._log.find(request.request_id) if self._log is not None else None
+        asked = codec.explained(request)
+        with self.admission.enter(turn.until):
+            if asked is not None:
+                logged: Impression | None = self._preview(asked, turn)
+            else:
+                logged = self._log.find(request.request_id) if self._log is not None else None
             if logged is None or self._answered is None:
                 raise UnknownRequest(request.request_id)
-            if logged.HasField("drafted"):
-                raise codec.Unsupported("slates that two arms drafted are not explained yet; see their slot_team")
-            told = explain(logged, self._answered(logged), item_ids=request.item_ids, features=request.features)
-        return told.SerializeToString()
+            return explained(request, logged, answered=self._answered).SerializeToString()
+
+    def _preview(self, request: codec.Request, turn: Turn) -> Impression:
+        """The impression that a request would make now; nothing remembers it."""
+        asked = codec.asked(request, server_time_ms=server_time_ms(self._settings), new_request_id=new_request_id)
+        active, before = self._active(), Trace()
+        plan = NOBODY if self._experiments is None else self._experiments.router.plan(asked, active)
+        check_request(request, asked, active)
+        self._recall(asked, None, before, forgotten_ms=active.profiles.forgotten_ms(asked.user_id))
+        generation, query, answer = self._answer(plan, asked, active, before, turn)
+        answer.trace.follow(before)
+        return answers.record(asked, query=query, answer=answer, generation=generation, eligible=False)
 
     def _call(
         self, request: codec.Request, response: answers.Response, wire: bytes, context: grpc.ServicerContext
@@ -151,7 +161,7 @@ class RecommenderService:
         asked = codec.asked(
             request,
             server_time_ms=server_time_ms(self._settings),
-            new_request_id=_new_request_id,
+            new_request_id=new_request_id,
         )
         current_call().request_id = asked.request_id
         if request.validate_only:
@@ -344,7 +354,7 @@ class RecommenderService:
     ) -> bytes:
         """The answer of an impression in the log."""
         self._telemetry.add("repeated", "log")
-        _check_remembered(known, known.time_ms, generation)
+        codec.check_remembered(known, known.time_ms, generation)
         query = codec.query_of(known, generation)
         answers.respond(response, request, logged=known, query=query, generation=generation)
         answers.withdraw(response, generation.items)
@@ -357,7 +367,7 @@ class RecommenderService:
             InvalidRequest: where the user was forgotten since.
         """
         generation = self._active()
-        _check_remembered(asked, answered.made_ms, generation)
+        codec.check_remembered(asked, answered.made_ms, generation)
         response.ParseFromString(answered.reply)
         withdrawn = answers.withdraw(response, generation.items)
         return response.SerializeToString() if withdrawn else answered.reply
@@ -460,25 +470,3 @@ class RecommenderService:
             warn(error, "an impression cannot be logged")
             self._telemetry.add("log", "failed")
             logged.degraded |= Degraded.DEGRADED_LOG_UNAVAILABLE
-
-
-def without_chance(generation: Generation) -> Generation:
-    """The same generation with a policy that takes the best: what cannot be logged must not be explored."""
-    settings = replace(generation.settings, temperature=0.0, epsilon=0.0, fresh_floor=0.0)
-    policy = SlatePolicy(settings, generation.items, generation.id, generation.rules)
-    return replace(generation, settings=settings, pipeline=replace(generation.pipeline, selector=policy))
-
-
-def _check_remembered(asked: Impression, made_ms: int, generation: Generation) -> None:
-    """
-    Raises:
-        InvalidRequest: for an answer that was given to somebody who was forgotten since.
-    """
-    forgotten_ms = generation.profiles.forgotten_ms(asked.user_id)
-    if made_ms <= forgotten_ms:
-        raise codec.InvalidRequest("request_id", asked.request_id, "an id from after the user was forgotten")
-
-
-def _new_request_id(time_ms: int) -> str:
-    """Sorts by time."""
-    return f"{time_ms:012x}{uuid.uuid4().hex[:20]}"

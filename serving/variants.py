@@ -31,6 +31,23 @@ def varied(generation: Generation, variation: Variation) -> Generation:
     return replace(generation, settings=settings, pipeline=pipeline)
 
 
+def changeable(generation: Generation) -> Variation:
+    """Everything that a variation could change, as it is: varied by it, the generation stays the same."""
+    settings = generation.settings
+    return Variation(
+        action_weights={action: settings.weights.get(action, 0.0) for action in generation.table.actions},
+        policy={name: getattr(settings, name) for name in _NUMBERS},
+        quotas={source.name: quota for source, quota in generation.pipeline.sources},
+    )
+
+
+def without_chance(generation: Generation) -> Generation:
+    """The same generation with a policy that takes the best: what cannot be logged must not be explored."""
+    settings = replace(generation.settings, temperature=0.0, epsilon=0.0, fresh_floor=0.0)
+    policy = SlatePolicy(settings, generation.items, generation.id, generation.rules)
+    return replace(generation, settings=settings, pipeline=replace(generation.pipeline, selector=policy))
+
+
 def _settings(generation: Generation, variation: Variation) -> PolicySettings:
     actions = generation.table.actions
     if unknown := sorted(set(variation.action_weights) - set(actions)):

@@ -44,6 +44,8 @@ HOMES = {
     "hydra": ("training/cli.py", "training/configuration.py"),
     "omegaconf": ("training/configuration.py",),
     "matplotlib": ("training/",),
+    "starlette": ("training/console/",),
+    "uvicorn": ("training/console/",),
     "optuna": ("training/sweep.py",),
     "lightgbm": ("ranking/trees.py", "training/"),
     "scipy": ("training/",),

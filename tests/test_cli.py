@@ -22,7 +22,7 @@ from training.settings import TrainSettings
 
 COMMANDS = (
     *("demo", "data", "train", "export", "rebuild", "serve", "call", "replay", "ope", "nightly", "batch"),
-    *("generations", "state", "evaluate", "report"),
+    *("generations", "state", "evaluate", "report", "console"),
 )
 DAY_MS = 86_400_000
 ROOT = Path(__file__).parents[1]

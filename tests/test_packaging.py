@@ -40,7 +40,11 @@ def test_every_line_of_a_lock_is_an_exact_version_and_names_no_place(lock: str) 
 
 @pytest.mark.parametrize(
     ("lock", "extras"),
-    [("dev.lock", ("cpu", "local", "sweep", "otel", "dev")), ("docs.lock", ("docs",)), ("gpu.lock", ("gpu",))],
+    [
+        ("dev.lock", ("cpu", "local", "sweep", "otel", "console", "dev")),
+        ("docs.lock", ("docs",)),
+        ("gpu.lock", ("gpu",)),
+    ],
 )
 def test_every_declared_dependency_is_pinned_to_a_version_that_it_allows(lock: str, extras: tuple[str, ...]) -> None:
     pinned = pins("dev.lock") | pins(lock)
@@ -73,7 +77,7 @@ def test_a_wheel_holds_the_code_the_configuration_and_the_template(tmp_path: Pat
         held = set(wheel.namelist())
     expected = {
         path.relative_to(tree).as_posix()
-        for pattern in ("conf/**/*.yaml", "training/templates/*", "serving/*.json", "protos/*.proto", "*/**/*.py")
+        for pattern in ("conf/**/*.yaml", "training/templates/**/*.*", "serving/*.json", "protos/*.proto", "*/**/*.py")
         for path in tree.glob(pattern)
         if path.relative_to(tree).parts[0] != "build"
     }

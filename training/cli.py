@@ -153,6 +153,15 @@ _JOBS = {
         "cascade serve\n"
         "cascade serve generations=outputs/latest/generations port=50051 redis=none",
     ),
+    "console": (
+        "a page in the browser over a running server",
+        "Look up what somebody is shown and why, try other weights, another policy or generation beside it, search and "
+        "see what was understood, activate and roll back generations, see experiments and the last reports. Needs the "
+        "extra `console`.",
+        "cascade console\n"
+        "cascade console target=127.0.0.1:50051 admin=127.0.0.1:50052 port=50080\n"
+        "cascade console target=shop:50051 admin=shop:50052 ca=ca.pem token_file=token",
+    ),
 }  # fmt: skip
 _CODES = {
     "InsufficientOverlap": REFUSED,
@@ -228,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
         help="show where an error came from (also: CASCADE_TRACEBACK=1)",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in ("demo", "data", "train", "export", "rebuild", "serve"):
+    for name in ("demo", "data", "train", "export", "rebuild", "serve", "console"):
         _add_job(commands, name)
     _add_call(commands)
     _add_token(commands)
@@ -273,7 +282,8 @@ class _Paragraphs(argparse.RawDescriptionHelpFormatter):
 
 def _add_job(commands: Any, name: str) -> None:
     summary, text, examples = _JOBS[name]
-    job = _add(commands, name, run="serve" if name == "serve" else "job", summary=summary, text=text, examples=examples)
+    run = name if name in ("serve", "console") else "job"
+    job = _add(commands, name, run=run, summary=summary, text=text, examples=examples)
     if name in _MODES:
         job.add_argument("mode", choices=_MODES[name])
     job.add_argument("options", nargs="*", metavar="key=value", help=f"overrides of conf/{name}.yaml and its groups")

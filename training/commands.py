@@ -146,6 +146,20 @@ def serve(given: Namespace) -> None:
         serve_until_stopped(settings, on_ready=_announce)
 
 
+def console(given: Namespace) -> None:
+    """A page in the browser, until stopped."""
+    from training import configuration, run_record
+
+    settings = configuration.settings("console", given.options)
+    if given.show:
+        print(configuration.as_yaml("console", given.options), end="")
+        return
+    run_record.require("uvicorn", "cascade console")
+    from training.console import running
+
+    running.run(settings, on_ready=lambda address: _OUT.print(f"{address} shows {settings.target}; Ctrl-C stops"))
+
+
 def call(given: Namespace) -> None:
     """One request to a server."""
     if given.method == "ready":

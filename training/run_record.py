@@ -143,7 +143,7 @@ def require(library: str, asked: str) -> None:
         ValueError: where a library of an extra is not installed, naming the extra.
     """
     if find_spec(library) is None:
-        extra = {"optuna": "sweep"}.get(library, library)
+        extra = {"optuna": "sweep", "uvicorn": "console"}.get(library, library)
         raise ValueError(f"{asked} needs {library}, which is not installed: pip install 'cascade-ranking[{extra}]'")
 
 

@@ -73,7 +73,7 @@ def asked(kind: Callable[[], Any]) -> Callable[[bytes], object]:
 def explained(wire: bytes) -> None:
     request = recommender_pb2.ExplainRequest()
     codec.parse(request, wire)
-    codec.check_explain(request)
+    codec.explained(request)
 
 
 def happened(wire: bytes) -> None:

@@ -18,7 +18,7 @@ from candidate_gen.predicates import MAX_CHARACTERS
 from index.generations import GenerationStore
 from protos import admin_pb2, catalog_pb2, events_pb2, recommender_pb2
 from protos.impression_pb2 import Boost, Outcome
-from protos.recommender_pb2 import FacetRequest
+from protos.recommender_pb2 import FacetRequest, WhatIf
 from serving import admin, catalog, codec, events, suggest
 from serving.rules import MAX_CHARS, MAX_NAMES, MAX_RULE_ITEMS, MAX_RULES, rule_book
 
@@ -173,7 +173,7 @@ def suggested(message: Any) -> None:
 
 
 def explained(message: Any) -> None:
-    codec.check_explain(message)
+    codec.explained(message)
 
 
 def forgotten(message: Any) -> None:
@@ -194,7 +194,13 @@ def counted(most: int, entries: Callable[[Any], Any]) -> Callable[[Any], None]:
 
 def named(message: Any) -> None:
     for field, _ in message.ListFields():
-        admin._check_id(field.name, getattr(message, field.name))
+        if field.name != "reason":
+            admin._check_id(field.name, getattr(message, field.name))
+
+
+def activated(message: Any) -> None:
+    named(message)
+    admin.check_reason(message)
 
 
 def ruled(message: Any) -> None:
@@ -241,7 +247,14 @@ TABLES: Mapping[type[Message], tuple[Message, Callable[[Any], None], Mapping[str
     recommender_pb2.ExplainRequest: (
         recommender_pb2.ExplainRequest(request_id="r"),
         explained,
-        {"request_id": ID, "item_ids": ids(codec.MAX_ITEM_IDS), "features": ANY},
+        {
+            "request_id": ID,
+            "item_ids": ids(codec.MAX_ITEM_IDS),
+            "features": ANY,
+            **dict.fromkeys(("recommend", "search"), ANY),  # a request of its own, with a table of its own
+            "what_ifs": Several(codec.MAX_WHAT_IFS, lambda _: WhatIf(), (WhatIf(generation=LONG_ID),)),
+            "lost": Number(0, codec.MAX_LOST),
+        },
     ),
     Outcome: (Outcome(event_id="e", item_id="i", action="click", time_ms=NOW_MS), happened, OUTCOME),
     catalog_pb2.CatalogItem: (
@@ -297,9 +310,10 @@ TABLES: Mapping[type[Message], tuple[Message, Callable[[Any], None], Mapping[str
     admin_pb2.PrepareRequest: (admin_pb2.PrepareRequest(generation="1"), named, {"generation": GENERATION_ID}),
     admin_pb2.ActivateRequest: (
         admin_pb2.ActivateRequest(generation="1"),
-        named,
-        {"generation": GENERATION_ID, "expected": GENERATION_ID},
+        activated,
+        {"generation": GENERATION_ID, "expected": GENERATION_ID, "reason": TEXT},
     ),
+    admin_pb2.RollbackRequest: (admin_pb2.RollbackRequest(), activated, {"reason": TEXT}),
     admin_pb2.PutRulesRequest: (
         admin_pb2.PutRulesRequest(),
         put_rules,
