@@ -4,7 +4,7 @@ A shard's folder must be readable at the same path on every machine of the clust
 Each index has actors of its own, which end with it: were they shared, one server's end would take them from all.
 Actors on one machine share the pages of a folder, as processes do that map the same file.
 
-Ray is imported here alone, and only when a placement asks for it: `pip install 'cascade-ranking[ray]'`.
+Imported only when a placement asks for it: `pip install 'cascade-ranking[ray]'`.
 
 Shape letters: B queries, D embedding width, K results.
 """
@@ -21,13 +21,9 @@ from numpy.typing import NDArray
 
 from index.masks import Mask
 from index.placement import DeviceName, on_device
+from index.ray_cluster import connect, ray
 from index.shards import Found, Opening, Part, opened_here
 from index.types import Hits
-
-try:
-    import ray
-except ModuleNotFoundError as error:
-    raise ValueError("engine: 'ray' given, but Ray is not installed: pip install 'cascade-ranking[ray]'") from error
 
 _AT_ONCE = 8
 """Searches of one actor at a time, as of a shard on threads."""
@@ -41,18 +37,14 @@ def actors(address: str, *, device: DeviceName, patience_ms: float) -> Opening:
     """Makes actors of shards: restarted by Ray whenever and as often as they die, and loading their folders again.
 
     Args:
-        address: of the cluster, as `ray.init` takes it; a process that is connected already stays where it is.
+        address: see `connect`.
         device: see `Placement`. For `cuda` each actor takes a GPU of the cluster to itself; `auto` takes none, since
             Ray shows an actor only the GPUs that it reserved.
 
     Raises:
         ValueError: no cluster there.
     """
-    if not ray.is_initialized():
-        try:
-            ray.init(address=address, log_to_driver=False, configure_logging=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ValueError(f"ray_address: {address!r} given, but no cluster answers there: {error}") from error
+    connect(address)
     actor_class = ray.remote(_Actor).options(
         max_restarts=-1,
         max_concurrency=_AT_ONCE,

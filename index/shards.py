@@ -11,7 +11,7 @@ one shard.
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -63,6 +63,9 @@ class Part(Protocol):
     def search_batch(self, query_BD: NDArray[np.float32], k: int) -> Found: ...
 
 
+Vectors = NDArray[np.float32]
+Building = Callable[[Callable[[Vectors], VectorIndex], Iterable[Vectors]], Iterable[VectorIndex]]
+"""A `map`: builds the part of every shard, in their order, of its vectors."""
 Opening = Callable[[int, Path], Part]
 """Makes the part of the shard of this number out of its folder."""
 
@@ -141,6 +144,7 @@ class ShardedIndex:
         lists: int | None = None,
         effort: int | None = None,
         cuda: bool = False,
+        building: Building = map,
     ) -> "ShardedIndex":
         """Build a VectorIndex of every shard, tuned and certified by what they find together.
 
@@ -151,6 +155,7 @@ class ShardedIndex:
         Args:
             shard_I: number of each row's shard, from 0 without a gap.
             lists: of every shard.
+            building: `map` builds them here, one after the other.
 
         Other arguments are those of `VectorIndex.build`.
 
@@ -171,20 +176,18 @@ class ShardedIndex:
         if effort is not None and effort < 1:
             raise ValueError(f"effort is {effort}, it must be at least 1")
         rows = [np.flatnonzero((shard_I == number) & usable_I) for number in present]
-        parts = [
-            VectorIndex.build(
-                vector_ID[row_S],
-                towers=towers,
-                metric=metric,
-                recall_target=recall_target,
-                k=k,
-                query_BD=query_BD[:0],
-                kind=kind,
-                lists=lists,
-                cuda=cuda,
-            )
-            for row_S in rows
-        ]
+        build = partial(
+            VectorIndex.build,
+            towers=towers,
+            metric=metric,
+            recall_target=recall_target,
+            k=k,
+            query_BD=query_BD[:0],
+            kind=kind,
+            lists=lists,
+            cuda=cuda,
+        )
+        parts = list(building(build, (vector_ID[row_S] for row_S in rows)))
 
         def made(efforts: dict[int, int]) -> ShardedIndex:
             shards = [

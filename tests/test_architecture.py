@@ -22,7 +22,7 @@ CODE = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in PACKAGES]
 HOMES = {
     "faiss": ("index/",),
     "tantivy": ("index/",),
-    "ray": ("index/",),
+    "ray": ("index/ray_cluster.py", "training/ray_tasks.py"),
     "numba": (
         "index/",
         "policy/",

@@ -9,8 +9,10 @@ Shape letters: I items, U users, N examples, H hard negatives of an example, Q q
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,7 +25,6 @@ from candidate_gen.sources import SOURCES
 from candidate_gen.towers import Towers
 from index.generations import GenerationStore
 from index.leases import Lease
-from index.lexical import LexicalIndex
 from index.strings import IdMap
 from policy.settings import PolicySettings
 from ranking.calibration import Calibration
@@ -37,12 +38,14 @@ from training.activity import activity, segment_column
 from training.catalogue import folded, with_users
 from training.counters import item_counters
 from training.data import Dataset, field_boosts, searchable
+from training.embeddings import embedded
+from training.engine import HERE, Engine
 from training.estimate import examination
 from training.events import known_events
+from training.example_parts import examples_of
 from training.examples import (
     Examples,
     described,
-    from_impressions,
     from_log,
     item_attributes,
     item_rows,
@@ -123,6 +126,7 @@ def prepare(
     changes: Sequence[Entry] = (),
     store: GenerationStore | None = None,
     boosts: Mapping[str, int] | None = None,
+    engine: Engine = HERE,
 ) -> Prepared:
     """Point-in-time rows of everything known at `as_of_ms`.
 
@@ -135,6 +139,7 @@ def prepare(
             too, whatever the moment.
         store: of the generations that answered what was served; without it, skew is not looked at.
         boosts: as in `RetrievalSettings`, whose default stands where not given.
+        engine: of examples that are joined; those of a server's log are read.
 
     Raises:
         ValueError: a boost of a field that the data set does not have.
@@ -167,17 +172,16 @@ def prepare(
     parts = []
     new_ms = 0 if earlier is None else earlier.learned_until_ms + 1
     if unserved.filter(pl.col("time_ms") >= new_ms).height:
-        with TemporaryDirectory(prefix="cascade-lexical-") as folder:
-            texts = searchable(items, dataset.item_texts)
-            lexical = LexicalIndex.build(Path(folder) / "lexical", texts, boosts=boosts)
-        joined = from_impressions(
+        joined = examples_of(
             table,
+            engine=engine,
             users=dataset.told_of_users,
             items=items,
+            texts=dataset.item_texts,
+            boosts=boosts,
             impressions=unserved,
             events=events,
             watermark_ms=as_of_ms,
-            lexical=lexical,
         )
         parts.append(joined.take(joined.time_ms_N >= new_ms))
     if served is not None:
@@ -249,23 +253,26 @@ def declare(dataset: Dataset) -> FeatureTable:
 
 
 def fit_towers(
-    prepared: Prepared, settings: CycleSettings, *, seed: int, folder: Path
+    prepared: Prepared, settings: CycleSettings, *, seed: int, folder: Path, engine: Engine = HERE
 ) -> tuple[Towers, dict[str, float]]:
     """Train the towers."""
-    return train_towers(
+    told, folder = settings.towers, (folder / "towers").absolute()
+    train = partial(
+        train_towers,
         prepared.table,
         prepared.item_row_I,
         prepared.tower_query_N,
         prepared.tower_positive_N,
         hard_row_NH=prepared.tower_hard_NH,
-        settings=settings.towers,
+        settings=told,
         seed=seed,
-        folder=folder / "towers",
+        folder=folder,
     )
+    return engine.fit(train, folder=folder, processes=told.processes, cuda=told.accelerator == "cuda")
 
 
 def fit_ranker(
-    prepared: Prepared, settings: CycleSettings, *, seed: int, folder: Path
+    prepared: Prepared, settings: CycleSettings, *, seed: int, folder: Path, engine: Engine = HERE
 ) -> tuple[AnyRanker, Calibration, dict[str, float]]:
     """Train and calibrate the ranker."""
     table, examples, told = prepared.table, prepared.examples, settings.ranker
@@ -279,11 +286,12 @@ def fit_ranker(
             time_ms=prepared.as_of_ms,
             boosts=prepared.boosts,
         )
-    folder = folder / "ranker"
+    folder = (folder / "ranker").absolute()
+    given: dict[str, Any] = {"seed": seed, "folder": folder, "judged": judged}
     if isinstance(told, TreesSettings):
-        return train_trees(table, examples, settings=told, seed=seed, folder=folder, judged=judged)
-    earlier = prepared.earlier
-    return train_ranker(table, examples, settings=told, seed=seed, folder=folder, earlier=earlier, judged=judged)
+        return engine.fit(partial(train_trees, table, examples, settings=told, **given), folder=folder)
+    train = partial(train_ranker, table, examples, settings=told, earlier=prepared.earlier, **given)
+    return engine.fit(train, folder=folder)
 
 
 def export(
@@ -298,6 +306,7 @@ def export(
     now_ms: int,
     judges: Sequence[Judge] = (),
     job: Lease | None = None,
+    engine: Engine = HERE,
 ) -> Published:
     """Embed, build the index, pass the gates, publish. Nothing is published where a gate is red.
 
@@ -307,10 +316,10 @@ def export(
     Raises:
         GateFailed, GenerationMismatch, LeaseLost: see `publish`.
     """
-    items = items_of(prepared, towers.encode_items(prepared.item_row_I))
-    built = build_index(
-        items, settings.index, towers=towers.fingerprint, query_BD=towers.encode_queries(held_out_queries(prepared))
-    )
+    with TemporaryDirectory(prefix="cascade-embeddings-") as folder:
+        items = items_of(prepared, embedded(towers, prepared.item_row_I, Path(folder), engine=engine))
+    query_BD = towers.encode_queries(held_out_queries(prepared))
+    built = build_index(items, settings.index, towers=towers.fingerprint, query_BD=query_BD, engine=engine)
     scorer = bound(ranker, calibration, prepared.table, items, precision=precision_of(ranker, prepared, settings))
     return offer(
         prepared,

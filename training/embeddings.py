@@ -4,6 +4,7 @@ Shape letters: I items, D vector width.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from candidate_gen.towers import Towers
 from training.durable import appearing
+from training.engine import HERE, Engine
 
 PART_ROWS = 65_536
 """Rows of a part: whole batches of `Towers.encode_items`, so that parts change no batch, and so no bit."""
@@ -21,6 +23,7 @@ def embedded(
     row_I: np.ndarray,
     folder: Path,
     *,
+    engine: Engine = HERE,
     part_rows: int = PART_ROWS,
     advance: Callable[[int], object] = lambda _: None,
 ) -> NDArray[np.float32]:
@@ -29,15 +32,20 @@ def embedded(
     Args:
         folder: holds the parts. Those that it already holds are taken as they are, so it must belong to these towers
             and rows alone.
-        advance: told of every part how many rows it has.
+        advance: told of every part, as it is found or made, how many rows it has.
     """
-    parts = []
-    for first in range(0, len(row_I), part_rows):
-        path = folder / f"{first:012d}.npy"
-        if not path.exists():
-            vector_ID = towers.encode_items(row_I[first : first + part_rows])
-            with appearing(path) as draft, draft.open("wb") as file:
-                np.save(file, vector_ID, allow_pickle=False)
-        parts.append(np.load(path, mmap_mode="r", allow_pickle=False))
-        advance(len(parts[-1]))
-    return np.concatenate(parts) if parts else np.empty((0, towers.shape.whole), np.float32)
+    file_of = {first: folder / f"{first:012d}.npy" for first in range(0, len(row_I), part_rows)}
+    missing = [first for first, path in file_of.items() if not path.exists()]
+    for first in file_of.keys() - set(missing):
+        advance(min(part_rows, len(row_I) - first))
+    parts = (row_I[first : first + part_rows] for first in missing)
+    for place, vector_ID in engine.each(partial(_encoding, towers), parts):
+        with appearing(file_of[missing[place]]) as draft, draft.open("wb") as file:
+            np.save(file, vector_ID, allow_pickle=False)
+        advance(len(vector_ID))
+    made = [np.load(path, mmap_mode="r", allow_pickle=False) for path in file_of.values()]
+    return np.concatenate(made) if made else np.empty((0, towers.shape.whole), np.float32)
+
+
+def _encoding(towers: Towers) -> Callable[[np.ndarray], NDArray[np.float32]]:
+    return towers.encode_items

@@ -158,6 +158,7 @@ def from_impressions(
     watermark_ms: int,
     window_ms: int = ATTRIBUTION_MS,
     lexical: TextSearch | None = None,
+    part: slice = slice(None),
 ) -> Examples:
     """Examples of a log without feature bytes, whose features are joined as of each request.
 
@@ -169,10 +170,14 @@ def from_impressions(
         events: outcomes, and at once the source of histories and counters.
         watermark_ms: nothing visible later is read; exposures less than `window_ms` older are withheld, for a
             missing outcome of theirs may yet come.
+        part: of the impressions that `mature` finds, those to make examples of; what is known at a moment is known
+            from all.
     """
+    asked = mature(impressions, watermark_ms=watermark_ms, window_ms=window_ms)
+    built_ms = int(asked["time_ms"].min() or 0)  # type: ignore[arg-type]
+    day_ms_D = np.unique(asked["time_ms"].to_numpy() // _DAY_MS) * _DAY_MS
     slots = (
-        impressions.filter(pl.col("time_ms") <= watermark_ms - window_ms, pl.col("item_id").list.len() > 0)
-        .sort("time_ms", "request_id")
+        asked[part]
         .with_columns(position=pl.int_ranges(pl.col("item_id").list.len(), dtype=pl.Int32))
         .explode("item_id", "propensity", "position")
         .join(numbered(items["item_id"], "item_id", "item"), on="item_id", maintain_order="left")
@@ -189,15 +194,15 @@ def from_impressions(
     static_I = _static_rows(table, items)
     query_row_R = _query_rows(table, static_I, users=users, items=items, events=events, asked=requests)
     item_row_N = static_I[item_N]
-    day_ms_D, day_N = np.unique(time_ms_N // _DAY_MS * _DAY_MS, return_inverse=True)
+    # The days before those of the part too: what fades day by day rounds as often.
+    day_ms_D = day_ms_D[day_ms_D <= time_ms_N.max(initial=-1)]
     daily = counters_at(impressions, events, items, as_of_ms_D=day_ms_D, table=table)
-    count_D = np.bincount(day_N.reshape(-1), minlength=len(day_ms_D))
+    count_D = np.bincount(np.searchsorted(day_ms_D, time_ms_N // _DAY_MS * _DAY_MS), minlength=len(day_ms_D))
     for counters, end, count in zip(daily, np.cumsum(count_D), count_D, strict=True):
         of_day = slice(end - count, end)
         for name, column_I in counters.column_of.items():
             item_row_N[name][of_day] = column_I[item_N[of_day]]
     age_ms_N = time_ms_N - items["published_ms"].to_numpy()[item_N]
-    built_ms = int(requests["time_ms"].min() or 0)  # type: ignore[arg-type]
     match_NF = matches_of(items, requests["text"].to_list(), request_N, item_N, built_ms=built_ms)
     bm25_N = np.zeros(len(request_N), np.float32)
     if lexical is not None:
@@ -215,6 +220,12 @@ def from_impressions(
         slots["propensity"].to_numpy(),
         _labels(table.actions, slots, events, watermark_ms=watermark_ms, window_ms=window_ms),
     )
+
+
+def mature(impressions: pl.DataFrame, *, watermark_ms: int, window_ms: int = ATTRIBUTION_MS) -> pl.DataFrame:
+    """Those that showed something and whose outcomes have had their time, by (time, request id)."""
+    shown = impressions.filter(pl.col("time_ms") <= watermark_ms - window_ms, pl.col("item_id").list.len() > 0)
+    return shown.sort("time_ms", "request_id")
 
 
 def from_log(

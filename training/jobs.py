@@ -106,11 +106,15 @@ def train(settings: TrainSettings) -> dict[str, float]:
     prepared = _prepared(settings)
     work = settings.output / "work"
     if settings.mode == "tower":
-        towers, metrics = cycle.fit_towers(prepared, settings.cycle, seed=settings.seed, folder=work)
+        towers, metrics = cycle.fit_towers(
+            prepared, settings.cycle, seed=settings.seed, folder=work, engine=settings.engine
+        )
         named = {f"retrieval.{name}": value for name, value in metrics.items()}
         _leave(settings.output / "towers", towers.save, named)
     else:
-        ranker, calibration, metrics = cycle.fit_ranker(prepared, settings.cycle, seed=settings.seed, folder=work)
+        ranker, calibration, metrics = cycle.fit_ranker(
+            prepared, settings.cycle, seed=settings.seed, folder=work, engine=settings.engine
+        )
         scorer = bound(ranker, calibration, prepared.table, catalogue(prepared))
         named = {f"ranker.{name}": value for name, value in metrics.items()}
         _leave(settings.output / "ranker", scorer.save, named)
@@ -145,6 +149,7 @@ def export(settings: PublishSettings) -> dict[str, Any]:
             store=store,
             now_ms=now_ms(),
             job=job,
+            engine=settings.engine,
         )
         return _activated(store, published, settings.activate, job) | published.metrics
 
@@ -363,6 +368,7 @@ def _prepared(settings: TrainSettings | PublishSettings) -> Prepared:
         changes=changes(store),
         store=store,
         boosts=settings.cycle.retrieval.boosts,
+        engine=settings.engine,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
@@ -50,13 +51,19 @@ def trainer_on(
     """A trainer whose logs (CSV, TensorBoard) go to `folder`, with a progress bar where a terminal shows it.
 
     It asks for new data loaders every epoch, and keeps checkpoints only where a callback does. Several processes
-    are started for the length of a fit and each computes its own part of the gradient.
+    are started for the length of a fit and each computes its own part of the gradient. Where somebody started them
+    already, as Ray Train does, and each of them calls this, they are joined.
     """
     shown = sys.stderr.isatty()
+    strategy: DDPStrategy | Literal["auto"] = "auto"
+    if processes > 1 and torch.distributed.is_initialized():
+        strategy = _QuietProcesses(cluster_environment=TorchElasticEnvironment())
+    elif processes > 1:
+        strategy = _QuietProcesses(start_method="spawn")
     return pl.Trainer(
         accelerator=accelerator,
         devices=processes,
-        strategy=_QuietProcesses(start_method="spawn") if processes > 1 else "auto",
+        strategy=strategy,
         precision=precision,
         max_epochs=epochs,
         callbacks=[*callbacks, RichProgressBar(console_kwargs={"stderr": True})] if shown else list(callbacks),

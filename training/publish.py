@@ -3,11 +3,13 @@
 Shape letters: I items, B queries, S sampled items, D vector width.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import inf, nan
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import numpy as np
@@ -23,13 +25,14 @@ from index.generations import CorruptGeneration, GenerationStore, Manifest
 from index.kinds import Kind
 from index.leases import Lease
 from index.placement import Placement
-from index.shards import ShardedIndex
+from index.shards import ShardedIndex, Vectors
 from index.strings import IdMap, keys64
 from index.vectors import VectorIndex
 from policy.settings import PolicySettings
 from ranking.rankers import AnyScorer
 from serving.generation import Generation, write
 from serving.retrieval import RetrievalSettings
+from training.engine import HERE, Engine, in_order
 from training.gates import Gate, GateSettings, index_gates, require, smoke_gates
 
 _SAMPLE = 200
@@ -146,12 +149,20 @@ class Built:
         ]
 
 
-def build_index(items: Items, settings: IndexSettings, *, towers: str, query_BD: NDArray[np.float32] | None) -> Built:
+def build_index(
+    items: Items,
+    settings: IndexSettings,
+    *,
+    towers: str,
+    query_BD: NDArray[np.float32] | None,
+    engine: Engine = HERE,
+) -> Built:
     """The index of the items' vectors that the settings ask for.
 
     Args:
         towers: fingerprint of those that made the vectors.
         query_BD: real queries to tune and time it with, see `VectorIndex.build`.
+        engine: of its shards, where there are several; they are tuned and timed here.
 
     Raises:
         ValueError: poison.
@@ -162,11 +173,27 @@ def build_index(items: Items, settings: IndexSettings, *, towers: str, query_BD:
     if settings.shards > 1 and len(items):
         # A small catalogue may leave a shard without an item; numbers must have no gap.
         _, shard_I = np.unique(keys64(items.ids.ids) % np.uint64(settings.shards), return_inverse=True)
-        index = ShardedIndex.build(vector_ID, shard_I=shard_I, towers=towers, query_BD=query_BD, **told)
+        building = partial(built_by, engine)
+        index = ShardedIndex.build(
+            vector_ID, shard_I=shard_I, towers=towers, query_BD=query_BD, building=building, **told
+        )
     else:
         index = VectorIndex.build(vector_ID, towers=towers, query_BD=query_BD, **told)
     asked_BD = np.delete(vector_ID, index.quarantined_Q, axis=0) if query_BD is None else query_BD
     return Built(index, index.latencies_ms(asked_BD))
+
+
+def built_by(
+    engine: Engine, build: Callable[[Vectors], VectorIndex], parts: Iterable[Vectors]
+) -> Iterator[VectorIndex]:
+    """Indexes of vectors, in their order; on their way from whoever built them they are the files that they save."""
+    given = list(parts)
+    made = in_order(engine, partial(_saving, build), given)
+    for vector_SD, files in zip(given, made, strict=True):
+        with TemporaryDirectory(prefix="cascade-shard-") as folder:
+            for name, held in files.items():
+                Path(folder, name).write_bytes(held)
+            yield VectorIndex.load(Path(folder), vector_SD)
 
 
 def publish(
@@ -276,6 +303,15 @@ def found_share(generation: Generation, *, sample: int = _SAMPLE) -> float:
             last = float(hits.score_K[-1]) if len(hits) else inf
             found.append(bool((hits.row_K == row).any()) or last >= own)
     return float(np.mean(found)) if found else nan
+
+
+def _saving(build: Callable[[Vectors], VectorIndex]) -> Callable[[Vectors], dict[str, bytes]]:
+    def work(vector_SD: Vectors) -> dict[str, bytes]:
+        with TemporaryDirectory(prefix="cascade-shard-") as folder:
+            build(vector_SD).save(Path(folder))
+            return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+    return work
 
 
 def _refuse_twin(store: GenerationStore, manifest: Manifest) -> None:

@@ -173,11 +173,12 @@ def _published(
     with run.stage("queries"):
         query_BD = _queries(settings.log, run.folder / "queries", table=table, towers=towers)
     with run.stage("embeddings", len(items)) as advance:
-        vector_ID = embedded(towers, np.asarray(items.row_I), run.folder / "embeddings", advance=advance)
+        parts, engine = run.folder / "embeddings", settings.engine
+        vector_ID = embedded(towers, np.asarray(items.row_I), parts, engine=engine, advance=advance)
         items = replace(items, embedding_ID=vector_ID)
     with run.stage("index"):
         if not (run.folder / "index").exists():
-            built = build_index(items, settings.index, towers=towers.fingerprint, query_BD=query_BD)
+            built = build_index(items, settings.index, towers=towers.fingerprint, query_BD=query_BD, engine=engine)
             with appearing(run.folder / "index") as draft:
                 draft.mkdir()
                 built.index.save(draft)

@@ -5,21 +5,17 @@ that was torn when its writer was killed is left out.
 """
 
 import json
-import multiprocessing
 import os
-import signal
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import asdict
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from serving.log import LogUnavailable
 from training.durable import appearing
+from training.engine import LocalEngine
 from training.impression_log import Segment
 from training.progress import progress
 
@@ -81,7 +77,8 @@ def over(
         whole, before = (sum(each.rows for each in of) for of in (segments, known))
         task = bar.add_task(title, total=whole, completed=before)
         yield from (journal.done[each] for each in known)
-        for segment, result in _done(todo, make, min(workers, len(todo))):
+        for place, result in LocalEngine(workers).each(make, todo):
+            segment = todo[place]
             journal.add(segment, result)
             bar.advance(task, segment.rows)
             yield result
@@ -90,67 +87,6 @@ def over(
 def cores(workers: int | None) -> int:
     """As many processes as are asked for, or one for each core that this one may use."""
     return workers or len(os.sched_getaffinity(0))
-
-
-def _done(todo: Sequence[Segment], make: Callable[[], Work], workers: int) -> Iterator[tuple[Segment, Result]]:
-    if workers < 2:
-        if todo:
-            work = make()
-            yield from ((segment, work(segment)) for segment in todo)
-        return
-    fresh = multiprocessing.get_context("spawn")
-    waiting = iter(todo)
-    with ExitStack() as stack:
-        given: dict[Connection, Segment] = {}
-        for _ in range(workers):
-            ours, theirs = fresh.Pipe()
-            process = fresh.Process(target=_serve, args=(theirs, make), daemon=True)
-            process.start()
-            theirs.close()
-            stack.callback(_end, process, ours)
-            given[ours] = next(waiting)
-            ours.send(given[ours])
-        while given:
-            for ready in wait(list(given)):
-                assert isinstance(ready, Connection)
-                yield given.pop(ready), _received(ready)
-                with suppress(StopIteration):
-                    given[ready] = next(waiting)
-                    ready.send(given[ready])
-
-
-def _serve(asked: Connection, make: Callable[[], Work]) -> None:
-    """One process: answers until whoever asks is gone. Ctrl-C is for the one that asks."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        work = make()
-        while True:
-            asked.send((work(asked.recv()), "", ""))
-    except EOFError:
-        return
-    except (ValueError, OSError, LogUnavailable) as error:
-        asked.send((None, str(error), ""))
-    except Exception:
-        asked.send((None, "", traceback.format_exc()))
-
-
-def _received(ready: Connection) -> Result:
-    try:
-        result, refused, broken = ready.recv()
-    except EOFError:
-        raise RuntimeError("a process of the replay was killed; run it again, and it goes on where it was") from None
-    if refused:
-        raise ValueError(refused)
-    if broken:
-        raise RuntimeError(broken)
-    assert isinstance(result, dict)
-    return result
-
-
-def _end(process: multiprocessing.process.BaseProcess, ours: Connection) -> None:
-    ours.close()
-    process.terminate()
-    process.join()
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[Segment, Result]]:

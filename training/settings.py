@@ -11,6 +11,7 @@ from policy.ope import Interval
 from training.configuration import Origin
 from training.cycle import CycleSettings
 from training.data import Dataset
+from training.engine import HERE, Engine
 from training.gates import GateSettings
 from training.monitoring.limits import LEAST_DAYS, Limits
 from training.publish import IndexSettings
@@ -70,6 +71,7 @@ class TrainSettings:
     generations: Path
     mlflow: str | None = None
     """Where MLflow tracks runs; None for none."""
+    engine: Engine = HERE
     sweep: SweepSettings | None = None
     origin: Origin | None = None
 
@@ -85,6 +87,7 @@ class PublishSettings:
     log: Path | None
     generations: Path
     activate: bool
+    engine: Engine = HERE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +101,7 @@ class RebuildSettings:
     generation: str
     output: Path
     activate: bool
+    engine: Engine = HERE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -198,7 +198,8 @@ def _require_same(plan: _Plan, study: optuna.Study, source: Source) -> None:
         ValueError: where the study is of other settings or other data, naming the first that differs.
     """
     assert plan.settings.origin is not None
-    config = {name: value for name, value in plan.settings.origin.config.items() if name not in ("output", "mlflow")}
+    left_out = ("output", "mlflow", "engine")
+    config = {name: value for name, value in plan.settings.origin.config.items() if name not in left_out}
     config["sweep"] = {name: value for name, value in config["sweep"].items() if name not in _FREE}
     ours = json.loads(json.dumps({**flat(config), "data.sha256": source.sha256}, default=str))
     with _alone(plan.settings.output):

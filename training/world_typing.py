@@ -57,7 +57,7 @@ def _misspellings(known: Set[str]) -> dict[str, str]:
         for at in range(2, len(word)):
             before, rest = word[:at], word[at:]
             swapped = before[:-1] + rest[0] + before[-1] + rest[1:]
-            for typed in {before + rest[1:], before + rest[0] + rest, swapped} - taken:
+            for typed in sorted({before + rest[1:], before + rest[0] + rest, swapped} - taken):
                 if meant.setdefault(typed, word) != word:
                     twice.add(typed)
     return {typed: word for typed, word in meant.items() if typed not in twice}

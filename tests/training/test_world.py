@@ -2,8 +2,12 @@
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +26,28 @@ def world() -> World:
 def at(world: World, day: float, *, user: int = 0, text: str = "", name: str = "x") -> WorldRequest:
     surface = "search" if text else "home"
     return WorldRequest(name, world.users["user_id"][user], world.day_ms(day), surface, text)
+
+
+def test_what_is_misspelt_does_not_follow_from_how_python_hashes() -> None:
+    """Which differs from process to process, and orders sets."""
+    script = """
+import numpy as np
+from training.world_typing import Typing
+typing, rng = Typing({"chocolate", "keyboards", "trousers"}), np.random.default_rng(0)
+print([typing.typed("chocolate keyboards trousers", rng) for _ in range(200)])
+"""
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(told) == 1
 
 
 def test_the_same_seed_makes_the_same_world_log_and_answers_and_another_seed_does_not() -> None:

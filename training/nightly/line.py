@@ -195,6 +195,7 @@ def _examples(night: _Night, table: FeatureTable | None, earlier: Earlier | None
         earlier=earlier,
         changes=inputs.changes,
         boosts=settings.retrieval.boosts,
+        engine=night.settings.engine,
     )
     prepared_files.save(prepared, folder)
     return {"examples": len(prepared.examples)}
@@ -207,7 +208,9 @@ def _skew(night: _Night) -> dict[str, float]:
 
 def _towers(night: _Night, prepared: Prepared, folder: Path) -> dict[str, float]:
     settings = night.settings
-    towers, metrics = cycle.fit_towers(prepared, settings.cycle, seed=settings.seed, folder=settings.output)
+    towers, metrics = cycle.fit_towers(
+        prepared, settings.cycle, seed=settings.seed, folder=settings.output, engine=settings.engine
+    )
     towers.save(folder)
     return {f"retrieval.{name}": value for name, value in metrics.items()}
 
@@ -215,14 +218,15 @@ def _towers(night: _Night, prepared: Prepared, folder: Path) -> dict[str, float]
 def _ranker(night: _Night, prepared: Prepared, folder: Path) -> dict[str, float]:
     settings = night.settings
     ranker, calibration, metrics = cycle.fit_ranker(
-        prepared, settings.cycle, seed=settings.seed, folder=settings.output
+        prepared, settings.cycle, seed=settings.seed, folder=settings.output, engine=settings.engine
     )
     bound(ranker, calibration, prepared.table, jobs.catalogue(prepared)).save(folder)
     return {f"ranker.{name}": value for name, value in metrics.items()}
 
 
 def _embed(night: _Night, prepared: Prepared, towers: Towers, folder: Path) -> Figures:
-    vector_ID = embedded(towers, np.asarray(prepared.item_row_I), night.stages["embed"].parts)
+    parts, engine = night.stages["embed"].parts, night.settings.engine
+    vector_ID = embedded(towers, np.asarray(prepared.item_row_I), parts, engine=engine)
     np.save(folder / "vector_ID.npy", vector_ID, allow_pickle=False)
     return {"vectors": len(vector_ID)}
 
@@ -238,6 +242,7 @@ def _index(night: _Night, prepared: Prepared, towers: Towers, folder: Path) -> F
         night.settings.cycle.index,
         towers=towers.fingerprint,
         query_BD=towers.encode_queries(cycle.held_out_queries(prepared)),
+        engine=night.settings.engine,
     )
     built.index.save(folder)
     return {"latency_ms": built.latency_ms}

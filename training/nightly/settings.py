@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from training.cycle import CycleSettings
+from training.engine import HERE, Engine
 from training.nightly.contract import ContractSettings
 from training.settings import Data
 
@@ -56,6 +57,7 @@ class NightlySettings:
     """From here on all is done again."""
     dry_run: bool = False
     """Say what would be done; do nothing."""
+    engine: Engine = HERE
 
     def __post_init__(self) -> None:
         known = get_args(StageName)
