@@ -8,7 +8,7 @@ and item.
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -213,9 +213,20 @@ class Fresh:
         return grown
 
     def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
+        return self._named(hydrated, k, self._newest(hydrated, k))
+
+    def retrieve_of_many(self, hydrated: Sequence[HydratedQuery], k: int) -> list[Hits]:
+        """Of queries of one moment, to which the same is allowed."""
+        newest_K = self._newest(hydrated[0], k)
+        return [self._named(each, k, newest_K) for each in hydrated]
+
+    def _newest(self, hydrated: HydratedQuery, k: int) -> NDArray[np.int64]:
+        now_ms = hydrated.query.time_ms
+        return self._order.best(k, hydrated.allowed, above=now_ms - self._horizon_ms, up_to=now_ms)
+
+    def _named(self, hydrated: HydratedQuery, k: int, row_K: NDArray[np.int64]) -> Hits:
         now_ms = hydrated.query.time_ms
         horizon = (now_ms - self._horizon_ms, now_ms)
-        row_K = self._order.best(k, hydrated.allowed, above=horizon[0], up_to=horizon[1])
         drawn = round(self._explored * k)
         if drawn and len(row_K) == k:
             chance = np.random.default_rng(key64(f"fresh/{hydrated.query.request_id}"))
@@ -269,9 +280,24 @@ class Popular:
         return {n: (row_N[row_N >= 0], self._listed[n]["popularity"][row_N >= 0]) for n, row_N in rows.items()}
 
     def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
-        query = hydrated.query
-        known_X, published = known_to(query), partial(self._published, query.time_ms)
-        row_K = self._order.best(max(k, 0) + len(known_X), hydrated.allowed, keep=published)
+        known_X = known_to(hydrated.query)
+        return self._named(hydrated, k, known_X, self._best(hydrated, max(k, 0) + len(known_X)))
+
+    def retrieve_of_many(self, hydrated: Sequence[HydratedQuery], k: int) -> list[Hits]:
+        """Of queries of one moment, to which the same is allowed."""
+        known = [known_to(each.query) for each in hydrated]
+        row_K = self._best(hydrated[0], max(k, 0) + max(map(len, known)))
+        return [
+            self._named(each, k, known_X, row_K[: max(k, 0) + len(known_X)])
+            for each, known_X in zip(hydrated, known, strict=True)
+        ]
+
+    def _best(self, hydrated: HydratedQuery, k: int) -> NDArray[np.int64]:
+        """Of everybody; those of a smaller k are the first of these."""
+        return self._order.best(k, hydrated.allowed, keep=partial(self._published, hydrated.query.time_ms))
+
+    def _named(self, hydrated: HydratedQuery, k: int, known_X: NDArray[np.int64], row_K: NDArray[np.int64]) -> Hits:
+        published = partial(self._published, hydrated.query.time_ms)
         score_K = self._items.popularity_I[row_K]
         own = self._own.get(int(hydrated.row[self._segment][0])) if self._own else None
         if own is not None:

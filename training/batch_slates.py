@@ -11,10 +11,11 @@ Shape letters: K slots, N candidates.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,12 +25,14 @@ import torch
 
 from candidate_gen.types import Query
 from index.generations import GenerationStore
-from index.strings import keys64
+from index.strings import StringColumn, keys64
 from protos.impression_pb2 import Variation
+from serving.blocks import BlockPipeline
 from serving.catalog_log import FILE, CatalogLog
 from serving.fan_out import FanOut
 from serving.generation import Generation, action_key
 from serving.live import Live
+from serving.pipeline import Answer
 from serving.state import KEPT_EVENTS
 from serving.variants import varied
 from training import passes
@@ -43,6 +46,9 @@ from training.tables import read_table
 
 _ASKED = "asked.parquet"
 _JOURNAL = "batch.jsonl"
+_PAST = ("item_key", "action_key", "time_ms")
+_BLOCK = 256
+"""Users that are answered together: enough to share, few enough for what they need to stay small."""
 ROW = pl.Schema(
     {
         "user_id": pl.String(),
@@ -193,48 +199,58 @@ def _recommending(settings: BatchSettings, name: str, time_ms: int) -> Work:
     torch.set_num_threads(1)  # as in a server, for equal sums
     generation = _loaded(settings, name)
     # Every core has a process of its own, so no source is worth a thread.
-    pipeline = replace(generation.pipeline, fan_out=FanOut(()))
+    generation = replace(generation, pipeline=replace(generation.pipeline, fan_out=FanOut(())))
     asked = pl.read_parquet(settings.output / _ASKED)
-    live = Live(lambda: generation)
-    ids, allowed = generation.items.ids.ids, generation.attributes.allowed("")
+    pipeline = BlockPipeline(generation, Live(lambda: generation))
+    ids = generation.items.ids.ids
 
     def work(chunk: Segment) -> Result:
-        rows: list[tuple[object, ...]] = []
-        for user_id, item_keys, action_keys, times_ms in asked[chunk.first : chunk.last].iter_rows():
-            query = Query(
-                f"batch/{time_ms}/{user_id}",
-                time_ms,
-                settings.surface,
-                settings.size,
-                user_id=user_id,
-                history=generation.history(
-                    np.array(item_keys or (), np.uint64),
-                    np.array(action_keys or (), np.uint32),
-                    np.array(times_ms or (), np.int64),
-                ),
-            )
-            query = replace(query, live=live.named(query, generation, allowed))
-            answer = pipeline.run(query)
-            slate = answer.slate
-            rows.append(
-                (
-                    user_id,
-                    query.request_id,
-                    name,
-                    time_ms,
-                    answer.trace.degraded,
-                    ids.take(answer.scored.candidates.row_N[slate.index_K]),
-                    slate.propensity_K.tolist(),
-                    slate.utility_N[slate.index_K].tolist(),
-                )
-            )
-        frame = pl.DataFrame(rows, ROW, orient="row")
+        parts = []
+        for first in range(chunk.first, chunk.last, _BLOCK):
+            queries = _queries(settings, generation, asked[first : min(first + _BLOCK, chunk.last)], time_ms)
+            answers = pipeline.run(queries)
+            parts.append(_rows(queries, answers, name, ids))
+        frame = pl.concat(parts)
         with appearing(_file(settings, chunk)) as draft:
             frame.write_parquet(draft)
         empty = int((frame["item_id"].list.len() == 0).sum())
         return {"empty": empty, "degraded": int((frame["degraded"] > 0).sum())}
 
     return work
+
+
+def _queries(settings: BatchSettings, generation: Generation, asked: pl.DataFrame, time_ms: int) -> list[Query]:
+    """What the users of these rows would ask."""
+    length_B = asked["item_key"].list.len().fill_null(0).to_numpy()
+    past = [asked[name].explode(empty_as_null=False, keep_nulls=False).to_numpy() for name in _PAST]
+    histories = generation.histories(*past, np.cumsum([0, *length_B.tolist()], dtype=np.int64))
+    return [
+        Query(f"batch/{time_ms}/{user_id}", time_ms, settings.surface, settings.size, user_id=user_id, history=history)
+        for user_id, history in zip(asked["user_id"].to_list(), histories, strict=True)
+    ]
+
+
+def _rows(queries: Sequence[Query], answers: Sequence[Answer], generation: str, ids: StringColumn) -> pl.DataFrame:
+    slates = [each.slate for each in answers]
+    row_H = [each.scored.candidates.row_N[each.slate.index_K] for each in answers]
+    return pl.DataFrame(
+        {
+            "user_id": [each.user_id for each in queries],
+            "request_id": [each.request_id for each in queries],
+            "generation": [generation] * len(queries),
+            "time_ms": [each.time_ms for each in queries],
+            "degraded": [each.trace.degraded for each in answers],
+            "item_id": _cut(ids.take(np.concatenate(row_H)), row_H),
+            "propensity": [each.propensity_K.tolist() for each in slates],
+            "utility": [each.utility_N[each.index_K].tolist() for each in slates],
+        },
+        ROW,
+    )
+
+
+def _cut(texts: Sequence[str], like: Sequence[Sized]) -> list[Sequence[str]]:
+    edges = np.cumsum([0, *map(len, like)]).tolist()
+    return [texts[start:end] for start, end in pairwise(edges)]
 
 
 def _file(settings: BatchSettings, chunk: Segment) -> Path:
