@@ -285,12 +285,19 @@ class Popular:
 
     def retrieve_of_many(self, hydrated: Sequence[HydratedQuery], k: int) -> list[Hits]:
         """Of queries of one moment, to which the same is allowed."""
-        known = [known_to(each.query) for each in hydrated]
-        row_K = self._best(hydrated[0], max(k, 0) + max(map(len, known)))
-        return [
-            self._named(each, k, known_X, row_K[: max(k, 0) + len(known_X)])
-            for each, known_X in zip(hydrated, known, strict=True)
-        ]
+        known, k = [known_to(each.query) for each in hydrated], max(k, 0)
+        best_M = self._best(hydrated[0], k + max(map(len, known)))
+        liked: dict[int, Hits] = {}
+        """By segment, as who knows nothing is told."""
+        hits = []
+        for each, known_X in zip(hydrated, known, strict=True):
+            number = int(each.row[self._segment][0]) if self._own else 0
+            if number not in liked:
+                liked[number] = self._named(each, len(self._items), known_X[:0], best_M)
+            row_M, score_M = liked[number].row_K, liked[number].score_K
+            at_K = np.flatnonzero(~among(row_M[: k + len(known_X)], known_X))[:k]
+            hits.append(Hits(row_M[at_K], score_M[at_K]) if len(at_K) == k else self.retrieve(each, k))
+        return hits
 
     def _best(self, hydrated: HydratedQuery, k: int) -> NDArray[np.int64]:
         """Of everybody; those of a smaller k are the first of these."""

@@ -1,6 +1,6 @@
 """Candidates in, calibrated probabilities out: the ranker as it serves, and what stands in for it when it fails.
 
-Shape letters: N candidates, S sources, A actions, I items, D vector width.
+Shape letters: N candidates, S sources, A actions, I items, D vector width, B queries.
 """
 
 import json
@@ -95,8 +95,8 @@ class RankerScorer:
             ValueError: as `score`.
         """
         table, offset_B1 = self._table, np.cumsum([0, *map(len, candidates)])
-        query_row_B = np.concatenate([each.row for each in hydrated])
-        item_row_N, pair_row_N = feature_rows_of_many(table, self._items, hydrated, candidates)
+        query_row_B = _joined([each.row for each in hydrated])
+        item_row_N, pair_row_N = _feature_rows_of_many(table, self._items, query_row_B, hydrated, candidates)
         row_N = np.concatenate([each.row_N for each in candidates])
         logit_NA = self.compiled.logits_of_many(query_row_B, row_N, pair_row_N, offset_B1)
         probability_NA = self.calibration.apply(logit_NA)
@@ -231,8 +231,12 @@ def feature_rows(
     return item_row_N, pair_row_N
 
 
-def feature_rows_of_many(
-    table: FeatureTable, items: Items, hydrated: Sequence[HydratedQuery], candidates: Sequence[Candidates]
+def _feature_rows_of_many(
+    table: FeatureTable,
+    items: Items,
+    query_row_B: np.ndarray,
+    hydrated: Sequence[HydratedQuery],
+    candidates: Sequence[Candidates],
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same of many queries without a text, one query's candidates after the other's."""
     query_N = np.repeat(np.arange(len(hydrated)), [len(each) for each in candidates])
@@ -249,7 +253,7 @@ def feature_rows_of_many(
         bm25_N = np.concatenate([each.score_NS[:, names.index(_LEXICAL)] for each in candidates])
     pair_row_N = pair_rows(
         table,
-        np.concatenate([each.row for each in hydrated]),
+        query_row_B,
         item_row_N,
         age_ms_N=np.array([each.query.time_ms for each in hydrated])[query_N] - items.published_ms_I[row_N],
         tower_score_N=tower_score_N,
@@ -258,6 +262,11 @@ def feature_rows_of_many(
         query_N=query_N,
     )
     return item_row_N, pair_row_N
+
+
+def _joined(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Records one after the other: as bytes, for NumPy compares the fields of one record after the other's."""
+    return np.frombuffer(bytearray().join([each.tobytes() for each in rows]), rows[0].dtype)
 
 
 def ranks_by_source(table: FeatureTable, names: Sequence[str], rank_NS: NDArray[np.int16]) -> NDArray[np.int16]:

@@ -11,11 +11,10 @@ Shape letters: K slots, N candidates.
 """
 
 import time
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +46,7 @@ from training.tables import read_table
 _ASKED = "asked.parquet"
 _JOURNAL = "batch.jsonl"
 _PAST = ("item_key", "action_key", "time_ms")
+_SLOTS = ("item_id", "propensity", "utility")
 _BLOCK = 256
 """Users that are answered together: enough to share, few enough for what they need to stay small."""
 ROW = pl.Schema(
@@ -232,25 +232,28 @@ def _queries(settings: BatchSettings, generation: Generation, asked: pl.DataFram
 
 def _rows(queries: Sequence[Query], answers: Sequence[Answer], generation: str, ids: StringColumn) -> pl.DataFrame:
     slates = [each.slate for each in answers]
-    row_H = [each.scored.candidates.row_N[each.slate.index_K] for each in answers]
-    return pl.DataFrame(
+    row_H = np.concatenate([each.scored.candidates.row_N[each.slate.index_K] for each in answers])
+    slots = pl.DataFrame(
         {
+            "slate": np.repeat(np.arange(len(slates)), [len(each) for each in slates]),
+            "item_id": ids.take(row_H),
+            "propensity": np.concatenate([each.propensity_K for each in slates]),
+            "utility": np.concatenate([each.utility_N[each.index_K] for each in slates]),
+        }
+    )
+    whole = pl.DataFrame(
+        {
+            "slate": np.arange(len(slates)),
             "user_id": [each.user_id for each in queries],
             "request_id": [each.request_id for each in queries],
             "generation": [generation] * len(queries),
             "time_ms": [each.time_ms for each in queries],
             "degraded": [each.trace.degraded for each in answers],
-            "item_id": _cut(ids.take(np.concatenate(row_H)), row_H),
-            "propensity": [each.propensity_K.tolist() for each in slates],
-            "utility": [each.utility_N[each.index_K].tolist() for each in slates],
-        },
-        ROW,
+        }
     )
-
-
-def _cut(texts: Sequence[str], like: Sequence[Sized]) -> list[Sequence[str]]:
-    edges = np.cumsum([0, *map(len, like)]).tolist()
-    return [texts[start:end] for start, end in pairwise(edges)]
+    listed = slots.group_by("slate", maintain_order=True).agg(pl.all())
+    made = whole.join(listed, on="slate", how="left", maintain_order="left").drop("slate")
+    return made.with_columns(pl.col(_SLOTS).fill_null([])).cast(ROW)  # type: ignore[arg-type]
 
 
 def _file(settings: BatchSettings, chunk: Segment) -> Path:
