@@ -399,6 +399,6 @@ def _shown(allowed: Mask | None, keep: Keep | None, row_N: NDArray[np.int64]) ->
 
 def known_to(query: Query) -> NDArray[np.int64]:
     """Seeds, excluded items, the history and what earlier pages showed, each once."""
-    return first_of_each(
-        np.concatenate([query.seed_row_S, query.exclude_row_X, query.history.row_L, query.before_row_X])
-    )
+    parts = (query.seed_row_S, query.exclude_row_X, query.history.row_L, query.before_row_X)
+    held = [each for each in parts if len(each)]
+    return first_of_each(np.concatenate(held) if len(held) > 1 else held[0]) if held else NO_ROWS
