@@ -77,7 +77,7 @@ class CompiledQueryTower:
         """Vectors (B, D) of many query records, (B,), each with the bits that it has alone."""
         place_P, entry_PX, offset_B1 = self._past.of_many(rows)
         vector_BD: NDArray[np.float32] = _vectors(
-            self._known(rows), (place_P, entry_PX), offset_B1, self._history, self._projection, self._unit
+            self._known(rows), (place_P, entry_PX, offset_B1), self._history, self._projection, self._unit
         )
         return vector_BD
 
@@ -131,8 +131,8 @@ def _vector(known_BX, past, history, projection, unit):  # type: ignore[no-untyp
 
 
 @_compiled
-def _vectors(known_BX, past, offset_B1, history, projection, unit):  # type: ignore[no-untyped-def] # pragma: no cover - compiled
-    place_P, entry_PX = past
+def _vectors(known_BX, past, history, projection, unit):  # type: ignore[no-untyped-def] # pragma: no cover - compiled
+    place_P, entry_PX, offset_B1 = past
     vector_BD = np.empty((len(known_BX), len(projection[3])), np.float32)
     for b in range(len(known_BX)):
         first, after = offset_B1[b], offset_B1[b + 1]

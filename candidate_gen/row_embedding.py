@@ -172,9 +172,7 @@ class PastEmbedding:
         out_LX[:, self._width :] = number_FL[:, place_L].T
         return place_L, out_LX
 
-    def of_many(
-        self, rows: np.ndarray
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
+    def of_many(self, rows: np.ndarray) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
         """The same of many records, (B,), one after the other: places, (P,), what is there, and where each begins."""
         word_BW = words(rows)
         filled_BL = (word_BW[:, self._past].reshape(len(rows), self.length, self._hashes) > 0).any(2)

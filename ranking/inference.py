@@ -259,7 +259,9 @@ class CompiledRanker:
                 context_MX[start:end] = each.context_X
                 if last_MY is None:
                     last_MY = torch.zeros(len(row_M), last_SY.shape[1])
-                    first_MY = None if first_SY is None else torch.zeros(len(row_M), first_SY.shape[1], dtype=self._type)
+                    first_MY = (
+                        None if first_SY is None else torch.zeros(len(row_M), first_SY.shape[1], dtype=self._type)
+                    )
                 last_MY[part] = last_SY
                 if first_MY is not None and first_SY is not None:
                     first_MY[part] = first_SY

@@ -39,6 +39,8 @@ class BlockPipeline:
         self._generation = generation
         self._pipeline = generation.pipeline
         self._live = live
+        self.alone = 0
+        """Queries so far that were not answered as a block."""
 
     def run(self, queries: Sequence[Query]) -> list[Answer]:
         """What `Pipeline.run` answers to each of them, at least one.
@@ -52,6 +54,7 @@ class BlockPipeline:
         try:
             return self.together(queries)
         except Exception:
+            self.alone += len(queries)
             return [self._pipeline.run(query) for query in queries]
 
     def together(self, queries: Sequence[Query]) -> list[Answer]:

@@ -1,8 +1,11 @@
-"""Slates for many users at once, in Parquet files: the pipeline that serves, asked by nobody.
+"""Slates for many users at once, in Parquet files: the pipeline that serves, a block of users at a time.
 
 Users are cut into chunks, a file each, made in processes side by side; files that are there are not made again. What a
 user did comes from the log and from what was known before it; what is trending, from the generation, as a server begins
 with it. The request id is made of the moment and the user, so the same slates are drawn again from the same files.
+
+Every slate is the one that a server draws for the same request; a few of each file are drawn again one at a time, as a
+server does, and those that differ are counted. `batch.json` says what the files were made with.
 
 A row is a user's slate: `user_id`, `request_id`, `generation`, `time_ms`, `degraded` (bits of protos/impression.proto),
 and, slot by slot, `item_id`, `propensity` (P(item in its slot | slots before), exact) and `utility`.
@@ -10,6 +13,7 @@ and, slot by slot, `item_id`, `propensity` (P(item in its slot | slots before), 
 Shape letters: K slots, N candidates.
 """
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -45,10 +49,13 @@ from training.tables import read_table
 
 _ASKED = "asked.parquet"
 _JOURNAL = "batch.jsonl"
+_ABOUT = "batch.json"
 _PAST = ("item_key", "action_key", "time_ms")
 _SLOTS = ("item_id", "propensity", "utility")
 _BLOCK = 256
 """Users that are answered together: enough to share, few enough for what they need to stay small."""
+_AGAIN = 4
+"""Slates of a file that are drawn again one at a time."""
 ROW = pl.Schema(
     {
         "user_id": pl.String(),
@@ -81,9 +88,11 @@ class BatchSettings:
     chunk: int
     quotas: Mapping[str, int] = field(default_factory=dict)
     """Candidates by source, in place of the generation's."""
+    most: int | None = None
+    """Candidates that are scored, in place of the generation's `most`; None: as it has it."""
 
     def __post_init__(self) -> None:
-        for name in ("size", "workers", "chunk"):
+        for name in ("size", "workers", "chunk", "most"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
@@ -113,7 +122,7 @@ def recommend(settings: BatchSettings) -> dict[str, Any]:
     about = {
         "program": passes.program(),
         "generation": f"{name} {sorted(generation.manifest.fingerprints.items())} {generation.catalog_seq}",
-        "request": f"{time_ms} {settings.size} {settings.surface} {sorted(settings.quotas.items())}",
+        "request": f"{time_ms} {settings.size} {settings.surface} {sorted(settings.quotas.items())} {settings.most}",
         "users": f"{asked.height} {asked.hash_rows(seed=0).implode().hash(seed=0).item()}",
     }
     journal = Journal(settings.output / _JOURNAL, about)
@@ -133,24 +142,41 @@ def recommend(settings: BatchSettings) -> dict[str, Any]:
     make = partial(_recommending, settings, name, time_ms)
     results = list(over(cut, make, journal=journal, workers=cores(settings.workers), title="recommended"))
     seconds = time.perf_counter() - started_s
-    return {
+    counted = {
         "users": asked.height,
-        "made before": resumed,
         "empty slates": sum(each["empty"] for each in results),
         "degraded slates": sum(each["degraded"] for each in results),
+        "slates made one at a time": sum(each["alone"] for each in results),
+        "slates drawn again": sum(each["again"] for each in results),
+        "of them differing": sum(each["differing"] for each in results),
         "generation": name,
+    }
+    made_with = {
+        "time_ms": time_ms,
+        "size": settings.size,
+        "surface": settings.surface,
+        "quotas": {source.name: quota for source, quota in generation.pipeline.sources},
+        "most": generation.pipeline.most,
+    }
+    with appearing(settings.output / _ABOUT) as draft:
+        draft.write_text(json.dumps(counted | made_with, indent=1) + "\n")
+    return counted | {
+        "made before": resumed,
         "users_per_s": (asked.height - resumed) / seconds,
         "files": str(settings.output / "slates-*.parquet"),
     }
 
 
 def _loaded(settings: BatchSettings, name: str) -> Generation:
-    """The generation with all that its catalogue was told since, and with the quotas that are asked for."""
+    """The generation with all that its catalogue was told since, and with as many candidates as are asked for."""
     store = GenerationStore(settings.generations)
     generation = Generation.load(store, name)
     with closing(CatalogLog(store.root / FILE)) as catalog:
         generation = generation.changed(catalog.since(generation.catalog_seq))
-    return varied(generation, Variation(quotas=settings.quotas))
+    generation = varied(generation, Variation(quotas=settings.quotas))
+    # Every core has a process of its own, so no source is worth a thread.
+    pipeline = replace(generation.pipeline, fan_out=FanOut(()), most=settings.most or generation.pipeline.most)
+    return replace(generation, pipeline=pipeline)
 
 
 def _events(settings: BatchSettings) -> pl.DataFrame:
@@ -198,25 +224,46 @@ def _asked(settings: BatchSettings, events: pl.DataFrame, generation: Generation
 def _recommending(settings: BatchSettings, name: str, time_ms: int) -> Work:
     torch.set_num_threads(1)  # as in a server, for equal sums
     generation = _loaded(settings, name)
-    # Every core has a process of its own, so no source is worth a thread.
-    generation = replace(generation, pipeline=replace(generation.pipeline, fan_out=FanOut(())))
     asked = pl.read_parquet(settings.output / _ASKED)
-    pipeline = BlockPipeline(generation, Live(lambda: generation))
+    live = Live(lambda: generation)
+    blocks = BlockPipeline(generation, live)
     ids = generation.items.ids.ids
 
     def work(chunk: Segment) -> Result:
-        parts = []
+        parts, differing, alone_before = [], 0, blocks.alone
         for first in range(chunk.first, chunk.last, _BLOCK):
             queries = _queries(settings, generation, asked[first : min(first + _BLOCK, chunk.last)], time_ms)
-            answers = pipeline.run(queries)
+            answers = blocks.run(queries)
             parts.append(_rows(queries, answers, name, ids))
+            if first == chunk.first:
+                alone = [_alone(query, generation, live) for query in queries[:_AGAIN]]
+                differing = sum(not _same(*each) for each in zip(answers, alone, strict=False))
         frame = pl.concat(parts)
         with appearing(_file(settings, chunk)) as draft:
             frame.write_parquet(draft)
         empty = int((frame["item_id"].list.len() == 0).sum())
-        return {"empty": empty, "degraded": int((frame["degraded"] > 0).sum())}
+        degraded = int((frame["degraded"] > 0).sum())
+        return {
+            "empty": empty,
+            "degraded": degraded,
+            "alone": blocks.alone - alone_before,
+            "again": min(_AGAIN, frame.height),
+            "differing": differing,
+        }
 
     return work
+
+
+def _alone(query: Query, generation: Generation, live: Live) -> Answer:
+    """As a server answers it."""
+    said = live.named(query, generation, generation.attributes.allowed(""))
+    return generation.pipeline.run(replace(query, live=said))
+
+
+def _same(one: Answer, other: Answer) -> bool:
+    """Whether two answers show the same items with the same propensities, to the last bit."""
+    rows = [each.scored.candidates.row_N[each.slate.index_K] for each in (one, other)]
+    return np.array_equal(*rows) and np.array_equal(one.slate.propensity_K, other.slate.propensity_K)
 
 
 def _queries(settings: BatchSettings, generation: Generation, asked: pl.DataFrame, time_ms: int) -> list[Query]:
