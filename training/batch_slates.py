@@ -262,15 +262,15 @@ def _alone(query: Query, generation: Generation, live: Live) -> Answer:
 
 def _same(one: Answer, other: Answer) -> bool:
     """Whether two answers show the same items with the same propensities, to the last bit."""
-    rows = [each.scored.candidates.row_N[each.slate.index_K] for each in (one, other)]
-    return np.array_equal(*rows) and np.array_equal(one.slate.propensity_K, other.slate.propensity_K)
+    shown, expected = (each.scored.candidates.row_N[each.slate.index_K] for each in (one, other))
+    return np.array_equal(shown, expected) and np.array_equal(one.slate.propensity_K, other.slate.propensity_K)
 
 
 def _queries(settings: BatchSettings, generation: Generation, asked: pl.DataFrame, time_ms: int) -> list[Query]:
     """What the users of these rows would ask."""
     length_B = asked["item_key"].list.len().fill_null(0).to_numpy()
-    past = [asked[name].explode(empty_as_null=False, keep_nulls=False).to_numpy() for name in _PAST]
-    histories = generation.histories(*past, np.cumsum([0, *length_B.tolist()], dtype=np.int64))
+    keys, actions, times_ms = (asked[name].explode(empty_as_null=False, keep_nulls=False).to_numpy() for name in _PAST)
+    histories = generation.histories(keys, actions, times_ms, np.cumsum([0, *length_B.tolist()], dtype=np.int64))
     return [
         Query(f"batch/{time_ms}/{user_id}", time_ms, settings.surface, settings.size, user_id=user_id, history=history)
         for user_id, history in zip(asked["user_id"].to_list(), histories, strict=True)
@@ -300,7 +300,7 @@ def _rows(queries: Sequence[Query], answers: Sequence[Answer], generation: str, 
     )
     listed = slots.group_by("slate", maintain_order=True).agg(pl.all())
     made = whole.join(listed, on="slate", how="left", maintain_order="left").drop("slate")
-    return made.with_columns(pl.col(_SLOTS).fill_null([])).cast(ROW)  # type: ignore[arg-type]
+    return made.with_columns(pl.col(_SLOTS).fill_null([])).cast(ROW)
 
 
 def _file(settings: BatchSettings, chunk: Segment) -> Path:
