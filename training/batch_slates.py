@@ -39,12 +39,10 @@ from serving.pipeline import Answer
 from serving.state import KEPT_EVENTS
 from serving.variants import varied
 from training import passes
-from training.catalogue import remembered
-from training.data import EVENT_SCHEMA, DataError
 from training.durable import appearing
 from training.impression_log import Segment
 from training.resumable import Journal, Result, Work, cores, over
-from training.served import read_events
+from training.served import read_done
 from training.tables import read_table
 
 _ASKED = "asked.parquet"
@@ -104,7 +102,7 @@ def recommend(settings: BatchSettings) -> dict[str, Any]:
     Raises:
         ValueError: for a generation that the store does not hold, for a source that it has not, without any user.
         DataError: for a list of users or a history that is no such table.
-        CorruptGeneration, GenerationMismatch, CorruptLog: see `Generation.load` and `read_events`.
+        CorruptGeneration, GenerationMismatch, CorruptLog: see `Generation.load` and `read_done`.
     """
     store = GenerationStore(settings.generations)
     name = settings.generation or store.current()
@@ -180,17 +178,8 @@ def _loaded(settings: BatchSettings, name: str) -> Generation:
 
 
 def _events(settings: BatchSettings) -> pl.DataFrame:
-    """What users did, and was known by the moment, without those who were forgotten."""
-    known = [pl.DataFrame(schema=EVENT_SCHEMA)]
-    if settings.log is not None:
-        known.append(read_events(settings.log))
-    if settings.history is not None:
-        before = read_table(settings.history, list(EVENT_SCHEMA)).select(*EVENT_SCHEMA)
-        if before.schema != EVENT_SCHEMA:
-            raise DataError(f"{settings.history} must hold events with the columns {dict(EVENT_SCHEMA)}")
-        known.append(before)
-    with closing(CatalogLog(settings.generations / FILE)) as catalog:
-        events = remembered(pl.concat(known).unique("event_id", keep="first"), catalog.forgotten())
+    """What users did, and was known by the moment."""
+    events = read_done(settings.log, settings.history, generations=settings.generations)
     return events if settings.time_ms is None else events.filter(pl.col("visible_ms") <= settings.time_ms)
 
 
