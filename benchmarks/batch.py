@@ -83,8 +83,7 @@ def _queries(catalogue: LargeCatalogue, generation: Generation) -> list[Query]:
 
 def _compare(bench: Bench, generation: Generation, queries: list[Query], work: Work, *, blocks: int) -> None:
     """A block, and some of its users one after the other, in turn."""
-    live, allowed = Live(lambda: generation), generation.attributes.allowed("")
-    pipeline = BlockPipeline(generation, live)
+    pipeline = BlockPipeline(generation, Live(lambda: generation))
     together = min(_TOGETHER, len(queries) // (blocks + 1))
     pipeline.run(queries[:together])
     ours_s_B, peer_s_B = np.empty(blocks), np.empty(blocks)
@@ -96,9 +95,7 @@ def _compare(bench: Bench, generation: Generation, queries: list[Query], work: W
         answers = pipeline.run(own)
         ours_s_B[block] = (time.process_time() - started_s) / len(own)
         started_s = time.process_time()
-        expected = [
-            generation.pipeline.run(replace(query, live=live.named(query, generation, allowed))) for query in alone
-        ]
+        expected = [pipeline.run_alone(query) for query in alone]
         peer_s_B[block] = (time.process_time() - started_s) / len(alone)
         scored += sum(len(each.scored) for each in answers)
         asked += len(alone)

@@ -48,27 +48,28 @@ class BlockPipeline:
         Where a part of the pipeline knows no blocks or a stage fails, each query is answered alone: without what
         failed, and saying so.
         """
-        allowed = self._generation.attributes.allowed("")
-        said = self._live.named_of_many(queries, self._generation, allowed)
-        queries = [replace(query, live=own) for query, own in zip(queries, said, strict=True)]
         try:
             return self.together(queries)
         except Exception:
             self.alone += len(queries)
-            return [self._pipeline.run(query) for query in queries]
+            return [self.run_alone(query) for query in queries]
 
     def together(self, queries: Sequence[Query]) -> list[Answer]:
         """The same, where nothing fails.
 
         Raises:
-            NotImplementedError: for a part of the pipeline that knows no blocks.
+            NotImplementedError: for a query that asks for more, and for a part of the pipeline that knows no blocks.
             Exception: whatever a stage raises.
         """
         generation, pipeline = self._generation, self._pipeline
+        if not all(map(_is_plain, queries)) or len({query.time_ms for query in queries}) > 1:
+            raise NotImplementedError("queries of a block ask for a recommendation at one moment and nothing else")
         if not isinstance(pipeline.scorer, RankerScorer):
             raise NotImplementedError(f"{type(pipeline.scorer).__name__} scores no blocks")
         if any(len(pipeline.pinned(query)) for query in queries):
             raise NotImplementedError("pinned items are the business of each query")
+        said = self._live.named_of_many(queries, generation, generation.attributes.allowed(""))
+        queries = [replace(query, live=own) for query, own in zip(queries, said, strict=True)]
         hydrated = hydrated_of_many(
             generation.table,
             generation.items,
@@ -83,6 +84,11 @@ class BlockPipeline:
         if not all(np.isfinite(each.probability_NA).all() for each in scored):
             raise FloatingPointError("the ranker answered with a value that is not finite")
         return [self._answer(*each) for each in zip(hydrated, hits, scored, strict=True)]
+
+    def run_alone(self, query: Query) -> Answer:
+        """What a server answers."""
+        allowed = self._generation.attributes.allowed(query.filter)
+        return self._pipeline.run(replace(query, live=self._live.named(query, self._generation, allowed)))
 
     def _retrieved(self, hydrated: Sequence[HydratedQuery]) -> list[tuple[Hits, ...]]:
         """What each source names to each query."""
@@ -122,6 +128,13 @@ class BlockPipeline:
             | Degraded.DEGRADED_EMPTY * (not len(slate))
         )
         return Answer(slate, scored, Trace(degraded, defaulted=hydrated.defaulted))
+
+
+def _is_plain(query: Query) -> bool:
+    """Whether it says no more than who asks, and what they did."""
+    told = (query.text, query.features, query.filter, query.fill, query.boosts, query.mix, query.order, query.page)
+    rows = (query.seed_row_S, query.exclude_row_X, query.shown_row_X, query.before_row_X)
+    return not any(told) and query.only_row_N is None and not any(map(len, rows))
 
 
 def _named(source: Source, hydrated: Sequence[HydratedQuery], quota: int) -> list[Hits]:

@@ -214,8 +214,7 @@ def _recommending(settings: BatchSettings, name: str, time_ms: int) -> Work:
     torch.set_num_threads(1)  # as in a server, for equal sums
     generation = _loaded(settings, name)
     asked = pl.read_parquet(settings.output / _ASKED)
-    live = Live(lambda: generation)
-    blocks = BlockPipeline(generation, live)
+    blocks = BlockPipeline(generation, Live(lambda: generation))
     ids = generation.items.ids.ids
 
     def work(chunk: Segment) -> Result:
@@ -225,7 +224,7 @@ def _recommending(settings: BatchSettings, name: str, time_ms: int) -> Work:
             answers = blocks.run(queries)
             parts.append(_rows(queries, answers, name, ids))
             if first == chunk.first:
-                alone = [_alone(query, generation, live) for query in queries[:_AGAIN]]
+                alone = [blocks.run_alone(query) for query in queries[:_AGAIN]]
                 differing = sum(not _same(*each) for each in zip(answers, alone, strict=False))
         frame = pl.concat(parts)
         with appearing(_file(settings, chunk)) as draft:
@@ -241,12 +240,6 @@ def _recommending(settings: BatchSettings, name: str, time_ms: int) -> Work:
         }
 
     return work
-
-
-def _alone(query: Query, generation: Generation, live: Live) -> Answer:
-    """As a server answers it."""
-    said = live.named(query, generation, generation.attributes.allowed(""))
-    return generation.pipeline.run(replace(query, live=said))
 
 
 def _same(one: Answer, other: Answer) -> bool:

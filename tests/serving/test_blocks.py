@@ -148,6 +148,21 @@ def test_so_they_are_after_the_catalogue_changed(loop: Loop, generation: Generat
     assert any((each.scored.candidates.row_N >= first_new).any() for each in answers)
 
 
+@pytest.mark.parametrize(
+    "more", [{"text": "jazz"}, {"exclude_row_X": np.arange(3)}, {"seed_row_S": np.arange(2)}, {"time_ms": 1}]
+)
+def test_queries_that_ask_for_more_are_answered_alone(
+    loop: Loop, generation: Generation, more: dict[str, object]
+) -> None:
+    asked = queries(loop, generation)[:5]
+    asked[2] = replace(asked[2], **more)  # type: ignore[arg-type]
+    counts = live(loop, generation)
+    blocks = BlockPipeline(generation, counts)
+    answers = blocks.run(asked)
+    assert blocks.alone == 5
+    assert [bits(each) for each in answers] == [bits(each) for each in alone(asked, generation, counts)]
+
+
 class BrokenSource:
     name = "fresh"
 
