@@ -27,6 +27,7 @@ NAMES = (
     "replay",
     "swap",
     "serving",
+    "batch",
 )
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"

@@ -69,6 +69,7 @@ class Size:
 
 
 LARGE = Size(items=1_000_000, learned_items=20_000, users=5000, requests=30_000, epochs=12)
+MEDIUM = Size(items=100_000, learned_items=10_000, users=10_000, requests=40_000, epochs=2)
 SMALL = Size(items=3000, learned_items=1000, users=300, requests=600, epochs=1)
 
 

@@ -2,8 +2,8 @@
 
 Every sum is in a fixed order and on one thread, so a query has the same bits whatever else runs and however often.
 
-Shape letters: D vector width, E embedding width, F numbers of an entry, L entries, H heads, X columns in, Y columns
-out, Z hidden columns.
+Shape letters: B queries, D vector width, E embedding width, F numbers of an entry, L entries, P those of all queries,
+H heads, X columns in, Y columns out, Z hidden columns.
 """
 
 import math
@@ -73,6 +73,21 @@ class CompiledQueryTower:
         )
         return vector_D
 
+    def of_many(self, rows: np.ndarray) -> NDArray[np.float32]:
+        """Vectors (B, D) of many query records, (B,), each with the bits that it has alone."""
+        place_P, entry_PX, offset_B1 = self._past.of_many(rows)
+        vector_BD: NDArray[np.float32] = _vectors(
+            self._known(rows), (place_P, entry_PX, offset_B1), self._history, self._projection, self._unit
+        )
+        return vector_BD
+
+
+def encoded(encode_query: QueryEncoder, rows: np.ndarray) -> NDArray[np.float32]:
+    """Vectors (B, D) of many query records, (B,), at least one, each with the bits that it has alone."""
+    if isinstance(encode_query, CompiledQueryTower):
+        return encode_query.of_many(rows)
+    return np.stack([encode_query(rows[b : b + 1]) for b in range(len(rows))])
+
 
 def _fixed(weight: Tensor) -> NDArray[np.float32]:
     """A copy."""
@@ -113,6 +128,17 @@ def _vector(known_BX, past, history, projection, unit):  # type: ignore[no-untyp
     for d in range(width):
         out_D[d] = vector_D[d] / length
     return out_D
+
+
+@_compiled
+def _vectors(known_BX, past, history, projection, unit):  # type: ignore[no-untyped-def] # pragma: no cover - compiled
+    place_P, entry_PX, offset_B1 = past
+    vector_BD = np.empty((len(known_BX), len(projection[3])), np.float32)
+    for b in range(len(known_BX)):
+        first, after = offset_B1[b], offset_B1[b + 1]
+        own = (place_P[first:after], entry_PX[first:after])
+        vector_BD[b] = _vector(known_BX[b : b + 1], own, history, projection, unit)
+    return vector_BD
 
 
 @_compiled

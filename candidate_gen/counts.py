@@ -146,7 +146,10 @@ class Crossing:
         self._at = at["history_log_hours"], at["history_action"]
 
     def __call__(
-        self, query_word_QW: NDArray[np.int32], item_word_NW: NDArray[np.int32]
+        self,
+        query_word_QW: NDArray[np.int32],
+        item_word_NW: NDArray[np.int32],
+        query_N: NDArray[np.int64] | None = None,
     ) -> dict[str, NDArray[np.floating]]:
         """Every cross of each pair by name, (N,).
 
@@ -155,7 +158,10 @@ class Crossing:
 
         Args:
             query_word_QW: query records, one for all items or one for each, as words; both can be written to.
+            query_N: which of them is each item's, where they are neither.
         """
+        if query_N is None:
+            query_N = np.arange(len(item_word_NW)) if len(query_word_QW) > 1 else np.zeros(len(item_word_NW), np.int64)
         hours_at, action_at = self._at
         log_hours_QL = query_word_QW.view(np.float32)[:, hours_at]
         hours_QL = np.expm1(log_hours_QL.astype(np.float64))
@@ -164,7 +170,7 @@ class Crossing:
             faded_QL[:] = np.rint(np.exp2(hours_QL / -half_life) * _UNIT) / _UNIT
         at = self._key_at_E3, action_at.start
         past = query_word_QW, log_hours_QL, weight_FQL
-        found_XN = _crossed(past, item_word_NW, at, self._what_X4)
+        found_XN = _crossed(past, item_word_NW, query_N, at, self._what_X4)
         met_XN = (found_XN > 0) & (self._what_X4[:, 1:2] == _COUNT)  # few are
         found_XN[met_XN] = np.log1p(found_XN[met_XN])
         return dict(zip(self._names, found_XN, strict=True))
@@ -175,7 +181,7 @@ def _width(at: slice) -> int:
 
 
 @_compiled
-def _crossed(past, item_word_NW, at, what_X4):  # type: ignore[no-untyped-def] # pragma: no cover - compiled
+def _crossed(past, item_word_NW, query_N, at, what_X4):  # type: ignore[no-untyped-def] # pragma: no cover - compiled
     """(X, N): sums, shares of the history, and logarithms of hours."""
     query_word_QW, log_hours_QL, weight_FQL = past
     key_at_E3, action_at = at
@@ -189,7 +195,7 @@ def _crossed(past, item_word_NW, at, what_X4):  # type: ignore[no-untyped-def] #
     for key in range(len(key_at_E3)):
         past_at, id_at, hashes = key_at_E3[key]
         for n in range(len(item_word_NW)):
-            q = n if len(query_word_QW) > 1 else 0
+            q = query_N[n]
             if _met(query_word_QW[q, past_at:], item_word_NW[n, id_at : id_at + hashes], same_L) == 0:
                 continue
             length = 0

@@ -483,10 +483,12 @@ def pair_rows(
     match_NF: Mapping[Field, NDArray[np.float32]] | None = None,
     bm25_N: NDArray[np.float32] | None = None,
     rank_NS: NDArray[np.int16] | None = None,
+    query_N: NDArray[np.int64] | None = None,
 ) -> np.ndarray:
     """Pair rows, offline (a query row for each item row) and online (one query row for all).
 
     Args:
+        query_row_N: several for several items each, where `query_N` says whose is which.
         age_ms_N: time since the item was published.
         tower_score_N: inner product of the towers; None where no tower proposed anything.
         match_NF: `text_match` of what was typed and each text of the items; None where nothing was typed.
@@ -496,7 +498,7 @@ def pair_rows(
     rows_N = table.empty("pair", len(item_row_N))
     rows_N["log_age_days"] = np.log1p(np.maximum(age_ms_N, 0) / _DAY_MS)
     if table.crosses:
-        for name, value_N in table.crossing(words(query_row_N), words(item_row_N)).items():
+        for name, value_N in table.crossing(words(query_row_N), words(item_row_N), query_N).items():
             rows_N[name] = value_N
     if match_NF is not None:
         for name, match in table.matches:

@@ -7,7 +7,7 @@ Shape letters: E events, N items, K results, L what was taken before.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from threading import Lock
 
 import numpy as np
@@ -82,6 +82,28 @@ class LiveCounts:
         """
         asked = [(name, k) for name in LIVE if (k := quotas.get(name, 0)) > 0]
         return {name: self._shown(name, query, items, allowed, k) for name, k in asked}
+
+    def named_of_many(
+        self, queries: Sequence[Query], items: Items, allowed: Mask | None, quotas: Mapping[str, int]
+    ) -> list[dict[str, Hits]]:
+        """The same of queries of one moment."""
+        others = {name: k for name, k in quotas.items() if name != Trending.name}
+        named = [self.named(query, items, allowed, others) for query in queries]
+        k = quotas.get(Trending.name, 0)
+        if k > 0:
+            with self._lock:
+                leaders = self._asked(Trending.name, queries[0], items, _LEADERS)
+                row_M = self._numbers.rows(leaders.row_K, items)
+            shown_M = row_M >= 0
+            if allowed is not None:
+                shown_M[shown_M] = allowed.allowed_I[row_M[shown_M]]
+            row_M, score_M = row_M[shown_M], leaders.score_K[shown_M]
+            for query, own in zip(queries, named, strict=True):
+                known_X = known_to(query)
+                first = slice(k + len(known_X))
+                at_K = np.flatnonzero(~among(row_M[first], known_X))[:k]
+                own[Trending.name] = Hits(row_M[at_K], score_M[at_K])
+        return named
 
     def _shown(self, name: str, query: Query, items: Items, allowed: Mask | None, k: int) -> Hits:
         known_X = known_to(query)

@@ -1,6 +1,6 @@
 """What the sources named, as one set of candidates.
 
-Shape letters: N candidates, S sources, K hits of a source, H hits of all.
+Shape letters: N candidates, S sources, K hits of a source, H hits of all, B queries.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from candidate_gen.row_sets import among, merged
+from candidate_gen.row_sets import among, best_of_each, merged, merged_of_many
 from candidate_gen.types import NO_ROWS, Candidates
 from index.types import Hits
 
@@ -31,6 +31,20 @@ def merge(names: tuple[str, ...], hits: Sequence[Hits | None]) -> Candidates:
     score_H = np.concatenate([each.score_K for each in named], dtype=np.float32, casting="same_kind")
     row_N, rank_NS, score_NS = merged(row_H, score_H, count_S)
     return Candidates(row_N, names, rank_NS, score_NS)
+
+
+def merge_of_many(names: tuple[str, ...], hits: Sequence[Sequence[Hits]]) -> tuple[Candidates, NDArray[np.int64]]:
+    """The union of what the sources named to each of many queries, one query's after the other's, and where each
+    begins, (B + 1,).
+
+    Args:
+        hits: of each query, for each source.
+    """
+    count_BS = np.array([[len(each) for each in own] for own in hits], np.int64)
+    row_H = np.concatenate([each.row_K for own in hits for each in own], dtype=np.int64)
+    score_H = np.concatenate([each.score_K for own in hits for each in own], dtype=np.float32, casting="same_kind")
+    row_N, rank_NS, score_NS, offset_B1 = merged_of_many(row_H, score_H, count_BS)
+    return Candidates(row_N, names, rank_NS, score_NS), offset_B1
 
 
 def with_rows(candidates: Candidates, row_N: NDArray[np.int64]) -> Candidates:
@@ -67,9 +81,23 @@ def fused(
     """
     if len(candidates) <= most:
         return candidates
+    share_N = _shares(candidates, weights or {})
+    share_N[among(candidates.row_N, always)] = np.inf
+    return candidates.take(np.argsort(-share_N, kind="stable")[:most])
+
+
+def fused_of_many(
+    candidates: Candidates, offset_B1: NDArray[np.int64], most: int
+) -> tuple[Candidates, NDArray[np.int64]]:
+    """The best of each of many queries, and where each query's begin."""
+    at_N, best_B1 = best_of_each(_shares(candidates, {}), offset_B1, most)
+    return candidates.take(at_N), best_B1
+
+
+def _shares(candidates: Candidates, weights: Mapping[str, float]) -> NDArray[np.float64]:
+    """What each is worth in the fusion."""
     share_NS = np.where(candidates.rank_NS >= 0, 1 / (_FAR + 1 + candidates.rank_NS), 0.0)
     if weights:
         share_NS *= [weights.get(name, 1.0) for name in candidates.source_names]
-    share_N = share_NS.sum(axis=1)
-    share_N[among(candidates.row_N, always)] = np.inf
-    return candidates.take(np.argsort(-share_N, kind="stable")[:most])
+    share_N: NDArray[np.float64] = share_NS.sum(axis=1)
+    return share_N

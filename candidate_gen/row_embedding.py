@@ -1,7 +1,7 @@
 """What `FeatureEmbedder` makes of feature rows, without a tensor and a call for each feature: one row costs little.
 
 Shape letters: B rows, W words of a record, X features side by side, V rows of an embedding table, D their width,
-G known ids, L history, H hashes, F number features.
+G known ids, L history, P entries of all histories, H hashes, F number features.
 """
 
 from collections.abc import Sequence
@@ -171,6 +171,17 @@ class PastEmbedding:
         self._ids.add(word_BW[0, self._word_LH[place_L]], out_LX)
         out_LX[:, self._width :] = number_FL[:, place_L].T
         return place_L, out_LX
+
+    def of_many(self, rows: np.ndarray) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
+        """The same of many records, (B,), one after the other: places, (P,), what is there, and where each begins."""
+        word_BW = words(rows)
+        filled_BL = (word_BW[:, self._past].reshape(len(rows), self.length, self._hashes) > 0).any(2)
+        query_P, place_P = np.nonzero(filled_BL)
+        number_BFL = self._numbers(word_BW).reshape(len(rows), -1, self.length)
+        out_PX = np.zeros((len(place_P), self._width + number_BFL.shape[1]), np.float32)
+        self._ids.add(word_BW[query_P[:, None], self._word_LH[place_P]], out_PX)
+        out_PX[:, self._width :] = number_BFL[query_P, :, place_P]
+        return place_P, out_PX, np.concatenate([[0], np.cumsum(filled_BL.sum(1))])
 
 
 def _listed(arrays: Sequence[NDArray[Any]]) -> Any:

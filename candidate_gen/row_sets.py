@@ -1,6 +1,7 @@
 """Sets of rows in compiled code: a pass with a hash table in place of sorts, with the same bits.
 
-Shape letters: N rows, each once, L some rows, X other rows, S lists, H rows of all lists, P places of a hash table.
+Shape letters: N rows, each once, L some rows, X other rows, S lists, H rows of all lists, B queries, P places of a hash
+table.
 """
 
 from typing import Any
@@ -53,6 +54,40 @@ def merged(row_H, score_H, count_S):  # type: ignore[no-untyped-def] # pragma: n
             score_NS[index_P[place], source] = score_H[h]
             h += 1
     return row_N[:held].copy(), rank_NS[:held].copy(), score_NS[:held].copy()
+
+
+@_compiled
+def merged_of_many(row_H, score_H, count_BS):  # type: ignore[no-untyped-def] # pragma: no cover - compiled
+    """`merged` of the lists of many queries, one query's after the other's; and where each begins, (B + 1,)."""
+    row_N = np.empty(len(row_H), np.int64)
+    rank_NS = np.empty((len(row_H), count_BS.shape[1]), np.int16)
+    score_NS = np.empty((len(row_H), count_BS.shape[1]), np.float32)
+    offset_B1 = np.zeros(len(count_BS) + 1, np.int64)
+    h = 0
+    for b in range(len(count_BS)):
+        after = h + count_BS[b].sum()
+        row_M, rank_MS, score_MS = merged(row_H[h:after], score_H[h:after], count_BS[b])
+        start, end = offset_B1[b], offset_B1[b] + len(row_M)
+        row_N[start:end], rank_NS[start:end], score_NS[start:end] = row_M, rank_MS, score_MS
+        offset_B1[b + 1], h = end, after
+    end = offset_B1[-1]
+    return row_N[:end].copy(), rank_NS[:end].copy(), score_NS[:end].copy(), offset_B1
+
+
+@_compiled
+def best_of_each(value_N, offset_B1, most):  # type: ignore[no-untyped-def] # pragma: no cover - compiled
+    """Positions of the largest values of each query, largest first, of equals the earlier; all of a query that has no
+    more, as they come. And where each query's begin."""
+    at_N, best_B1, held = np.empty(len(value_N), np.int64), np.zeros(len(offset_B1), np.int64), 0
+    for b in range(len(offset_B1) - 1):
+        start, end = offset_B1[b], offset_B1[b + 1]
+        order_N = np.arange(end - start)
+        if end - start > most:
+            order_N = np.argsort(-value_N[start:end], kind="mergesort")[:most]
+        at_N[held : held + len(order_N)] = start + order_N
+        held += len(order_N)
+        best_B1[b + 1] = held
+    return at_N[:held].copy(), best_B1
 
 
 @_compiled

@@ -8,7 +8,7 @@ and item.
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -213,9 +213,20 @@ class Fresh:
         return grown
 
     def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
+        return self._named(hydrated, k, self._newest(hydrated, k))
+
+    def retrieve_of_many(self, hydrated: Sequence[HydratedQuery], k: int) -> list[Hits]:
+        """Of queries of one moment, to which the same is allowed."""
+        newest_K = self._newest(hydrated[0], k)
+        return [self._named(each, k, newest_K) for each in hydrated]
+
+    def _newest(self, hydrated: HydratedQuery, k: int) -> NDArray[np.int64]:
+        now_ms = hydrated.query.time_ms
+        return self._order.best(k, hydrated.allowed, above=now_ms - self._horizon_ms, up_to=now_ms)
+
+    def _named(self, hydrated: HydratedQuery, k: int, row_K: NDArray[np.int64]) -> Hits:
         now_ms = hydrated.query.time_ms
         horizon = (now_ms - self._horizon_ms, now_ms)
-        row_K = self._order.best(k, hydrated.allowed, above=horizon[0], up_to=horizon[1])
         drawn = round(self._explored * k)
         if drawn and len(row_K) == k:
             chance = np.random.default_rng(key64(f"fresh/{hydrated.query.request_id}"))
@@ -269,9 +280,31 @@ class Popular:
         return {n: (row_N[row_N >= 0], self._listed[n]["popularity"][row_N >= 0]) for n, row_N in rows.items()}
 
     def retrieve(self, hydrated: HydratedQuery, k: int) -> Hits:
-        query = hydrated.query
-        known_X, published = known_to(query), partial(self._published, query.time_ms)
-        row_K = self._order.best(max(k, 0) + len(known_X), hydrated.allowed, keep=published)
+        known_X = known_to(hydrated.query)
+        return self._named(hydrated, k, known_X, self._best(hydrated, max(k, 0) + len(known_X)))
+
+    def retrieve_of_many(self, hydrated: Sequence[HydratedQuery], k: int) -> list[Hits]:
+        """Of queries of one moment, to which the same is allowed."""
+        known, k = [known_to(each.query) for each in hydrated], max(k, 0)
+        best_M = self._best(hydrated[0], k + max(map(len, known)))
+        liked: dict[int, Hits] = {}
+        """By segment, as who knows nothing is told."""
+        hits = []
+        for each, known_X in zip(hydrated, known, strict=True):
+            number = int(each.row[self._segment][0]) if self._own else 0
+            if number not in liked:
+                liked[number] = self._named(each, len(self._items), known_X[:0], best_M)
+            row_M, score_M = liked[number].row_K, liked[number].score_K
+            at_K = np.flatnonzero(~among(row_M[: k + len(known_X)], known_X))[:k]
+            hits.append(Hits(row_M[at_K], score_M[at_K]) if len(at_K) == k else self.retrieve(each, k))
+        return hits
+
+    def _best(self, hydrated: HydratedQuery, k: int) -> NDArray[np.int64]:
+        """Of everybody; those of a smaller k are the first of these."""
+        return self._order.best(k, hydrated.allowed, keep=partial(self._published, hydrated.query.time_ms))
+
+    def _named(self, hydrated: HydratedQuery, k: int, known_X: NDArray[np.int64], row_K: NDArray[np.int64]) -> Hits:
+        published = partial(self._published, hydrated.query.time_ms)
         score_K = self._items.popularity_I[row_K]
         own = self._own.get(int(hydrated.row[self._segment][0])) if self._own else None
         if own is not None:
@@ -366,6 +399,6 @@ def _shown(allowed: Mask | None, keep: Keep | None, row_N: NDArray[np.int64]) ->
 
 def known_to(query: Query) -> NDArray[np.int64]:
     """Seeds, excluded items, the history and what earlier pages showed, each once."""
-    return first_of_each(
-        np.concatenate([query.seed_row_S, query.exclude_row_X, query.history.row_L, query.before_row_X])
-    )
+    parts = (query.seed_row_S, query.exclude_row_X, query.history.row_L, query.before_row_X)
+    held = [each for each in parts if len(each)]
+    return first_of_each(np.concatenate(held) if len(held) > 1 else held[0]) if held else NO_ROWS

@@ -16,7 +16,7 @@ candidate's alone, R requests, L history, D embedding width, E experts, Z column
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -175,17 +175,40 @@ class CompiledRanker:
         """
         logit_NA = np.empty((len(row_N), self._actions), np.float32)
         with torch.inference_mode():
-            asked = self._asked(query_row)
+            asked = self._asked(self._query(query_row), self._past(query_row)[1])
             pair_NX = torch.from_numpy(self._pair(pair_row_N))
             for start in range(0, len(row_N), _BLOCK):
                 part = slice(start, start + _BLOCK)
                 logit_NA[part] = self._scored(asked, row_N[part], pair_NX[part])
         return logit_NA
 
-    def _asked(self, query_row: np.ndarray) -> "_Asked":
+    def logits_of_many(
+        self,
+        query_row_B: np.ndarray,
+        row_N: NDArray[np.int64],
+        pair_row_N: np.ndarray,
+        offset_B1: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """The same of many queries, each with the bits that it has alone: query b's items begin at offset_B1[b]."""
+        logit_NA = np.empty((len(row_N), self._actions), np.float32)
+        with torch.inference_mode():
+            known_BX = self._query(query_row_B)
+            _, past_PX, past_B1 = self._past.of_many(query_row_B)
+            pair_NX = torch.from_numpy(self._pair(pair_row_N))
+            for first, after in _together(offset_B1):
+                asked = [
+                    self._asked(known_BX[b : b + 1], past_PX[past_B1[b] : past_B1[b + 1]]) for b in range(first, after)
+                ]
+                start_B1 = offset_B1[first : after + 1]
+                for start in range(start_B1[0], start_B1[-1], _BLOCK):  # more than one for one query at most
+                    part = slice(start, min(start + _BLOCK, start_B1[-1]))
+                    edges = np.clip(start_B1, part.start, part.stop) - part.start
+                    logit_NA[part] = self._scored_of_many(asked, row_N[part], pair_NX[part], edges.tolist())
+        return logit_NA
+
+    def _asked(self, known_1X: NDArray[np.float32], past_LX: NDArray[np.float32]) -> "_Asked":
         # In NumPy, which begins sooner: there is one row of all this.
-        context_X = np.maximum(self._context.of_rows(self._query(query_row))[0], 0)
-        _, past_LX = self._past(query_row)
+        context_X = np.maximum(self._context.of_rows(known_1X)[0], 0)
         length, dim = 1 + len(past_LX), self._dim
         # The first entry is nothing: a score of 0 and the vector 0, as in the model. Padding follows the others.
         memory_LY = np.zeros((1 + self._past.length, 2 * dim), np.float32)
@@ -210,25 +233,74 @@ class CompiledRanker:
         exact_MX, wide_MX = torch.from_numpy(half_M["exact"]), torch.from_numpy(half_M["wide"]).view(self._type)
         alone_MK = torch.zeros(len(row_M), pair + 2 * dim)
         alone_MK[:count, :pair] = pair_NX
+        last_MY, first_MY = self._begun(asked, exact_MX, wide_MX, alone_MK)
+        context_MX = asked.context_X.expand(len(row_M), -1)
+        return self._ended(context_MX, wide_MX, alone_MK, last_MY, first_MY)[:count].numpy()
+
+    def _scored_of_many(
+        self, asked: Sequence["_Asked"], row_N: NDArray[np.int64], pair_NX: Tensor, edges: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """Logits of a block that holds the items of several queries, cut at these edges."""
+        # Products are of so many rows as if each query were alone; those beyond its own belong to the next queries,
+        # which write over them, or to nobody.
+        count, pair, dim = len(row_N), self._pair.width, self._dim
+        row_M = np.zeros(_padded(count) + _STEP, np.int64)
+        row_M[:count] = row_N
+        half_M = taken(self.half_I, row_M)
+        exact_MX, wide_MX = torch.from_numpy(half_M["exact"]), torch.from_numpy(half_M["wide"]).view(self._type)
+        alone_MK = torch.zeros(len(row_M), pair + 2 * dim)
+        alone_MK[:count, :pair] = pair_NX
+        context_MX = torch.zeros(len(row_M), len(asked[0].context_X), dtype=self._type)
+        last_MY = first_MY = None
+        for each, (start, end) in zip(asked, pairwise(edges), strict=True):
+            if start < end:
+                part = slice(start, start + _padded(end - start))
+                last_SY, first_SY = self._begun(each, exact_MX[part], wide_MX[part], alone_MK[part])
+                context_MX[start:end] = each.context_X
+                if last_MY is None:
+                    last_MY = torch.zeros(len(row_M), last_SY.shape[1])
+                    first_MY = (
+                        None if first_SY is None else torch.zeros(len(row_M), first_SY.shape[1], dtype=self._type)
+                    )
+                last_MY[part] = last_SY
+                if first_MY is not None and first_SY is not None:
+                    first_MY[part] = first_SY
+        assert last_MY is not None
+        rows = slice(_padded(count))
+        first_MY = None if first_MY is None else first_MY[rows]
+        logit_MA = self._ended(context_MX[rows], wide_MX[rows], alone_MK[rows], last_MY[rows], first_MY)
+        logit_NA: NDArray[np.float32] = logit_MA[:count].numpy()
+        return logit_NA
+
+    def _begun(
+        self, asked: "_Asked", exact_MX: Tensor, wide_MX: Tensor, alone_MK: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The first sums of one query's items; without crosses those of the experts too. Notes its interest in them
+        in `alone_MK`."""
+        pair, dim = self._pair.width, self._dim
         target_MD = exact_MX[:, :dim]
         weight_ML = torch.softmax(_product(target_MD, asked.key_LD, asked.bias_L), 1)
         interest_MD = _product(weight_ML, asked.value_DL, None)
         alone_MK[:, pair : pair + dim] = interest_MD
         torch.mul(interest_MD, target_MD, out=alone_MK[:, pair + dim :])
         last_MY = self._exact(exact_MX[:, dim : dim + self._exact.width], alone_MK, asked.exact_Y)
-        alone_MK, first_MY = alone_MK.to(self._type), None
+        if self._crosses or self._wide is None or asked.wide_Y is None:
+            return last_MY, None
+        return last_MY, self._wide(wide_MX[:, : self._width], alone_MK.to(self._type), asked.wide_Y).relu_()
+
+    def _ended(
+        self, context_MX: Tensor, wide_MX: Tensor, alone_MK: Tensor, last_MY: Tensor, first_MY: Tensor | None
+    ) -> Tensor:
+        """Logits (M, A) of what was begun, whoever's items they are."""
         if self._crosses:
-            parts = [asked.context_X.expand(len(row_M), -1), wide_MX[:, : self._width], alone_MK]
+            parts = [context_MX, wide_MX[:, : self._width], alone_MK.to(self._type)]
             x_MX = self._crossed(last_MY.to(self._type), torch.cat(parts, 1))
             last_MY = self._last(x_MX.float())
             first_MY = None if self._first is None else self._first(x_MX, "relu")
-        elif self._wide is not None and asked.wide_Y is not None:
-            first_MY = self._wide(wide_MX[:, : self._width], alone_MK, asked.wide_Y).relu_()
         logit_MA = last_MY[:, : self._actions]
         if self._experts is not None and first_MY is not None:
             logit_MA = logit_MA + self._experts(first_MY, last_MY[:, self._actions :])
-        logit_NA: NDArray[np.float32] = logit_MA[:count].numpy()
-        return logit_NA
+        return logit_MA
 
     def _crossed(self, narrow_MY: Tensor, first_MX: Tensor) -> Tensor:
         """After all crosses, of which the first has its narrow side."""
@@ -371,6 +443,16 @@ def _fixed(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _aligned(columns: int) -> int:
     return -(-columns // _ALIGNED) * _ALIGNED
+
+
+def _together(offset_B1: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Queries that fit into a block, first and after the last; one that is larger alone."""
+    first = 0
+    while first < len(offset_B1) - 1:
+        after = int(np.searchsorted(offset_B1, offset_B1[first] + _BLOCK, side="right")) - 1
+        after = max(after, first + 1)
+        yield first, after
+        first = after
 
 
 def _padded(rows: int) -> int:

@@ -1,6 +1,6 @@
 """Candidates in, calibrated probabilities out: the ranker as it serves, and what stands in for it when it fails.
 
-Shape letters: N candidates, S sources, A actions, I items, D vector width.
+Shape letters: N candidates, S sources, A actions, I items, D vector width, B queries.
 """
 
 import json
@@ -9,6 +9,7 @@ from copy import copy
 from dataclasses import asdict, fields
 from functools import cached_property
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,24 @@ class RankerScorer:
         logit_NA = self.compiled.logits(hydrated.row, candidates.row_N, pair_row_N)
         probability_NA = self.calibration.apply(logit_NA)
         return Scored(candidates, self._table.actions, probability_NA, hydrated.row, item_row_N, pair_row_N)
+
+    def score_of_many(self, hydrated: Sequence[HydratedQuery], candidates: Sequence[Candidates]) -> list[Scored]:
+        """The same of many queries without a text, each with its candidates and with the bits that it has alone.
+
+        Raises:
+            ValueError: as `score`.
+        """
+        table, offset_B1 = self._table, np.cumsum([0, *map(len, candidates)])
+        query_row_B = _joined([each.row for each in hydrated])
+        item_row_N, pair_row_N = _feature_rows_of_many(table, self._items, query_row_B, hydrated, candidates)
+        row_N = np.concatenate([each.row_N for each in candidates])
+        logit_NA = self.compiled.logits_of_many(query_row_B, row_N, pair_row_N, offset_B1)
+        probability_NA = self.calibration.apply(logit_NA)
+        parts = [slice(first, after) for first, after in pairwise(offset_B1.tolist())]
+        return [
+            Scored(own, table.actions, probability_NA[part], asked.row, item_row_N[part], pair_row_N[part])
+            for asked, own, part in zip(hydrated, candidates, parts, strict=True)
+        ]
 
     def probabilities(
         self, query_row: np.ndarray, item_row_N: np.ndarray, pair_row_N: np.ndarray
@@ -210,6 +229,44 @@ def feature_rows(
         rank_NS=ranks_by_source(table, names, candidates.rank_NS),
     )
     return item_row_N, pair_row_N
+
+
+def _feature_rows_of_many(
+    table: FeatureTable,
+    items: Items,
+    query_row_B: np.ndarray,
+    hydrated: Sequence[HydratedQuery],
+    candidates: Sequence[Candidates],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same of many queries without a text, one query's candidates after the other's."""
+    query_N = np.repeat(np.arange(len(hydrated)), [len(each) for each in candidates])
+    row_N, names = np.concatenate([each.row_N for each in candidates]), candidates[0].source_names
+    item_row_N, vector_ND = taken(items.row_I, row_N), items.embedding_ID[row_N]
+    # Products of one query each: their bits may depend on how many rows there are.
+    tower_score_N, start = np.empty(len(row_N), np.float32), 0
+    for asked, own in zip(hydrated, candidates, strict=True):
+        end = start + len(own)
+        np.matmul(vector_ND[start:end], asked.vector_D, out=tower_score_N[start:end])
+        start = end
+    bm25_N = None
+    if _LEXICAL in names:
+        bm25_N = np.concatenate([each.score_NS[:, names.index(_LEXICAL)] for each in candidates])
+    pair_row_N = pair_rows(
+        table,
+        query_row_B,
+        item_row_N,
+        age_ms_N=np.array([each.query.time_ms for each in hydrated])[query_N] - items.published_ms_I[row_N],
+        tower_score_N=tower_score_N,
+        bm25_N=bm25_N,
+        rank_NS=ranks_by_source(table, names, np.concatenate([each.rank_NS for each in candidates])),
+        query_N=query_N,
+    )
+    return item_row_N, pair_row_N
+
+
+def _joined(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Records one after the other: as bytes, for NumPy compares the fields of one record after the other's."""
+    return np.frombuffer(bytearray().join([each.tobytes() for each in rows]), rows[0].dtype)
 
 
 def ranks_by_source(table: FeatureTable, names: Sequence[str], rank_NS: NDArray[np.int16]) -> NDArray[np.int16]:

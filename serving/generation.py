@@ -4,7 +4,7 @@ What `write` puts into a folder, `Generation.read` reads; both are here so that 
 generations the catalogue changes: each change makes a new value that shares all but the items with the one before,
 and a request keeps the value that it began with.
 
-Shape letters: L history, U users, I items.
+Shape letters: L history, P what several users did, U users, I items.
 """
 
 import json
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -380,10 +381,23 @@ class Generation:
         self, key_L: NDArray[np.uint64], action_key_L: NDArray[np.uint32], time_ms_L: NDArray[np.int64]
     ) -> History:
         """Stored user state in this generation's rows; items that it does not hold are left out."""
-        row_L = self.items.ids.rows(key_L)
-        action_L = np.array([self._action_rows.get(int(key), 0) for key in action_key_L], np.int32)
-        known_L = row_L >= 0
-        return History(row_L[known_L], action_L[known_L], time_ms_L[known_L])
+        return self.histories(key_L, action_key_L, time_ms_L, np.array([0, len(key_L)]))[0]
+
+    def histories(
+        self,
+        key_P: NDArray[np.uint64],
+        action_key_P: NDArray[np.uint32],
+        time_ms_P: NDArray[np.int64],
+        offset_U1: NDArray[np.int64],
+    ) -> list[History]:
+        """The same of many users: what user u did begins at offset_U1[u]."""
+        row_P = self.items.ids.rows(key_P)
+        action_P = np.array([self._action_rows.get(key, 0) for key in action_key_P.tolist()], np.int32)
+        known_P = row_P >= 0
+        row_P, action_P, time_ms_P = row_P[known_P], action_P[known_P], time_ms_P[known_P]
+        edges = np.concatenate([[0], np.cumsum(known_P)])[offset_U1].tolist()
+        parts = [slice(start, end) for start, end in pairwise(edges)]
+        return [History(row_P[part], action_P[part], time_ms_P[part]) for part in parts]
 
 
 def action_key(name: str) -> int:

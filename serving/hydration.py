@@ -1,11 +1,11 @@
 """A query made whole: its feature row, its vector, what may be shown, and what is listed where it asks for an order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from candidate_gen.compiled_tower import QueryEncoder
+from candidate_gen.compiled_tower import QueryEncoder, encoded
 from candidate_gen.features import FeatureTable, query_rows
 from candidate_gen.items import Items
 from candidate_gen.matches import Matching
@@ -33,6 +33,44 @@ def hydration(
         return hydrated if query.order is None else replace(hydrated, listed_row_N=matching.listed(hydrated))
 
     return hydrate
+
+
+def hydrated_of_many(
+    table: FeatureTable,
+    items: Items,
+    profiles: Profiles,
+    *,
+    attributes: Attributes,
+    encode_query: QueryEncoder,
+    queries: Sequence[Query],
+) -> list[HydratedQuery]:
+    """The same of many queries, at least one, of known users: none with a text, features, a filter or an order."""
+    user_ids = [query.user_id for query in queries]
+    longest = max(len(query.history) for query in queries)
+    row_BL, time_ms_BL = (np.full((len(queries), longest), -1, np.int64) for _ in range(2))
+    action_BL = np.zeros((len(queries), longest), np.int32)
+    for b, query in enumerate(queries):
+        own = len(query.history)
+        row_BL[b, :own], action_BL[b, :own] = query.history.row_L, query.history.action_L
+        time_ms_BL[b, :own] = query.history.time_ms_L
+    rows = query_rows(
+        table,
+        items.row_I,
+        user_ids=user_ids,
+        profile_B=profiles.records(user_ids, stranger=table.stranger),
+        surfaces=[query.surface for query in queries],
+        texts=[""] * len(queries),
+        time_ms_B=np.array([query.time_ms for query in queries], np.int64),
+        history_row_BL=row_BL,
+        history_action_BL=action_BL,
+        history_time_ms_BL=time_ms_BL,
+    )
+    vector_BD, allowed = encoded(encode_query, rows), attributes.allowed("")
+    missing = tuple(sorted(feature.name for feature in table.profile))
+    return [
+        HydratedQuery(query, rows[b : b + 1], vector_BD[b], allowed, () if is_known else missing)
+        for b, (query, is_known) in enumerate(zip(queries, profiles.known(user_ids).tolist(), strict=True))
+    ]
 
 
 def _profile(table: FeatureTable, profiles: Profiles, query: Query) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -124,11 +124,22 @@ class Live:
 
     def named(self, query: Query, generation: Generation, allowed: Mask | None) -> dict[str, Hits]:
         """What each live source says of a query now."""
+        counts = self._counts_of(generation)
+        return counts.live.named(query, generation.items, allowed, generation.retrieval.quotas)
+
+    def named_of_many(
+        self, queries: Sequence[Query], generation: Generation, allowed: Mask | None
+    ) -> list[dict[str, Hits]]:
+        """The same of queries of one moment."""
+        counts = self._counts_of(generation)
+        return counts.live.named_of_many(queries, generation.items, allowed, generation.retrieval.quotas)
+
+    def _counts_of(self, generation: Generation) -> _Counts:
         counts = self._counts.get(generation.id)
         if counts is None:
             self.prepare(generation)
             counts = self._counts[generation.id]
-        return counts.live.named(query, generation.items, allowed, generation.retrieval.quotas)
+        return counts
 
 
 def _visitor_key(outcome: Outcome) -> int:

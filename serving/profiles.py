@@ -48,6 +48,14 @@ class Profiles:
                 record_R[r] = (stranger if told is None else told)[0]
         return record_R
 
+    def known(self, user_ids: Sequence[str]) -> NDArray[np.bool_]:
+        """Of whom something is stored, (R,)."""
+        known_R: NDArray[np.bool_] = self.users.rows_of(user_ids) >= 0
+        for r, user_id in enumerate(user_ids):
+            if not user_id or user_id in self.changed:
+                known_R[r] = self.changed.get(user_id) is not None
+        return known_R
+
     def forgotten_ms(self, user_id: str) -> int:
         """Until when nothing of a user is to be known; long ago for one who was never forgotten."""
         return self.forgotten.get(user_id, NEVER_MS)

@@ -1,8 +1,11 @@
-"""Slates for many users at once, in Parquet files: the pipeline that serves, asked by nobody.
+"""Slates for many users at once, in Parquet files: the pipeline that serves, a block of users at a time.
 
 Users are cut into chunks, a file each, made in processes side by side; files that are there are not made again. What a
 user did comes from the log and from what was known before it; what is trending, from the generation, as a server begins
 with it. The request id is made of the moment and the user, so the same slates are drawn again from the same files.
+
+Every slate is the one that a server draws for the same request; a few of each file are drawn again one at a time, as a
+server does, and those that differ are counted. `batch.json` says what the files were made with.
 
 A row is a user's slate: `user_id`, `request_id`, `generation`, `time_ms`, `degraded` (bits of protos/impression.proto),
 and, slot by slot, `item_id`, `propensity` (P(item in its slot | slots before), exact) and `utility`.
@@ -10,8 +13,9 @@ and, slot by slot, `item_id`, `propensity` (P(item in its slot | slots before), 
 Shape letters: K slots, N candidates.
 """
 
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,25 +28,32 @@ import torch
 
 from candidate_gen.types import Query
 from index.generations import GenerationStore
-from index.strings import keys64
+from index.strings import StringColumn, keys64
 from protos.impression_pb2 import Variation
+from serving.blocks import BlockPipeline
 from serving.catalog_log import FILE, CatalogLog
 from serving.fan_out import FanOut
 from serving.generation import Generation, action_key
 from serving.live import Live
+from serving.pipeline import Answer
 from serving.state import KEPT_EVENTS
 from serving.variants import varied
 from training import passes
-from training.catalogue import remembered
-from training.data import EVENT_SCHEMA, DataError
 from training.durable import appearing
 from training.impression_log import Segment
 from training.resumable import Journal, Result, Work, cores, over
-from training.served import read_events
+from training.served import read_done
 from training.tables import read_table
 
 _ASKED = "asked.parquet"
 _JOURNAL = "batch.jsonl"
+_ABOUT = "batch.json"
+_PAST = ("item_key", "action_key", "time_ms")
+_SLOTS = ("item_id", "propensity", "utility")
+_BLOCK = 256
+"""Users that are answered together: enough to share, few enough for what they need to stay small."""
+_AGAIN = 4
+"""Slates of a file that are drawn again one at a time."""
 ROW = pl.Schema(
     {
         "user_id": pl.String(),
@@ -75,9 +86,11 @@ class BatchSettings:
     chunk: int
     quotas: Mapping[str, int] = field(default_factory=dict)
     """Candidates by source, in place of the generation's."""
+    most: int | None = None
+    """Candidates that are scored, in place of the generation's `most`; None: as it has it."""
 
     def __post_init__(self) -> None:
-        for name in ("size", "workers", "chunk"):
+        for name in ("size", "workers", "chunk", "most"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
@@ -89,7 +102,7 @@ def recommend(settings: BatchSettings) -> dict[str, Any]:
     Raises:
         ValueError: for a generation that the store does not hold, for a source that it has not, without any user.
         DataError: for a list of users or a history that is no such table.
-        CorruptGeneration, GenerationMismatch, CorruptLog: see `Generation.load` and `read_events`.
+        CorruptGeneration, GenerationMismatch, CorruptLog: see `Generation.load` and `read_done`.
     """
     store = GenerationStore(settings.generations)
     name = settings.generation or store.current()
@@ -107,7 +120,7 @@ def recommend(settings: BatchSettings) -> dict[str, Any]:
     about = {
         "program": passes.program(),
         "generation": f"{name} {sorted(generation.manifest.fingerprints.items())} {generation.catalog_seq}",
-        "request": f"{time_ms} {settings.size} {settings.surface} {sorted(settings.quotas.items())}",
+        "request": f"{time_ms} {settings.size} {settings.surface} {sorted(settings.quotas.items())} {settings.most}",
         "users": f"{asked.height} {asked.hash_rows(seed=0).implode().hash(seed=0).item()}",
     }
     journal = Journal(settings.output / _JOURNAL, about)
@@ -127,38 +140,46 @@ def recommend(settings: BatchSettings) -> dict[str, Any]:
     make = partial(_recommending, settings, name, time_ms)
     results = list(over(cut, make, journal=journal, workers=cores(settings.workers), title="recommended"))
     seconds = time.perf_counter() - started_s
-    return {
+    counted = {
         "users": asked.height,
-        "made before": resumed,
         "empty slates": sum(each["empty"] for each in results),
         "degraded slates": sum(each["degraded"] for each in results),
+        "slates made one at a time": sum(each["alone"] for each in results),
+        "slates drawn again": sum(each["again"] for each in results),
+        "of them differing": sum(each["differing"] for each in results),
         "generation": name,
+    }
+    made_with = {
+        "time_ms": time_ms,
+        "size": settings.size,
+        "surface": settings.surface,
+        "quotas": {source.name: quota for source, quota in generation.pipeline.sources},
+        "most": generation.pipeline.most,
+    }
+    with appearing(settings.output / _ABOUT) as draft:
+        draft.write_text(json.dumps(counted | made_with, indent=1) + "\n")
+    return counted | {
+        "made before": resumed,
         "users_per_s": (asked.height - resumed) / seconds,
         "files": str(settings.output / "slates-*.parquet"),
     }
 
 
 def _loaded(settings: BatchSettings, name: str) -> Generation:
-    """The generation with all that its catalogue was told since, and with the quotas that are asked for."""
+    """The generation with all that its catalogue was told since, and with as many candidates as are asked for."""
     store = GenerationStore(settings.generations)
     generation = Generation.load(store, name)
     with closing(CatalogLog(store.root / FILE)) as catalog:
         generation = generation.changed(catalog.since(generation.catalog_seq))
-    return varied(generation, Variation(quotas=settings.quotas))
+    generation = varied(generation, Variation(quotas=settings.quotas))
+    # Every core has a process of its own, so no source is worth a thread.
+    pipeline = replace(generation.pipeline, fan_out=FanOut(()), most=settings.most or generation.pipeline.most)
+    return replace(generation, pipeline=pipeline)
 
 
 def _events(settings: BatchSettings) -> pl.DataFrame:
-    """What users did, and was known by the moment, without those who were forgotten."""
-    known = [pl.DataFrame(schema=EVENT_SCHEMA)]
-    if settings.log is not None:
-        known.append(read_events(settings.log))
-    if settings.history is not None:
-        before = read_table(settings.history, list(EVENT_SCHEMA)).select(*EVENT_SCHEMA)
-        if before.schema != EVENT_SCHEMA:
-            raise DataError(f"{settings.history} must hold events with the columns {dict(EVENT_SCHEMA)}")
-        known.append(before)
-    with closing(CatalogLog(settings.generations / FILE)) as catalog:
-        events = remembered(pl.concat(known).unique("event_id", keep="first"), catalog.forgotten())
+    """What users did, and was known by the moment."""
+    events = read_done(settings.log, settings.history, generations=settings.generations)
     return events if settings.time_ms is None else events.filter(pl.col("visible_ms") <= settings.time_ms)
 
 
@@ -192,49 +213,76 @@ def _asked(settings: BatchSettings, events: pl.DataFrame, generation: Generation
 def _recommending(settings: BatchSettings, name: str, time_ms: int) -> Work:
     torch.set_num_threads(1)  # as in a server, for equal sums
     generation = _loaded(settings, name)
-    # Every core has a process of its own, so no source is worth a thread.
-    pipeline = replace(generation.pipeline, fan_out=FanOut(()))
     asked = pl.read_parquet(settings.output / _ASKED)
-    live = Live(lambda: generation)
-    ids, allowed = generation.items.ids.ids, generation.attributes.allowed("")
+    blocks = BlockPipeline(generation, Live(lambda: generation))
+    ids = generation.items.ids.ids
 
     def work(chunk: Segment) -> Result:
-        rows: list[tuple[object, ...]] = []
-        for user_id, item_keys, action_keys, times_ms in asked[chunk.first : chunk.last].iter_rows():
-            query = Query(
-                f"batch/{time_ms}/{user_id}",
-                time_ms,
-                settings.surface,
-                settings.size,
-                user_id=user_id,
-                history=generation.history(
-                    np.array(item_keys or (), np.uint64),
-                    np.array(action_keys or (), np.uint32),
-                    np.array(times_ms or (), np.int64),
-                ),
-            )
-            query = replace(query, live=live.named(query, generation, allowed))
-            answer = pipeline.run(query)
-            slate = answer.slate
-            rows.append(
-                (
-                    user_id,
-                    query.request_id,
-                    name,
-                    time_ms,
-                    answer.trace.degraded,
-                    ids.take(answer.scored.candidates.row_N[slate.index_K]),
-                    slate.propensity_K.tolist(),
-                    slate.utility_N[slate.index_K].tolist(),
-                )
-            )
-        frame = pl.DataFrame(rows, ROW, orient="row")
+        parts, differing, alone_before = [], 0, blocks.alone
+        for first in range(chunk.first, chunk.last, _BLOCK):
+            queries = _queries(settings, generation, asked[first : min(first + _BLOCK, chunk.last)], time_ms)
+            answers = blocks.run(queries)
+            parts.append(_rows(queries, answers, name, ids))
+            if first == chunk.first:
+                alone = [blocks.run_alone(query) for query in queries[:_AGAIN]]
+                differing = sum(not _same(*each) for each in zip(answers, alone, strict=False))
+        frame = pl.concat(parts)
         with appearing(_file(settings, chunk)) as draft:
             frame.write_parquet(draft)
         empty = int((frame["item_id"].list.len() == 0).sum())
-        return {"empty": empty, "degraded": int((frame["degraded"] > 0).sum())}
+        degraded = int((frame["degraded"] > 0).sum())
+        return {
+            "empty": empty,
+            "degraded": degraded,
+            "alone": blocks.alone - alone_before,
+            "again": min(_AGAIN, frame.height),
+            "differing": differing,
+        }
 
     return work
+
+
+def _same(one: Answer, other: Answer) -> bool:
+    """Whether two answers show the same items with the same propensities, to the last bit."""
+    shown, expected = (each.scored.candidates.row_N[each.slate.index_K] for each in (one, other))
+    return np.array_equal(shown, expected) and np.array_equal(one.slate.propensity_K, other.slate.propensity_K)
+
+
+def _queries(settings: BatchSettings, generation: Generation, asked: pl.DataFrame, time_ms: int) -> list[Query]:
+    """What the users of these rows would ask."""
+    length_B = asked["item_key"].list.len().fill_null(0).to_numpy()
+    keys, actions, times_ms = (asked[name].explode(empty_as_null=False, keep_nulls=False).to_numpy() for name in _PAST)
+    histories = generation.histories(keys, actions, times_ms, np.cumsum([0, *length_B.tolist()], dtype=np.int64))
+    return [
+        Query(f"batch/{time_ms}/{user_id}", time_ms, settings.surface, settings.size, user_id=user_id, history=history)
+        for user_id, history in zip(asked["user_id"].to_list(), histories, strict=True)
+    ]
+
+
+def _rows(queries: Sequence[Query], answers: Sequence[Answer], generation: str, ids: StringColumn) -> pl.DataFrame:
+    slates = [each.slate for each in answers]
+    row_H = np.concatenate([each.scored.candidates.row_N[each.slate.index_K] for each in answers])
+    slots = pl.DataFrame(
+        {
+            "slate": np.repeat(np.arange(len(slates)), [len(each) for each in slates]),
+            "item_id": ids.take(row_H),
+            "propensity": np.concatenate([each.propensity_K for each in slates]),
+            "utility": np.concatenate([each.utility_N[each.index_K] for each in slates]),
+        }
+    )
+    whole = pl.DataFrame(
+        {
+            "slate": np.arange(len(slates)),
+            "user_id": [each.user_id for each in queries],
+            "request_id": [each.request_id for each in queries],
+            "generation": [generation] * len(queries),
+            "time_ms": [each.time_ms for each in queries],
+            "degraded": [each.trace.degraded for each in answers],
+        }
+    )
+    listed = slots.group_by("slate", maintain_order=True).agg(pl.all())
+    made = whole.join(listed, on="slate", how="left", maintain_order="left").drop("slate")
+    return made.with_columns(pl.col(_SLOTS).fill_null([])).cast(ROW)
 
 
 def _file(settings: BatchSettings, chunk: Segment) -> Path:

@@ -366,18 +366,20 @@ def _add_state(commands: Any) -> None:
         commands,
         "state",
         run="state",
-        summary="put what users did back into a Redis that lost it",
-        text="`rebuild` reads the outcomes of an impression log and puts every user's newest behind what the user "
-        "state holds by now. It can be run beside servers, and again: what is there stays. Several servers have "
-        "several logs, to be named one after the other.",
+        summary="put what users did into a Redis that lost it, or is new",
+        text="`rebuild` reads the outcomes of an impression log, or the events of a table, and puts every user's "
+        "newest behind what the user state holds by now. It can be run beside servers, and again: what is there stays. "
+        "Several servers have several logs, to be named one after the other.",
         examples="cascade state rebuild --redis redis://host:6379/0\n"
-        "cascade state rebuild --redis redis+cluster://host:7000,host:7001 --log server1/log",
+        "cascade state rebuild --redis redis+cluster://host:7000,host:7001 --log server1/log\n"
+        "cascade state rebuild --redis redis://host:6379/0 --history events.parquet",
     )
     rebuild = state.add_subparsers(dest="action", required=True, metavar="ACTION").add_parser(
-        "rebuild", help="from an impression log"
+        "rebuild", help="from an impression log, or from events of before there was one"
     )
     rebuild.add_argument("--redis", required=True, metavar="URL", help="as of `cascade serve redis=`")
-    rebuild.add_argument("--log", type=Path, default=LATEST / "log", help="default: %(default)s")
+    rebuild.add_argument("--log", type=Path, help=f"default, without --history: {LATEST / 'log'}")
+    rebuild.add_argument("--history", type=Path, metavar="FILE", help="Parquet in the form of the data set's events")
     rebuild.add_argument(
         "--generations", type=Path, default=LATEST / "generations", help="who was forgotten; default: %(default)s"
     )

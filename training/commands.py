@@ -279,11 +279,14 @@ def _call_change(given: Namespace, client: "CascadeClient") -> None:
 
 
 def state(given: Namespace) -> None:
-    """What users did, back into a Redis that lost it."""
+    """What users did, into a Redis that lost it or is new."""
     from training.materialise import rebuild
 
-    users = rebuild(given.redis, log=given.log, generations=given.generations)
-    _OUT.print(f"what {users:,} users did is taken over from {given.log}")
+    log = given.log if given.log or given.history else LATEST / "log"
+    users = rebuild(given.redis, log=log, history=given.history, generations=given.generations)
+    _OUT.print(
+        f"what {users:,} users did is taken over from {' and '.join(map(str, filter(None, (log, given.history))))}"
+    )
 
 
 def token(given: Namespace) -> None:

@@ -5,26 +5,22 @@ from pathlib import Path
 
 import polars as pl
 
-from index.generations import GenerationStore
 from index.strings import key64
-from serving.catalog_log import FILE, CatalogLog
 from serving.generation import action_key
 from serving.state import UserState
-from training.catalogue import remembered
-from training.served import read_events
+from training.served import read_done
 
 _PATIENCE_S = 5.0
 
 
-def rebuild(redis: str, *, log: Path, generations: Path) -> int:
-    """Put what an impression log says that users did into a Redis that lost it; returns how many users that are.
+def rebuild(redis: str, *, log: Path | None, history: Path | None = None, generations: Path) -> int:
+    """Put what users did into a Redis that lost it or is new; returns how many users that are.
 
     Args:
         redis: its address, see `UserState`.
-        generations: the store whose catalogue log says who was forgotten.
+        log, history, generations: see `read_done`.
     """
-    with closing(CatalogLog(GenerationStore(generations).root / FILE)) as catalog:
-        events = remembered(read_events(log), catalog.forgotten())
+    events = read_done(log, history, generations=generations)
     with closing(UserState(redis, timeout_s=_PATIENCE_S)) as state:
         return materialise(events, state)
 

@@ -1,6 +1,7 @@
 """The log of what was served, as training reads it: impressions with their feature bytes, outcomes as a frame."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -8,9 +9,11 @@ from pathlib import Path
 import polars as pl
 
 from protos.impression_pb2 import Impression
+from serving.catalog_log import FILE, CatalogLog
 from training.catalogue import remembered
-from training.data import EVENT_SCHEMA, IMPRESSION_SCHEMA
+from training.data import EVENT_SCHEMA, IMPRESSION_SCHEMA, DataError
 from training.impression_log import read_impressions, read_outcomes
+from training.tables import read_table
 
 _PART = 50_000
 
@@ -38,6 +41,28 @@ def read_events(path: Path, *, until_ms: int | None = None) -> pl.DataFrame:
     while rows := [tuple(getattr(each, name) for name in EVENT_SCHEMA) for each in islice(logged, _PART)]:
         parts.append(pl.DataFrame(rows, EVENT_SCHEMA, orient="row"))
     return pl.concat(parts)
+
+
+def read_done(log: Path | None, history: Path | None, *, generations: Path) -> pl.DataFrame:
+    """What users did, by a log and by a table of events, each event once, without those who were forgotten.
+
+    Args:
+        generations: the store whose catalogue log says who was forgotten.
+
+    Raises:
+        DataError: for a history that is no table of events.
+        CorruptLog: for a damaged log.
+    """
+    known = [pl.DataFrame(schema=EVENT_SCHEMA)]
+    if log is not None:
+        known.append(read_events(log))
+    if history is not None:
+        before = read_table(history, list(EVENT_SCHEMA)).select(*EVENT_SCHEMA)
+        if before.schema != EVENT_SCHEMA:
+            raise DataError(f"{history} must hold events with the columns {dict(EVENT_SCHEMA)}")
+        known.append(before)
+    with closing(CatalogLog(generations / FILE)) as catalog:
+        return remembered(pl.concat(known).unique("event_id", keep="first", maintain_order=True), catalog.forgotten())
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,20 @@ def test_a_candidate_has_the_same_bytes_whatever_else_is_scored(shape: RankerSha
 
 @every_kind
 @every_shape
+def test_queries_side_by_side_have_the_bytes_that_each_has_alone(shape: RankerShape, kind: Kind) -> None:
+    compiled = CompiledRanker(ranker_of(shape), TABLE, ITEMS.row_I, kind=kind)
+    random = np.random.default_rng(4)
+    rows = [random.integers(COUNT, size=count) for count in (5, 64, 0, 700, 130, 1, 380, 0)]
+    pair_rows_of = [pairs(QUERIES[b], row_N) for b, row_N in enumerate(rows)]
+    offset_B1 = np.cumsum([0, *map(len, rows)])
+    together_NA = compiled.logits_of_many(QUERIES, np.concatenate(rows), np.concatenate(pair_rows_of), offset_B1)
+    for b, row_N in enumerate(rows):
+        alone_NA = compiled.logits(QUERIES[b : b + 1], row_N, pair_rows_of[b])
+        np.testing.assert_array_equal(together_NA[offset_B1[b] : offset_B1[b + 1]], alone_NA)
+
+
+@every_kind
+@every_shape
 def test_items_that_come_later_are_kept_as_if_they_had_always_been_there(shape: RankerShape, kind: Kind) -> None:
     ranker = ranker_of(shape)
     whole = CompiledRanker(ranker, TABLE, ITEMS.row_I, kind=kind)

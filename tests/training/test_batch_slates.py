@@ -1,5 +1,6 @@
 """Slates for everybody are those of the pipeline that serves, each once, with propensities that the policy confirms."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from conftest import Loop
 
 from candidate_gen.types import Query
 from index.strings import keys64
+from ranking.inference import CompiledRanker
 from serving.fan_out import FanOut
 from serving.generation import action_key
 from serving.live import Live
@@ -40,6 +42,11 @@ def settings(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> BatchSetti
     )
     result = recommend(told)
     assert (result["users"], result["made before"], result["empty slates"]) == (120, 0, 0)
+    assert (result["slates drawn again"], result["of them differing"], result["slates made one at a time"]) == (
+        12,
+        0,
+        0,
+    )
     return told
 
 
@@ -79,6 +86,27 @@ def test_the_propensities_are_the_policy_s_own(loop: Loop, settings: BatchSettin
         assert (draw.propensity_K > 0).all()
 
 
+def test_what_the_slates_were_made_with_stands_beside_them(settings: BatchSettings, tmp_path: Path) -> None:
+    few = replace(settings, output=tmp_path / "few", most=7, quotas={"lexical": 0})
+    recommend(few)
+    told = json.loads((few.output / "batch.json").read_text())
+    assert (told["most"], told["size"], told["of them differing"]) == (7, 5, 0)
+    assert "lexical" not in told["quotas"]
+    assert json.loads((settings.output / "batch.json").read_text())["most"] is None
+    assert not rows(few).equals(rows(settings))
+
+
+def test_a_slate_that_differs_from_the_served_one_is_counted(
+    settings: BatchSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def off(self: CompiledRanker, *args: Any) -> Any:
+        return -logits_of_many(self, *args)
+
+    logits_of_many = CompiledRanker.logits_of_many
+    monkeypatch.setattr(CompiledRanker, "logits_of_many", off)
+    assert recommend(replace(settings, output=tmp_path / "off"))["of them differing"] > 0
+
+
 def copied(settings: BatchSettings, folder: Path, **changes: Any) -> BatchSettings:
     shutil.copytree(settings.output, folder / "slates")
     return replace(settings, output=folder / "slates", **changes)
@@ -114,6 +142,7 @@ def test_another_question_is_answered_afresh_and_leaves_nothing_of_the_last(
     ("words", "told"),
     [
         (["size=0"], "size is 0; it must be at least 1"),
+        (["most=0"], "most is 0; it must be at least 1"),
         (["generation=nonsense"], "no generation 'nonsense'"),
         (["quotas.magic=3"], "magic"),
         (["users=missing.parquet"], "missing.parquet is missing"),

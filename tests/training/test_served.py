@@ -16,7 +16,7 @@ from serving.generation import action_key
 from serving.local_redis import LocalRedis
 from serving.log import ImpressionLog
 from serving.state import UserEvent, UserState, Wanted
-from training.data import EVENT_SCHEMA, IMPRESSION_SCHEMA
+from training.data import EVENT_SCHEMA, IMPRESSION_SCHEMA, DataError
 from training.events import point_in_time_history
 from training.materialise import materialise, rebuild
 from training.served import ServedLog
@@ -173,6 +173,21 @@ def test_nobodys_events_are_nobodys_history(state: UserState) -> None:
     assert stored(state, "") == []
     assert stored(state, "somebody") == [(key64("b"), action_key("click"), 2)]
     assert materialise(frame.clear(), state) == 0
+
+
+def test_a_new_redis_is_filled_from_a_table_of_events(tmp_path: Path, state: UserState, redis_url: str) -> None:
+    rows = [
+        {"event_id": f"{n}", "user_id": "warm", "item_id": f"i{n}", "action": "click", "time_ms": n, "visible_ms": n}
+        for n in (2, 1, 3)
+    ]
+    blank = {name: "" if kind == pl.String() else 0 for name, kind in EVENT_SCHEMA.items()}
+    pl.DataFrame([blank | row for row in rows], EVENT_SCHEMA).write_parquet(tmp_path / "events.parquet")
+    told = {"history": tmp_path / "events.parquet", "generations": tmp_path / "generations"}
+    assert rebuild(redis_url, log=None, **told) == 1
+    assert [time_ms for _, _, time_ms in stored(state, "warm")] == [3, 2, 1]
+    pl.DataFrame({"event_id": ["1"]}).write_parquet(tmp_path / "events.parquet")
+    with pytest.raises(DataError, match=r"events\.parquet"):
+        rebuild(redis_url, log=None, **told)
 
 
 def test_a_redis_that_lost_everything_gets_it_back_from_the_log_behind_what_came_since(
