@@ -125,7 +125,7 @@ def _taken(rows: NDArray[Any], row_N: NDArray[np.integer[Any]]) -> NDArray[Any]:
     if (rows.dtype.names is None and width < LINE_BYTES) or not rows.flags.c_contiguous:
         return np.asarray(rows[row_N])
     found_NB = np.empty((row_N.size, width), np.uint8)
-    byte_IB = _frozen(rows).view(np.uint8).reshape(len(rows), width)
+    byte_IB = frozen(rows).view(np.uint8).reshape(len(rows), width)
     if not _copied(byte_IB, plain(row_N.reshape(-1), _ROW), found_NB):
         raise IndexError(f"rows from {row_N.min()} to {row_N.max()} of {len(rows)}")
     return found_NB.reshape(-1).view(rows.dtype).reshape(row_N.shape + rows.shape[1:])
