@@ -16,12 +16,18 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from index.prefetch import LINE_BYTES, prefetch
+
 _EVERY_ROW = np.zeros(0, np.uint8)
 _NO_LISTS = np.zeros(0, np.int64)
 _NOTHING = np.zeros(0, np.float32)
 _Where = tuple[int, NDArray[np.int64], NDArray[np.uint8]]
 """How many lists to read, or which; and the bits of the rows that may be returned, empty for all."""
 _BINS = 2048
+_AHEAD_BYTES = 8192
+"""How far ahead codes are fetched: by itself the processor looks no further than the end of a page of 4096."""
+_AHEAD_ROWS = 8
+"""How many vectors ahead those are fetched that are scored again."""
 _CHUNK = 65_536
 _TRAIN_ITERATIONS = 6
 _POINTS_A_LIST = 40
@@ -212,7 +218,13 @@ class ScannedLists:
         finest = min(32767, (2**31 - 1) // (128 * max(1, len(query_D))))
         query16_D = np.rint(query_D * (finest / largest if largest > 0 else 0.0)).astype(np.int16)
         keep = math.ceil(1.25 * k) + 16
-        key_Z = _keys(self._lists, (self._vector_ID, self._inverse_I), (query_D, query16_D), keep, where)
+        lists, (read, list_L, bits) = self._lists, where
+        if not len(list_L):
+            score_C = _products(lists.centroid_CD, lists.centroid_scale_C, np.arange(self.nlist), query16_D)
+            list_L = _best(score_C, read)
+        at_G = _positions(lists.offset_C1, lists.row_G, list_L, bits)
+        at_Z = at_G[_best(_products(lists.code_GD, lists.scale_G, at_G, query16_D), keep)]
+        key_Z = _keys(lists.row_G[at_Z], self._vector_ID, self._inverse_I, query_D)
         key_Z.sort()
         row_K, score_K = _decoded(key_Z[:k])
         return row_K, score_K
@@ -236,20 +248,19 @@ def _coded(vector_ID: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np
     return np.rint(vector_ID * inverse_I[:, None]).astype(np.int8), scale_I
 
 
+# Each of these is called from Python: where one is a part of another, its sums may not be vectorised.
+
+
 @_compiled
-def _keys(lists, vectors, queries, keep, where):  # type: ignore[no-untyped-def] # pragma: no cover - compiled
+def _keys(row_Z, vector_ID, inverse_I, query_D):  # type: ignore[no-untyped-def] # pragma: no cover - compiled
     """Sortable keys of the kept rows: the smallest is the best, then the smaller row."""
-    vector_ID, inverse_I = vectors
-    query_D, query16_D = queries
-    read, list_L, bits = where
-    if len(list_L) == 0:
-        every_C = np.arange(len(lists.centroid_CD))
-        list_L = every_C[_best(_products(lists.centroid_CD, lists.centroid_scale_C, every_C, query16_D), read)]
-    at_G = _positions(lists, list_L, bits)
-    at_G = at_G[_best(_products(lists.code_GD, lists.scale_G, at_G, query16_D), keep)]
-    key_Z = np.empty(len(at_G), np.uint64)
-    for z in range(len(at_G)):
-        row = lists.row_G[at_G[z]]
+    key_Z = np.empty(len(row_Z), np.uint64)
+    row_bytes, last = 4 * vector_ID.shape[1], len(row_Z) - 1
+    for z in range(len(row_Z)):
+        ahead = np.int64(row_Z[min(z + _AHEAD_ROWS, last)]) * row_bytes
+        for line in range(0, row_bytes, LINE_BYTES):
+            prefetch(vector_ID, ahead + line)
+        row = row_Z[z]
         exact = np.float32(0)
         for i in range(vector_ID.shape[1]):
             exact += vector_ID[row, i] * query_D[i]
@@ -265,7 +276,9 @@ def _keys(lists, vectors, queries, keep, where):  # type: ignore[no-untyped-def]
 def _products(code_GD, scale_G, at_N, query16_D):  # type: ignore[no-untyped-def] # pragma: no cover - compiled
     """Inner products of some codes with the query, up to a factor that is the query's."""
     product_N = np.empty(len(at_N), np.int32)
+    ahead, last = _AHEAD_BYTES // code_GD.shape[1] + 1, len(at_N) - 1
     for n in range(len(at_N)):
+        prefetch(code_GD, at_N[min(n + ahead, last)] * code_GD.shape[1])
         total = np.int32(0)
         for i in range(code_GD.shape[1]):
             total += np.int32(code_GD[at_N[n], i]) * np.int32(query16_D[i])
@@ -277,18 +290,24 @@ def _products(code_GD, scale_G, at_N, query16_D):  # type: ignore[no-untyped-def
 
 
 @_compiled
-def _positions(lists, list_L, bits):  # type: ignore[no-untyped-def] # pragma: no cover - compiled
+def _positions(offset_C1, row_G, list_L, bits):  # type: ignore[no-untyped-def] # pragma: no cover - compiled
     """Places in the codes of what some lists hold and the bits allow."""
     held = 0
     for c in list_L:
-        held += lists.offset_C1[c + 1] - lists.offset_C1[c]
+        held += offset_C1[c + 1] - offset_C1[c]
     at_N = np.empty(held, np.int64)
     n = 0
     for c in list_L:
-        for g in range(lists.offset_C1[c], lists.offset_C1[c + 1]):
-            if len(bits) == 0 or (bits[lists.row_G[g] >> 3] >> (lists.row_G[g] & 7)) & 1:
-                at_N[n] = g
-                n += 1
+        first, after = offset_C1[c], offset_C1[c + 1]
+        if len(bits) == 0:
+            for g in range(first, after):
+                at_N[n + g - first] = g
+            n += after - first
+        else:
+            for g in range(first, after):
+                if (bits[row_G[g] >> 3] >> (row_G[g] & 7)) & 1:
+                    at_N[n] = g
+                    n += 1
     return at_N[:n]
 
 

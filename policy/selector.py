@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from candidate_gen.items import Items
 from candidate_gen.types import Query
+from index.columns import taken
 from index.strings import key64
 from policy.constraints import RELAXATION, limits
 from policy.diversity import similarity
@@ -108,7 +109,7 @@ class SlatePolicy:
         fresh_N = freshness(query.time_ms - self.items.published_ms_I[row_N], settings.half_life_days)
         diversity_KN = np.zeros((len(index_K), len(row_N)))
         if settings.diversity:
-            vector_ND = self.items.embedding_ID[row_N]
+            vector_ND = taken(self.items.embedding_ID, row_N)
             gain_KN = novelty(vector_ND, index_K) if settings.diversity_by == "dpp" else -nearness(vector_ND, index_K)
             diversity_KN = settings.diversity * gain_KN
         return Terms(
@@ -146,7 +147,9 @@ class SlatePolicy:
             fresh_N=age_ms_N <= settings.fresh_days * DAY_MS,
         )
         pin_K, spanning = held.pool.pin_K, settings.diversity_by == "dpp"
-        vector_ND = self.items.embedding_ID[row_N] if settings.diversity else np.zeros((len(row_N), 0), np.float32)
+        vector_ND = (
+            taken(self.items.embedding_ID, row_N) if settings.diversity else np.zeros((len(row_N), 0), np.float32)
+        )
         index_K, propensity_K, flag_K, given_up = walk(
             Knobs(settings.temperature, settings.epsilon, settings.fresh_floor, settings.diversity, spanning),
             worth_N,

@@ -223,7 +223,7 @@ def feature_rows(
         hydrated.row,
         item_row_N,
         age_ms_N=hydrated.query.time_ms - items.published_ms_I[row_N],
-        tower_score_N=items.embedding_ID[row_N] @ hydrated.vector_D,
+        tower_score_N=taken(items.embedding_ID, row_N) @ hydrated.vector_D,
         match_NF=field_matches(hydrated.query.text, items.prepared, row_N),
         bm25_N=candidates.score_NS[:, names.index(_LEXICAL)] if _LEXICAL in names else None,
         rank_NS=ranks_by_source(table, names, candidates.rank_NS),

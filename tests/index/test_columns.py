@@ -119,3 +119,17 @@ def test_rows_taken_are_those_that_indexing_gives(
         assert (found.dtype, found.tobytes(), found.flags.writeable) == (dtype, expected.tobytes(), True)
         with pytest.raises(IndexError):
             taken(column, np.array([len(whole)]))
+
+
+def test_long_rows_taken_are_those_that_indexing_gives() -> None:
+    whole = np.random.default_rng(0).standard_normal((50, 64)).astype(np.float32)
+    row_N = np.array([49, 0, -1, 7, 7, -50])
+    for column in (whole, whole[:, ::2], whole[::2].astype(np.float64)[:, None]):
+        found = taken(column, row_N // 2)
+        assert (found.dtype, found.shape) == (column.dtype, column[row_N // 2].shape)
+        assert (found == column[row_N // 2]).all()
+    assert (taken(whole, row_N.reshape(2, 3)) == whole[row_N.reshape(2, 3)]).all()
+    assert taken(whole[:0], row_N[:0]).shape == (0, 64)
+    for outside in (50, -51):
+        with pytest.raises(IndexError):
+            taken(whole, np.array([0, outside]))
