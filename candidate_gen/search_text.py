@@ -13,6 +13,8 @@ from index.measures import measured
 
 FIELDS = ("title", "category", "creator", "description")
 """What every item may have for search to read, in the order in which its text holds them."""
+UNKNOWN = "unknown"
+"""The category or creator of an item whose own is not known."""
 _FUNCTION_WORDS = frozenset(
     """
     a about above across after again against all along also although am among an and another any are around as at be

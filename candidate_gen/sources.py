@@ -78,10 +78,11 @@ class Lexical:
 
 class AsUnderstood:
     """Items that match what the query was understood to mean beyond its words: texts that may stand for it, each match
-    for what it is worth, and the categories that it is about; nothing where it was understood as no more than it says.
+    for what it is worth, and the categories and creators that it is about; nothing where it was understood as no more
+    than it says.
 
-    An item scores max_t worth_t * BM25_t * (1 + P(its category | query)) over the texts t, where the query's own is one
-    of them if its categories are known.
+    An item scores max_t worth_t * BM25_t * (1 + P(its category | query) + P(its creator | query)) over the texts t,
+    where the query's own is one of them if either is known.
     """
 
     name = "understood"
@@ -98,8 +99,7 @@ class AsUnderstood:
         if texts and understood.pin_unexpanded:
             matching = len(self._index.search(query.text, query.size, hydrated.allowed))
             texts = [] if matching >= query.size else texts
-        probability_C = understood.probability_C
-        if probability_C is not None:
+        if understood.meant:
             texts.append((query.text, 1.0))
         found = [(self._index.search(text, k, hydrated.allowed), worth) for text, worth in texts]
         if not found:
@@ -107,8 +107,8 @@ class AsUnderstood:
         row_N, at_N = np.unique(np.concatenate([hits.row_K for hits, _ in found]), return_inverse=True)
         score_N = np.zeros(len(row_N), np.float64)
         np.maximum.at(score_N, at_N, np.concatenate([worth * hits.score_K.astype(np.float64) for hits, worth in found]))
-        if probability_C is not None:
-            score_N *= 1 + probability_C[np.asarray(self._items.row_I["category"][row_N])]
+        if understood.meant:
+            score_N *= 1 + sum(each.of(self._items, row_N) for each in understood.meant)
         best_N = np.lexsort((row_N, -score_N))[: max(k, 0)]
         return Hits(row_N[best_N], score_N[best_N].astype(np.float32))
 

@@ -3,7 +3,7 @@
 Everything here follows from the text, the steps that are switched on, and what was learned when the generation was
 built, so that a logged query is understood again as it was.
 
-Shape letters: C categories (0 is the unknown one), I items.
+Shape letters: I items, Q queries, V values of an attribute.
 """
 
 import json
@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from candidate_gen.conditions import Conditions
 from candidate_gen.features import FeatureTable
-from candidate_gen.intents import Intents, Sample
+from candidate_gen.intents import AttributeIntents, Meant
 from candidate_gen.items import Items
 from candidate_gen.query_log import QueryLog
 from candidate_gen.spelling import SPELLING_FILES, Spelling
@@ -70,10 +69,12 @@ class Understood:
     """The same where nothing would be left."""
     intent: tuple[tuple[str, float], ...] = ()
     """The likeliest categories with their probabilities."""
+    creators: tuple[tuple[str, float], ...] = ()
+    """The likeliest creators (brands) with theirs."""
     searched: tuple[tuple[str, float], ...] = ()
     """Of `expanded`, what is searched for too."""
-    probability_C: NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
-    """Of every category; None where nothing is to be made of it."""
+    meant: tuple[Meant, ...] = field(default=(), compare=False, repr=False)
+    """Categories and creators, where something is to be made of them."""
     is_filtered: bool = False
     """Whether only items that meet `filter` are to be shown."""
     pin_unexpanded: bool = False
@@ -87,9 +88,8 @@ class Understanding:
     stated: Others
     mined: Others
     conditions: Conditions
-    intents: Intents
-    categories: Sequence[str]
-    """Names, the unknown one first."""
+    categories: AttributeIntents
+    creators: AttributeIntents
     rules: Sequence[str]
     """The lines of the file that `stated` is made of."""
     fingerprint: str = ""
@@ -111,19 +111,19 @@ class Understanding:
         Raises:
             ValueError: naming the line of a rule that cannot be read.
         """
-        categories = table["category"].vocabulary
         declared = {feature.name: feature.vocabulary for feature in table.item_columns if feature.vocabulary}
         text_I = _every(items.searchable)
         word_of_I = [words(measured(text)) for text in text_I]
         split_Q = [words(text) for text in log.text_Q]
-        category_I = np.asarray(items.row_I["category"][np.arange(len(items))]) if len(items) else np.empty(0, np.int64)
+        typed = _typed(items, log, split_Q)
+        titled = ((split, row, 1.0) for row, split in enumerate(word_of_I))
         return cls(
             spelling=Spelling.of(map(words, text_I), typed=_known(log, split_Q)),
             stated=stated(rules),
             mined=mined(log),
             conditions=Conditions.of(items, declared, word_of_I),
-            intents=Intents.of(_samples(items, log, word_of_I, split_Q, category_I), categories=len(categories) + 1),
-            categories=("", *categories),
+            categories=AttributeIntents.of(items, "category", [*typed, *titled]),
+            creators=AttributeIntents.of(items, "creator", [*typed, *_named(items, "creator")]),
             rules=tuple(rules),
         )
 
@@ -142,7 +142,8 @@ class Understanding:
             for others, step in ((self.stated, steps.synonyms), (self.mined, steps.expansion))
             if step != "off"
         ]
-        probability_C = None if steps.intent == "off" else self.intents.probabilities(split)
+        of = () if steps.intent == "off" else (self.categories, self.creators)
+        meant = {each.attribute: each.meant(split) for each in of}
         return Understood(
             text=searched,
             corrected=corrected if is_corrected else "",
@@ -150,8 +151,9 @@ class Understanding:
             searched=_best(found for found, step in by_step if step == "auto"),
             filter=condition,
             is_filtered=bool(condition) and steps.filters == "auto",
-            intent=() if probability_C is None else self._likeliest(probability_C),
-            probability_C=probability_C if steps.intent == "auto" else None,
+            intent=self.categories.likeliest(meant.get("category"), _TOLD, least=_SURE),
+            creators=self.creators.likeliest(meant.get("creator"), _TOLD, least=_SURE),
+            meant=tuple(each for each in meant.values() if each is not None and steps.intent == "auto"),
             pin_unexpanded=steps.pin_unexpanded,
         )
 
@@ -159,10 +161,6 @@ class Understanding:
         """The same where a condition that the query states leaves nothing, and is therefore dropped."""
         dropped = self.conditions.extracted(text).filter
         return replace(self.understand(text, replace(steps, filters="off")), dropped_filter=dropped)
-
-    def _likeliest(self, probability_C: NDArray[np.float64]) -> tuple[tuple[str, float], ...]:
-        first = np.argsort(-probability_C, kind="stable")[:_TOLD].tolist()
-        return tuple((self.categories[c], float(probability_C[c])) for c in first if c and probability_C[c] >= _SURE)
 
     def save(self, folder: Path) -> "Understanding":
         """Write what `load` reads, and return the same with its fingerprint."""
@@ -173,29 +171,31 @@ class Understanding:
             "mined": self.mined,
             "numbers": list(self.conditions.numbers),
             "values": self.conditions.value_of,
-            "categories": list(self.categories),
-            "intents": {word: [list(count), list(count.values())] for word, count in self.intents.count_of.items()},
-            "prior": self.intents.prior_C.tolist(),
-            "sharpness": self.intents.sharpness,
-            "quality": dict(self.intents.quality),
+            "categories": self.categories.stored,
+            "creators": self.creators.stored,
         }
         (folder / _FILE).write_text(json.dumps(told, sort_keys=True))
         return replace(self, fingerprint=_fingerprint(folder))
 
     @classmethod
     def load(cls, folder: Path) -> "Understanding | None":
-        """What `save` wrote; None for a generation that has none."""
+        """What `save` wrote; None for a generation that has none.
+
+        Raises:
+            ValueError: written by a version that understood queries otherwise.
+        """
         if not (folder / _FILE).exists():
             return None
         told: dict[str, Any] = json.loads((folder / _FILE).read_text())
-        count_of = {word: dict(zip(*count, strict=True)) for word, count in told["intents"].items()}
+        if "creators" not in told:
+            raise ValueError(f"{folder / _FILE} knows of no creators: build a generation with this version")
         return cls(
             spelling=Spelling.load(folder),
             stated=_pairs(told["stated"]),
             mined=_pairs(told["mined"]),
             conditions=Conditions(told["numbers"], {phrase: tuple(each) for phrase, each in told["values"].items()}),
-            intents=Intents(count_of, np.array(told["prior"]), told["sharpness"], told["quality"]),
-            categories=told["categories"],
+            categories=AttributeIntents.load("category", told["categories"]),
+            creators=AttributeIntents.load("creator", told["creators"]),
             rules=synonyms_of(folder),
             fingerprint=_fingerprint(folder),
         )
@@ -216,21 +216,21 @@ def _known(log: QueryLog, split_Q: Sequence[Sequence[str]]) -> dict[str, int]:
     return {word: count for word, count in people.items() if count >= _KNOWN_TO}
 
 
-def _samples(
-    items: Items,
-    log: QueryLog,
-    word_of_I: Sequence[Sequence[str]],
-    split_Q: Sequence[Sequence[str]],
-    category_I: NDArray[Any],
-) -> list[Sample]:
-    """Queries with the categories of what was taken, and titles with their own."""
-    row_C = items.ids.rows(log.taken_C["item_key"])
-    typed = [
-        (split_Q[query], int(category_I[row]), float(people))
-        for (query, _, people), row in zip(log.taken_C.tolist(), row_C.tolist(), strict=True)
-        if row >= 0
-    ]
-    return typed + [(split, int(c), 1.0) for split, c in zip(word_of_I, category_I.tolist(), strict=True)]
+def _typed(items: Items, log: QueryLog, split_Q: Sequence[Sequence[str]]) -> list[tuple[Sequence[str], int, float]]:
+    """Queries with the items that were taken, and by how many."""
+    row_T = items.ids.rows(log.taken_C["item_key"])
+    taken = zip(log.taken_C.tolist(), row_T.tolist(), strict=True)
+    return [(split_Q[query], row, float(people)) for (query, _, people), row in taken if row >= 0]
+
+
+def _named(items: Items, attribute: str) -> list[tuple[Sequence[str], int, float]]:
+    """Names of an attribute's values, each with an item that has it, and how many have."""
+    column = items.attributes.get(attribute)
+    if column is None:
+        return []
+    key_V, row_V, count_V = np.unique(np.asarray(column), return_index=True, return_counts=True)
+    named = zip(items.texts_of(key_V), row_V.tolist(), count_V.tolist(), strict=True)
+    return [(words(measured(name)), row, float(count)) for name, row, count in named]
 
 
 def _best(found: Iterable[Sequence[tuple[str, float]]]) -> tuple[tuple[str, float], ...]:

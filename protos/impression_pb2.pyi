@@ -218,7 +218,7 @@ class QueryOptions(_message.Message):
     def __init__(self, spelling: _Optional[_Union[QueryStep, str]] = ..., synonyms: _Optional[_Union[QueryStep, str]] = ..., expansion: _Optional[_Union[QueryStep, str]] = ..., pin_unexpanded: _Optional[bool] = ..., language: _Optional[str] = ..., filters: _Optional[_Union[QueryStep, str]] = ..., intent: _Optional[_Union[QueryStep, str]] = ...) -> None: ...
 
 class Understood(_message.Message):
-    __slots__ = ("searched", "corrected", "expanded", "filter", "dropped_filter", "intent", "probability")
+    __slots__ = ("searched", "corrected", "expanded", "filter", "dropped_filter", "intent", "probability", "creator", "creator_probability")
     SEARCHED_FIELD_NUMBER: _ClassVar[int]
     CORRECTED_FIELD_NUMBER: _ClassVar[int]
     EXPANDED_FIELD_NUMBER: _ClassVar[int]
@@ -226,6 +226,8 @@ class Understood(_message.Message):
     DROPPED_FILTER_FIELD_NUMBER: _ClassVar[int]
     INTENT_FIELD_NUMBER: _ClassVar[int]
     PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    CREATOR_FIELD_NUMBER: _ClassVar[int]
+    CREATOR_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     searched: str
     corrected: str
     expanded: _containers.RepeatedScalarFieldContainer[str]
@@ -233,7 +235,9 @@ class Understood(_message.Message):
     dropped_filter: str
     intent: _containers.RepeatedScalarFieldContainer[str]
     probability: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, searched: _Optional[str] = ..., corrected: _Optional[str] = ..., expanded: _Optional[_Iterable[str]] = ..., filter: _Optional[str] = ..., dropped_filter: _Optional[str] = ..., intent: _Optional[_Iterable[str]] = ..., probability: _Optional[_Iterable[float]] = ...) -> None: ...
+    creator: _containers.RepeatedScalarFieldContainer[str]
+    creator_probability: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, searched: _Optional[str] = ..., corrected: _Optional[str] = ..., expanded: _Optional[_Iterable[str]] = ..., filter: _Optional[str] = ..., dropped_filter: _Optional[str] = ..., intent: _Optional[_Iterable[str]] = ..., probability: _Optional[_Iterable[float]] = ..., creator: _Optional[_Iterable[str]] = ..., creator_probability: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Impression(_message.Message):
     __slots__ = ("request_id", "time_ms", "kind", "tenant", "surface", "user_id", "visitor_id", "session_id", "text", "size", "seed_item_ids", "exclude_item_ids", "rank_item_ids", "features", "history_item_key", "history_action_key", "history_time_ms", "filter", "live_hits", "shown_item_key", "filter_mode", "boosts", "hybrid", "order_by", "page", "query_options", "generation", "schema", "policy", "degraded", "stages", "skipped_sources", "experiment_arms", "labels", "catalog_seq", "understood", "item_id", "propensity", "utility", "slot_flags", "action_names", "probability", "source_names", "source_bits", "source_rank", "more", "slot_team", "query_row", "item_rows", "pair_rows", "eligible_item_key", "eligible_utility", "traffic", "shadow_of", "drafted", "variation")

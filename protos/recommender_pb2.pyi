@@ -377,7 +377,7 @@ class SearchRequest(_message.Message):
     def __init__(self, context: _Optional[_Union[Context, _Mapping]] = ..., request_id: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., filter: _Optional[str] = ..., filter_mode: _Optional[_Union[_impression_pb2.FilterMode, str]] = ..., policy: _Optional[_Union[PolicyOverrides, _Mapping]] = ..., boosts: _Optional[_Iterable[_Union[_impression_pb2.Boost, _Mapping]]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., return_fields: _Optional[_Iterable[str]] = ..., include_scores: _Optional[bool] = ..., columns: _Optional[bool] = ..., debug: _Optional[_Union[DebugLevel, str]] = ..., validate_only: _Optional[bool] = ..., no_log: _Optional[bool] = ..., labels: _Optional[_Mapping[str, str]] = ..., query: _Optional[str] = ..., facets: _Optional[_Iterable[_Union[FacetRequest, _Mapping]]] = ..., query_options: _Optional[_Union[_impression_pb2.QueryOptions, _Mapping]] = ..., hybrid: _Optional[_Union[_impression_pb2.HybridOptions, _Mapping]] = ..., order_by: _Optional[str] = ...) -> None: ...
 
 class SearchResponse(_message.Message):
-    __slots__ = ("request_id", "attribution_token", "items", "columns", "next_page_token", "generation", "experiment_arms", "degradation", "policy", "missing_ids", "trace", "facets", "total_size", "corrected_query", "expanded_query", "redirect_uri", "extracted_filter", "dropped_filter", "intent")
+    __slots__ = ("request_id", "attribution_token", "items", "columns", "next_page_token", "generation", "experiment_arms", "degradation", "policy", "missing_ids", "trace", "facets", "total_size", "corrected_query", "expanded_query", "redirect_uri", "extracted_filter", "dropped_filter", "intent", "creator_intent")
     class ExperimentArmsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -386,6 +386,13 @@ class SearchResponse(_message.Message):
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     class IntentEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class CreatorIntentEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -411,6 +418,7 @@ class SearchResponse(_message.Message):
     EXTRACTED_FILTER_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FILTER_FIELD_NUMBER: _ClassVar[int]
     INTENT_FIELD_NUMBER: _ClassVar[int]
+    CREATOR_INTENT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     attribution_token: str
     items: _containers.RepeatedCompositeFieldContainer[Item]
@@ -430,7 +438,8 @@ class SearchResponse(_message.Message):
     extracted_filter: str
     dropped_filter: str
     intent: _containers.ScalarMap[str, float]
-    def __init__(self, request_id: _Optional[str] = ..., attribution_token: _Optional[str] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., columns: _Optional[_Union[Columns, _Mapping]] = ..., next_page_token: _Optional[str] = ..., generation: _Optional[str] = ..., experiment_arms: _Optional[_Mapping[str, str]] = ..., degradation: _Optional[_Union[Degradation, _Mapping]] = ..., policy: _Optional[_Union[_impression_pb2.Policy, _Mapping]] = ..., missing_ids: _Optional[_Iterable[str]] = ..., trace: _Optional[_Union[Trace, _Mapping]] = ..., facets: _Optional[_Iterable[_Union[Facet, _Mapping]]] = ..., total_size: _Optional[int] = ..., corrected_query: _Optional[str] = ..., expanded_query: _Optional[str] = ..., redirect_uri: _Optional[str] = ..., extracted_filter: _Optional[str] = ..., dropped_filter: _Optional[str] = ..., intent: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    creator_intent: _containers.ScalarMap[str, float]
+    def __init__(self, request_id: _Optional[str] = ..., attribution_token: _Optional[str] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., columns: _Optional[_Union[Columns, _Mapping]] = ..., next_page_token: _Optional[str] = ..., generation: _Optional[str] = ..., experiment_arms: _Optional[_Mapping[str, str]] = ..., degradation: _Optional[_Union[Degradation, _Mapping]] = ..., policy: _Optional[_Union[_impression_pb2.Policy, _Mapping]] = ..., missing_ids: _Optional[_Iterable[str]] = ..., trace: _Optional[_Union[Trace, _Mapping]] = ..., facets: _Optional[_Iterable[_Union[Facet, _Mapping]]] = ..., total_size: _Optional[int] = ..., corrected_query: _Optional[str] = ..., expanded_query: _Optional[str] = ..., redirect_uri: _Optional[str] = ..., extracted_filter: _Optional[str] = ..., dropped_filter: _Optional[str] = ..., intent: _Optional[_Mapping[str, float]] = ..., creator_intent: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class RankRequest(_message.Message):
     __slots__ = ("context", "request_id", "page_size", "page_token", "filter", "filter_mode", "policy", "boosts", "exclude_item_ids", "return_fields", "include_scores", "columns", "debug", "validate_only", "no_log", "labels", "item_ids", "query")

@@ -56,6 +56,7 @@ class ShownSlate:
     extracted_filter: str = ""
     dropped_filter: str = ""
     intent: Mapping[str, float] = field(default_factory=dict)
+    creator_intent: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +214,8 @@ def _of_search(response: recommender_pb2.SearchResponse) -> dict[str, Any]:
     names = ("total_size", "corrected_query", "expanded_query", "extracted_filter", "dropped_filter")
     facets = {facet.field: {each.value: each.count for each in facet.values} for facet in response.facets}
     told = {name: getattr(response, name) for name in names}
-    return told | {"facets": facets, "intent": dict(response.intent)}
+    of = {name: dict(getattr(response, name)) for name in ("intent", "creator_intent")}
+    return told | {"facets": facets, **of}
 
 
 def lines_of(response: recommender_pb2.SuggestResponse) -> tuple[SuggestedLine, ...]:

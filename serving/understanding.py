@@ -52,7 +52,7 @@ def both(one: str, other: str) -> str:
 
 def message(made: Understood) -> impression_pb2.Understood:
     """As the impression holds it; empty where there is nothing to tell."""
-    if not (made.corrected or made.expanded or made.filter or made.dropped_filter or made.intent):
+    if not (made.corrected or made.expanded or made.filter or made.dropped_filter or made.intent or made.creators):
         return impression_pb2.Understood()
     return impression_pb2.Understood(
         searched=made.text,
@@ -62,6 +62,8 @@ def message(made: Understood) -> impression_pb2.Understood:
         dropped_filter=made.dropped_filter,
         intent=[category for category, _ in made.intent],
         probability=[probability for _, probability in made.intent],
+        creator=[creator for creator, _ in made.creators],
+        creator_probability=[probability for _, probability in made.creators],
     )
 
 
@@ -73,6 +75,7 @@ def tell(response: recommender_pb2.SearchResponse, logged: Impression) -> None:
     response.extracted_filter = made.filter
     response.dropped_filter = made.dropped_filter
     response.intent.update(zip(made.intent, made.probability, strict=True))
+    response.creator_intent.update(zip(made.creator, made.creator_probability, strict=True))
 
 
 def _leaves_something(condition: str, generation: Generation) -> bool:

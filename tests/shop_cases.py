@@ -26,6 +26,7 @@ GOODS = [
     ("Ceiling Fan", "Light", None, 150.0),
     ("Hidden Lamp", "Light", None, 20.0),
 ]
+CREATORS = (*("Velour", "Velour", "Nook", "Nook"), *("Terry", "Terry", "unknown"), "unknown", *("Glow", "Lumen") * 2)
 HIDDEN = 11
 TYPED: Mapping[str, tuple[int, Mapping[int, int]]] = {
     "sofa": (40, {0: 12, 1: 10, 2: 8, 3: 6}),
@@ -60,17 +61,17 @@ def shop_table() -> FeatureTable:
 def shop(table: FeatureTable) -> Items:
     titles, categories, colours, prices = map(list, zip(*GOODS, strict=True))
     ids = [f"g{n}" for n in range(len(GOODS))]
-    creators = ["maker"] * len(GOODS)
     columns = {"color": colours, "price": prices}
     return Items.of(
         ids=ids,
         titles=titles,
-        row_I=item_rows(table, ids=ids, categories=categories, creators=creators, titles=titles, columns=columns),
+        row_I=item_rows(table, ids=ids, categories=categories, creators=CREATORS, titles=titles, columns=columns),
         published_ms=np.full(len(GOODS), NOW_MS - 1),
         available=np.arange(len(GOODS)) != HIDDEN,
         popularity=np.arange(len(GOODS), 0, -1).astype(np.float32),
         embedding_ID=np.eye(len(GOODS), 4, dtype=np.float32),
-        attributes=item_attributes(table, categories=categories, creators=creators, columns=columns),
+        attributes=item_attributes(table, categories=categories, creators=CREATORS, columns=columns),
+        texts={*categories, *CREATORS, *COLOURS},
     )
 
 

@@ -24,7 +24,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from candidate_gen.counts import Spans
-from candidate_gen.search_text import FIELDS, field_order
+from candidate_gen.search_text import FIELDS, UNKNOWN, field_order
 from candidate_gen.text import words
 from index.lexical import FIELD_END
 
@@ -69,8 +69,6 @@ EVENT_SCHEMA = pl.Schema(
 )
 DEFAULT_WEIGHTS = {"click": 1.0, "like": 2.0, "hide": -2.0}
 """Utility of an action where a data set says nothing else; 1 for names that are not here."""
-UNKNOWN = "unknown"
-"""The category or creator of an item whose own is not known."""
 SYNTHETIC = "synthetic"
 """How request ids of made-up impressions begin: fit to train a ranker, never to estimate a policy's value."""
 _DAY_MS = 86_400_000

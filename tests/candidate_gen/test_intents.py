@@ -18,7 +18,7 @@ def samples(count: int, *, noise: float = 0.2, seed: int = 0) -> list[Sample]:
 
 
 def test_words_mean_the_category_of_what_was_taken() -> None:
-    intents = Intents.of(samples(800), categories=5)
+    intents = Intents.of(samples(800), values=5)
     p_C = intents.probabilities(["w2"])
     assert p_C is not None
     assert p_C.argmax() == 2
@@ -27,17 +27,17 @@ def test_words_mean_the_category_of_what_was_taken() -> None:
 
 
 def test_words_that_say_the_same_thing_three_times_do_not_make_it_surer_than_it_is() -> None:
-    intents = Intents.of(samples(2000), categories=5)
+    intents = Intents.of(samples(2000), values=5)
     assert intents.quality["ece"] < 0.05
     assert intents.sharpness < 1, "naive Bayes would believe all three"
 
 
 def test_unknown_words_mean_nothing() -> None:
-    intents = Intents.of(samples(50), categories=5)
+    intents = Intents.of(samples(50), values=5)
     assert intents.probabilities(["never"]) is None
     assert intents.probabilities([]) is None
 
 
 def test_without_texts_nothing_is_known() -> None:
-    assert Intents.of([], categories=3).probabilities(["a"]) is None
-    assert Intents.of([(["a"], 1, 1.0)], categories=3).probabilities(["a"]) is not None
+    assert Intents.of([], values=3).probabilities(["a"]) is None
+    assert Intents.of([(["a"], 1, 1.0)], values=3).probabilities(["a"]) is not None

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from retrieval_cases import NOW_MS, ExhaustiveSearch, catalogue, hydrated, rows, unit_vectors
 
 from candidate_gen.activity import POPULARITY
+from candidate_gen.intents import Meant
 from candidate_gen.sources import SOURCES, Ann, AsUnderstood, Fresh, Lexical, Popular, SimilarToRecent, Told
 from candidate_gen.types import HydratedQuery
 from candidate_gen.understanding import Understood
@@ -388,9 +389,7 @@ def test_asking_no_recent_item_is_refused() -> None:
 
 
 def test_what_a_query_means_beyond_its_words_is_worth_less_than_they_are_and_its_category_more() -> None:
-    items = replace(
-        ITEMS, row_I=np.array([(row, row % 2) for row in range(40)], [("item_id", "<i4"), ("category", "<i4")])
-    )
+    items = replace(ITEMS, attributes={"category": np.arange(40) % 2 + np.uint64(7)})
     source = AsUnderstood(Echo(), items)
     asked = hydrated(text="1 2")
     assert len(source.retrieve(asked, 9)) == 0, "nothing was understood"
@@ -398,9 +397,11 @@ def test_what_a_query_means_beyond_its_words_is_worth_less_than_they_are_and_its
     def hits(understood: Understood) -> Hits:
         return source.retrieve(replace(asked, query=replace(asked.query, understood=understood)), 9)
 
+    keys, chances = np.array([7, 8], np.uint64), np.array([0.0, 0.25, 0.75])
+    meant = Meant(attribute="category", key_V=keys, probability_C=chances)
     other = hits(Understood(text="1 2", searched=(("3 4", 0.5),)))
     assert other.row_K.tolist() == [3, 4]
     assert other.score_K.tolist() == [0.5, 0.5]
-    both = hits(Understood(text="1 2", searched=(("2 3", 0.5),), probability_C=np.array([0.25, 0.75])))
+    both = hits(Understood(text="1 2", searched=(("2 3", 0.5),), meant=(meant,)))
     assert dict(zip(both.row_K.tolist(), both.score_K.tolist(), strict=True)) == {1: 1.75, 2: 1.25, 3: 0.875}
     assert both.row_K.tolist() == [1, 2, 3]

@@ -1,8 +1,10 @@
 """A typed query is understood by what the catalogue and the log say, as far as it is asked for, and the same again."""
 
-from dataclasses import fields
+import json
+from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,8 +73,23 @@ def test_the_category_that_people_take_is_what_a_query_means() -> None:
     understood = SHOP.understand("couch", Steps())
     assert understood.intent[0][0] == "Living"
     assert understood.intent[0][1] > 0.5
-    assert understood.probability_C is not None
-    assert understood.probability_C.sum() == pytest.approx(1)
+    assert [each.attribute for each in understood.meant] == ["category", "creator"]
+    for each in understood.meant:
+        assert each.probability_C.sum() == pytest.approx(1)
+
+
+def test_the_creator_that_people_take_or_name_is_what_a_query_means() -> None:
+    lamp = SHOP.understand("lamp", Steps())
+    assert [name for name, _ in lamp.creators[:2]] == ["Glow", "Lumen"], "twenty took the one, ten the other"
+    assert SHOP.understand("lumen lamp", Steps(spelling="off")).creators[0][0] == "Lumen"
+    items = shop(TABLE)
+    for each in lamp.meant:
+        of_I = each.of(items, np.arange(len(items)))
+        assert of_I[8] == max(each.probability_C), "the ceiling lamp, of Glow"
+    assert lamp.meant[1].of(items, np.array([7, 9])).tolist() == [0, dict(lamp.creators)["Lumen"]]
+    other = replace(items, attributes={})
+    assert lamp.meant[1].of(other, np.arange(3)).tolist() == [0, 0, 0]
+    assert SHOP.understand("lamp", OFF).creators == ()
 
 
 @pytest.mark.parametrize("typed", ["cieling lamp under 50", "red couch", "towl"])
@@ -86,7 +103,7 @@ def test_what_is_off_changes_nothing_and_what_is_suggested_only_tells(typed: str
     assert told.text == typed
     assert not told.searched
     assert not told.is_filtered
-    assert told.probability_C is None
+    assert not told.meant
     assert told.corrected or told.expanded or told.filter
 
 
@@ -114,13 +131,24 @@ def test_what_is_stored_understands_the_same_and_is_known_by_its_fingerprint(tmp
     for typed in ("cieling lamp under 50", "red couch", "loveseat", "towel not red"):
         one, other = SHOP.understand(typed, Steps()), stored.understand(typed, Steps())
         assert one == other
-        assert (one.probability_C is None) == (other.probability_C is None)
-        if one.probability_C is not None and other.probability_C is not None:
-            assert one.probability_C.tobytes() == other.probability_C.tobytes()
+        assert [each.attribute for each in one.meant] == [each.attribute for each in other.meant]
+        for ours, theirs in zip(one.meant, other.meant, strict=True):
+            assert ours.probability_C.tobytes() == theirs.probability_C.tobytes()
+            assert ours.key_V.tobytes() == theirs.key_V.tobytes()
     (tmp_path / "synonyms.txt").write_text("a, b\n")
     tampered = Understanding.load(tmp_path)
     assert tampered is not None
     assert tampered.fingerprint != saved.fingerprint
+
+
+def test_what_knows_of_no_creators_is_refused(tmp_path: Path) -> None:
+    SHOP.save(tmp_path)
+    path = tmp_path / "understanding.json"
+    told = json.loads(path.read_text())
+    del told["creators"]
+    path.write_text(json.dumps(told))
+    with pytest.raises(ValueError, match="knows of no creators"):
+        Understanding.load(tmp_path)
 
 
 def test_a_generation_that_has_none_says_so(tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ def test_what_is_typed_is_logged_as_typed_and_what_was_understood_beside_it(site
     response = site.search("cieling lamp")
     assert response.corrected_query == "ceiling lamp"
     assert response.intent["Light"] > 0.5
+    assert max(response.creator_intent, key=response.creator_intent.__getitem__) == "Glow"
     assert "Ceiling Lamp 36-in." in titles(response)
     logged = site.logged(response)
     assert (logged.text, logged.understood.searched) == ("cieling lamp", "ceiling lamp")

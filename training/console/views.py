@@ -111,7 +111,11 @@ def _moved(position: int, before: int | None) -> str:
 
 def understanding(understood: Understood, text: str) -> list[tuple[str, str]]:
     """What was made of a typed query: name and words, only what there is to say."""
-    intent = [f"{name} {chance:.0%}" for name, chance in zip(understood.intent, understood.probability, strict=True)]
+    meant = zip(
+        (*understood.intent, *understood.creator),
+        (*understood.probability, *understood.creator_probability),
+        strict=True,
+    )
     searched = understood.searched or text
     told = {
         "typed": text,
@@ -120,7 +124,7 @@ def understanding(understood: Understood, text: str) -> list[tuple[str, str]]:
         "also for": ", ".join(understood.expanded),
         "only": understood.filter,
         "given up, nothing is": understood.dropped_filter,
-        "means": ", ".join(intent),
+        "means": ", ".join(f"{name} {chance:.0%}" for name, chance in meant),
     }
     return [(name, words) for name, words in told.items() if words]
 
