@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from candidate_gen.search_text import UNKNOWN
 from training.data import (
     DEFAULT_WEIGHTS,
     DESCRIPTION,
     IMPRESSION_SCHEMA,
     ITEM_SCHEMA,
-    UNKNOWN,
     Columns,
     DataError,
     Dataset,

@@ -8,13 +8,13 @@ from typing import Any
 import polars as pl
 
 from candidate_gen.counts import Spans
+from candidate_gen.search_text import UNKNOWN
 from training.data import (
     DEFAULT_WEIGHTS,
     DESCRIPTION,
     IMPRESSION_SCHEMA,
     ITEM_SCHEMA,
     STATE_SCHEMA,
-    UNKNOWN,
     USER_SCHEMA,
     DataError,
     Dataset,
