@@ -32,7 +32,8 @@ _MOST_VALUES = 4096
 """Of an attribute, those that most items have."""
 
 Sample = tuple[Sequence[str], int, float]
-"""The words of a text, what it belongs to, and how many texts it counts as."""
+"""The words of a text, what it belongs to (a value, or an item's row where values have no numbers yet), and how many
+texts it counts as."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +137,10 @@ class AttributeIntents:
     intents: Intents
 
     @classmethod
-    def of(cls, items: Items, attribute: str, samples: Iterable[tuple[Sequence[str], int, float]]) -> Self:
+    def of(cls, items: Items, attribute: str, samples: Iterable[Sample]) -> Self:
         """
         Args:
-            samples: the words of a text, the row of the item that it stands for, and how many texts it counts as.
+            samples: texts that belong to rows of items.
         """
         column = items.attributes.get(attribute)
         key_I = np.zeros(len(items), np.uint64) if column is None else np.asarray(column)
@@ -180,9 +181,9 @@ class AttributeIntents:
         """The values that are most likely meant, with their probabilities."""
         if meant is None:
             return ()
-        first = np.argsort(-meant.probability_C, kind="stable")[:most].tolist()
-        probability_C = meant.probability_C.tolist()
-        return tuple((self.names[c - 1], probability_C[c]) for c in first if c and probability_C[c] >= least)
+        likely_C = np.flatnonzero(meant.probability_C >= least)
+        first = likely_C[np.argsort(-meant.probability_C[likely_C], kind="stable")][:most].tolist()
+        return tuple((self.names[c - 1], float(meant.probability_C[c])) for c in first if c)
 
 
 def _codes(key_V: NDArray[np.uint64], key_N: NDArray[np.uint64]) -> NDArray[np.int64]:

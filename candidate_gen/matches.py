@@ -122,9 +122,7 @@ def value_counts(items: Items, name: str, row_M: NDArray[np.int64], *, limit: in
             value_M = numbers_of(items, name, row_M)
         except ValueError:
             raise ValueError(f"one of {', '.join([*sorted(items.attributes), PUBLISHED[0], POPULARITY])}") from None
-        return _most_frequent(
-            value_M[~np.isnan(value_M)], limit, lambda number_V: [f"{number:.15g}" for number in number_V]
-        )
+        return _most_frequent(value_M[~np.isnan(value_M)], limit, _written)
     if len(items) and not len(items.texts):
         raise ValueError(f"a number, for this generation does not know the texts of {name!r}; build the next one")
     key_M: NDArray[Any] = np.asarray(column[row_M])

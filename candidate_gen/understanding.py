@@ -17,7 +17,7 @@ import numpy as np
 
 from candidate_gen.conditions import Conditions
 from candidate_gen.features import FeatureTable
-from candidate_gen.intents import AttributeIntents, Meant
+from candidate_gen.intents import AttributeIntents, Meant, Sample
 from candidate_gen.items import Items
 from candidate_gen.query_log import QueryLog
 from candidate_gen.spelling import SPELLING_FILES, Spelling
@@ -216,14 +216,14 @@ def _known(log: QueryLog, split_Q: Sequence[Sequence[str]]) -> dict[str, int]:
     return {word: count for word, count in people.items() if count >= _KNOWN_TO}
 
 
-def _typed(items: Items, log: QueryLog, split_Q: Sequence[Sequence[str]]) -> list[tuple[Sequence[str], int, float]]:
+def _typed(items: Items, log: QueryLog, split_Q: Sequence[Sequence[str]]) -> list[Sample]:
     """Queries with the items that were taken, and by how many."""
     row_T = items.ids.rows(log.taken_C["item_key"])
     taken = zip(log.taken_C.tolist(), row_T.tolist(), strict=True)
     return [(split_Q[query], row, float(people)) for (query, _, people), row in taken if row >= 0]
 
 
-def _named(items: Items, attribute: str) -> list[tuple[Sequence[str], int, float]]:
+def _named(items: Items, attribute: str) -> list[Sample]:
     """Names of an attribute's values, each with an item that has it, and how many have."""
     column = items.attributes.get(attribute)
     if column is None:

@@ -16,6 +16,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from index.columns import frozen
 from index.prefetch import LINE_BYTES, prefetch
 
 _EVERY_ROW = np.zeros(0, np.uint8)
@@ -64,9 +65,9 @@ class ScannedLists:
     nominates: ClassVar[bool] = False
 
     def __init__(self, lists: _Lists, vector_ID: NDArray[np.float32], length_I: NDArray[np.float32] | None) -> None:
-        self._lists = _Lists(*[_frozen(array) for array in lists])
-        self._vector_ID = _frozen(vector_ID)
-        self._inverse_I = _NOTHING if length_I is None else _frozen(1 / length_I)
+        self._lists = _Lists(*[frozen(np.ascontiguousarray(array)) for array in lists])
+        self._vector_ID = frozen(np.ascontiguousarray(vector_ID))
+        self._inverse_I = _NOTHING if length_I is None else frozen(1 / length_I)
         self.nlist = len(lists.centroid_CD)
 
     @classmethod
@@ -232,14 +233,6 @@ class ScannedLists:
 
 def _path(folder: Path, name: str) -> Path:
     return folder / f"lists.{name}.npy"
-
-
-def _frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """A plain read-only view, so that one compiled version serves mapped and made arrays."""
-    view = np.ascontiguousarray(array).view(np.ndarray)
-    view = view[...]
-    view.flags.writeable = False
-    return view
 
 
 def _coded(vector_ID: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

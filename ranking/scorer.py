@@ -241,7 +241,7 @@ def _feature_rows_of_many(
     """The same of many queries without a text, one query's candidates after the other's."""
     query_N = np.repeat(np.arange(len(hydrated)), [len(each) for each in candidates])
     row_N, names = np.concatenate([each.row_N for each in candidates]), candidates[0].source_names
-    item_row_N, vector_ND = taken(items.row_I, row_N), items.embedding_ID[row_N]
+    item_row_N, vector_ND = taken(items.row_I, row_N), taken(items.embedding_ID, row_N)
     # Products of one query each: their bits may depend on how many rows there are.
     tower_score_N, start = np.empty(len(row_N), np.float32), 0
     for asked, own in zip(hydrated, candidates, strict=True):

@@ -173,7 +173,7 @@ def build_index(
     if settings.shards > 1 and len(items):
         # A small catalogue may leave a shard without an item; numbers must have no gap.
         _, shard_I = np.unique(keys64(items.ids.ids) % np.uint64(settings.shards), return_inverse=True)
-        building = partial(built_by, engine)
+        building = map if engine == HERE else partial(built_by, engine)
         index = ShardedIndex.build(
             vector_ID, shard_I=shard_I, towers=towers, query_BD=query_BD, building=building, **told
         )
