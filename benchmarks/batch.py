@@ -23,11 +23,11 @@ from candidate_gen.types import Query
 from index.strings import keys64
 from protos.impression_pb2 import Variation
 from serving.blocks import BlockPipeline
+from serving.experiments.variants import varied
 from serving.fan_out import FanOut
 from serving.generation import Generation, action_key
 from serving.live import Live
-from serving.state import KEPT_EVENTS
-from serving.variants import varied
+from serving.state.user_state import KEPT_EVENTS
 from training.batch_slates import BatchSettings, recommend
 
 _TOGETHER, _ALONE = 256, 32

@@ -17,13 +17,13 @@ from serving.events import EventsService
 from serving.generation import Generation
 from serving.generations import Generations
 from serving.live import Live
-from serving.log import ImpressionLog
+from serving.log.impression_log import ImpressionLog
+from serving.observability.telemetry import Telemetry
 from serving.records import Event, ItemEntry
-from serving.replies import Answered
 from serving.service import RecommenderService
 from serving.settings import ServiceSettings
-from serving.state import Claim, Recalled, UserEvent, Wanted
-from serving.telemetry import Telemetry
+from serving.state.replies import Answered
+from serving.state.user_state import Claim, Recalled, UserEvent, Wanted
 from training.served import ServedLog
 from training.world import World, WorldRequest
 

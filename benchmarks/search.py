@@ -28,7 +28,7 @@ from index.lexical import LexicalIndex
 from ranking.scorer import RankerScorer
 from serving.client import CascadeClient
 from serving.generation import Generation
-from serving.local_redis import LocalRedis
+from serving.state.local_redis import LocalRedis
 from training.server_process import server_process
 from training.world import World
 

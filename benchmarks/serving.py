@@ -39,8 +39,8 @@ from policy.selector import SlatePolicy
 from protos.admin_pb2 import GetStatusResponse
 from protos.recommender_pb2 import RecommendResponse
 from serving.generation import Generation
-from serving.local_redis import LocalRedis
-from serving.state import UserState, Wanted
+from serving.state.local_redis import LocalRedis
+from serving.state.user_state import UserState, Wanted
 from training.impression_log import read_impressions
 from training.materialise import materialise
 from training.server_process import server_process

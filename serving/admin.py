@@ -10,14 +10,14 @@ from index.generations import Activation, CorruptGeneration, Manifest, UnknownGe
 from policy.rules import RulesInForce
 from protos import admin_pb2
 from serving import codec
-from serving.arms import Experiments
 from serving.clock import now_ms
+from serving.experiments.arms import Experiments
 from serving.generation import Generation, GenerationMismatch
 from serving.generations import Generations
-from serving.log import CorruptLog
+from serving.log.impression_log import CorruptLog
+from serving.observability.telemetry import Reading, Telemetry
 from serving.rpc import StaleRules, Unavailable, handlers
 from serving.rules import rule_book
-from serving.telemetry import Reading, Telemetry
 
 _TOLD = 50
 """Lines of the store's audit log."""

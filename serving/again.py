@@ -13,14 +13,14 @@ import numpy as np
 from candidate_gen.types import Query
 from protos.impression_pb2 import Impression
 from serving.answers import columns_of, policy_of, record, understood_of
-from serving.catalog_log import CatalogLog
 from serving.codec import query_of
-from serving.drafting import drafted
+from serving.experiments.drafting import drafted
+from serving.experiments.variants import varied
 from serving.generation import Generation
 from serving.generations import Generations
+from serving.log.catalog_log import CatalogLog
 from serving.paging import QUESTION
 from serving.pipeline import Answer
-from serving.variants import varied
 
 _ASKED = (
     "request_id",

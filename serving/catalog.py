@@ -33,16 +33,16 @@ from protos.catalog_pb2 import (
 )
 from serving import codec
 from serving.admission import Admission
-from serving.catalog_log import Change
 from serving.changes import PRICE, defaulted, embedded_badly, held, values_of
 from serving.clock import now_ms
 from serving.codec import InvalidRequest
 from serving.generation import Generation
+from serving.log.catalog_log import Change
+from serving.observability.telemetry import Telemetry
 from serving.parts import deadline
-from serving.redis_store import StateUnavailable
 from serving.rpc import CatalogFull, Unavailable, handlers
 from serving.settings import ServiceSettings
-from serving.telemetry import Telemetry
+from serving.state.redis_store import StateUnavailable
 
 MAX_ENTRIES = 1000
 MAX_DESCRIPTION_CHARS = 10_000

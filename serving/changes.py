@@ -29,7 +29,7 @@ from protos.catalog_pb2 import (
     PatchItemsRequest,
     UpsertItemsRequest,
 )
-from serving.catalog_log import Change, Entry
+from serving.log.catalog_log import Change, Entry
 
 PRICE = "price"
 """The declared item column that the field of this name stands for."""

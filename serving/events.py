@@ -13,12 +13,12 @@ from serving import codec
 from serving.admission import Admission
 from serving.generation import action_key
 from serving.live import Live
-from serving.log import LogUnavailable, Status
+from serving.log.impression_log import LogUnavailable, Status
+from serving.observability.telemetry import Telemetry
 from serving.parts import Log, State, deadline, server_time_ms, warn
 from serving.rpc import Unavailable, handlers
 from serving.settings import ServiceSettings
-from serving.state import UserEvent
-from serving.telemetry import Telemetry
+from serving.state.user_state import UserEvent
 
 LATE_MS = 86_400_000
 """An outcome older than a day is logged but changes nobody's state."""

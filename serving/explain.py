@@ -22,9 +22,9 @@ from protos.impression_pb2 import FeatureValue, Impression
 from protos.recommender_pb2 import ExplainResponse, Explanation, PastEvent, RecommendRequest, RecommendResponse
 from serving.again import ask_again, first_difference
 from serving.answers import respond, trace_of
+from serving.experiments.variants import changeable
 from serving.generation import Generation
 from serving.pipeline import Answer
-from serving.variants import changeable
 
 _RIVALS = 3
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import grpc
 
 from serving.admission import Admission, Overloaded
-from serving.telemetry import Telemetry
+from serving.observability.telemetry import Telemetry
 
 _Made = TypeVar("_Made")
 

@@ -49,9 +49,9 @@ from ranking.rankers import AnyScorer, load_scorer
 from ranking.scorer import RankerScorer, RetrievalOrder
 from serving.breaker import Watch
 from serving.canaries import NOT_OF_A_CANARY, Unfit, canaries, check_answers, check_recall
-from serving.catalog_log import FILE, CatalogLog, Entry
 from serving.changes import changed
 from serving.hydration import hydration
+from serving.log.catalog_log import FILE, CatalogLog, Entry
 from serving.pipeline import RANKER, Filter, Pipeline, nothing_pinned
 from serving.profiles import Profiles
 from serving.retrieval import RetrievalSettings, chosen, fan_out, grown, mixed

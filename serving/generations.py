@@ -6,11 +6,11 @@ from contextlib import suppress
 
 from index.generations import GenerationStore
 from index.placement import Placement
-from serving.catalog_log import FILE, CatalogLog, Change, Entry, StaleHead, UnknownChange
 from serving.clock import now_ms
 from serving.generation import Generation
 from serving.kept import Kept
-from serving.log import CorruptLog, LogUnavailable
+from serving.log.catalog_log import FILE, CatalogLog, Change, Entry, StaleHead, UnknownChange
+from serving.log.impression_log import CorruptLog, LogUnavailable
 
 _ADMIN_PORT = "the admin port"
 """Who activates and rolls back here, for the audit log of the store."""

@@ -1,7 +1,7 @@
 """Who answers a page after the first."""
 
 from protos.impression_pb2 import Impression
-from serving.experiments import NOBODY, Plan
+from serving.experiments.assignment import NOBODY, Plan
 from serving.generation import Generation
 from serving.parts import ActiveGeneration
 from serving.rpc import StalePage

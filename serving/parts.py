@@ -9,14 +9,14 @@ from typing import Protocol
 import grpc
 
 from protos.impression_pb2 import Impression, Outcome
-from serving.catalog_log import UnknownChange
 from serving.clock import now_ms
 from serving.generation import Generation
-from serving.log import CorruptLog, LogUnavailable, Status
-from serving.redis_store import LeftAlone, StateUnavailable
-from serving.replies import Answered
+from serving.log.catalog_log import UnknownChange
+from serving.log.impression_log import CorruptLog, LogUnavailable, Status
 from serving.settings import ServiceSettings
-from serving.state import Claim, Recalled, UserEvent, Wanted
+from serving.state.redis_store import LeftAlone, StateUnavailable
+from serving.state.replies import Answered
+from serving.state.user_state import Claim, Recalled, UserEvent, Wanted
 
 _LOGGER = logging.getLogger("cascade.serving")
 _FOR_EVER_S = 86_400.0

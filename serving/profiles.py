@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from candidate_gen.features import FeatureTable
 from index.strings import IdMap
 from protos.catalog_pb2 import CatalogUser, ForgetUserRequest, UpsertUsersRequest
-from serving.catalog_log import Entry, forgotten_in
 from serving.changes import values_of
+from serving.log.catalog_log import Entry, forgotten_in
 
 NEVER_MS = -(1 << 62)
 

@@ -15,12 +15,12 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from index.generations import CorruptGeneration, StaleExpected, UnknownGeneration
 from serving.admission import CallerGone, DeadlinePassed, Overloaded
-from serving.catalog_log import UnknownChange
 from serving.codec import InvalidRequest, Unsupported
+from serving.experiments.traffic import StaleTraffic
 from serving.generation import GenerationMismatch
-from serving.log import CorruptLog, LogUnavailable
-from serving.telemetry import Call, Telemetry
-from serving.traffic import StaleTraffic
+from serving.log.catalog_log import UnknownChange
+from serving.log.impression_log import CorruptLog, LogUnavailable
+from serving.observability.telemetry import Call, Telemetry
 
 Method = Callable[[bytes, grpc.ServicerContext], bytes]
 StreamMethod = Callable[[Iterator[bytes], grpc.ServicerContext], bytes]

@@ -7,7 +7,7 @@ from candidate_gen.predicates import Attributes
 from policy.rules import Rule, RuleBook, RuleKind, RulesInForce
 from protos import admin_pb2
 from protos.admin_pb2 import PutRulesRequest
-from serving.catalog_log import Entry, UnknownChange
+from serving.log.catalog_log import Entry, UnknownChange
 
 MAX_RULES = 1000
 MAX_NAMES = 100

@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn, get_args
 
 import grpc
 
-from serving.telemetry import Telemetry
+from serving.observability.telemetry import Telemetry
 
 Role = Literal["read", "events", "catalog", "debug", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)

@@ -22,31 +22,31 @@ from grpc_reflection.v1alpha import reflection
 
 from index.generations import GenerationStore
 from protos import admin_pb2, catalog_pb2, events_pb2, recommender_pb2
-from serving import standing
 from serving.admin import AdminService
 from serving.again import Past
-from serving.arms import Experiments
-from serving.canary import CanaryWatch
 from serving.catalog import CatalogService
 from serving.clock import now_ms
 from serving.events import EventsService
-from serving.exchange import EventExchange
+from serving.experiments.arms import Experiments
+from serving.experiments.canary import CanaryWatch
+from serving.experiments.shadow import ShadowRunner
+from serving.experiments.traffic import TrafficRouter
 from serving.gate import Gate
 from serving.generation import Generation
 from serving.generations import Generations
 from serving.health import HealthService
 from serving.live import Live
-from serving.log import ImpressionLog
-from serving.log_lines import SlowCalls
-from serving.metrics import MetricsEndpoint
+from serving.log.impression_log import ImpressionLog
+from serving.observability import standing
+from serving.observability.log_lines import SlowCalls
+from serving.observability.metrics import MetricsEndpoint
+from serving.observability.telemetry import Telemetry
 from serving.parts import Log, State, warn
 from serving.security import Doorkeeper, Tokens, server_credentials
 from serving.service import RecommenderService
 from serving.settings import ServerSettings
-from serving.shadow import ShadowRunner
-from serving.state import UserState
-from serving.telemetry import Telemetry
-from serving.traffic import TrafficRouter
+from serving.state.exchange import EventExchange
+from serving.state.user_state import UserState
 
 LIVE = "live"
 """Health name of liveness: SERVING until the server is told to stop, as that of Admin. All others tell whether a slate
@@ -322,7 +322,7 @@ def serve(settings: ServerSettings, *, on_ready: Callable[[Address], None]) -> N
         if state is not None:
             server.telemetry.readers.append(lambda: standing.of_user_state(state, server.live))
         if settings.traces:
-            from serving.tracing import Spans, otlp
+            from serving.observability.tracing import Spans, otlp
 
             spans = Spans(otlp(settings.traces), share=settings.traces_share)
             stack.callback(spans.close)

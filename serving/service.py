@@ -17,24 +17,24 @@ from protos.impression_pb2 import Degraded, Impression
 from serving import answers, codec
 from serving import suggest as suggestions
 from serving.admission import Admission, CallerGone, DeadlinePassed, Turn
-from serving.arms import Experiments
 from serving.canaries import FAULTS, check_answers
-from serving.catalog_log import UnknownChange
-from serving.experiments import NOBODY, Plan
+from serving.experiments.arms import Experiments
+from serving.experiments.assignment import NOBODY, Plan
+from serving.experiments.variants import without_chance
 from serving.found import check_request
 from serving.generation import Generation, GenerationMismatch
 from serving.live import Live
-from serving.log import CorruptLog, LogUnavailable
+from serving.log.catalog_log import UnknownChange
+from serving.log.impression_log import CorruptLog, LogUnavailable
+from serving.observability.telemetry import Telemetry, current_call
 from serving.page_answering import answering_page
 from serving.parts import ActiveGeneration, Log, State, deadline, new_request_id, server_time_ms, warn
 from serving.pipeline import Answer, Trace
-from serving.redis_store import StateUnavailable
-from serving.replies import Answered, Replies, other_question
 from serving.rpc import Unavailable, UnknownRequest, handlers
 from serving.settings import ServiceSettings
-from serving.state import LEASE_S, Claim, ClaimedElsewhere, Recalled, Wanted
-from serving.telemetry import Telemetry, current_call
-from serving.variants import without_chance
+from serving.state.redis_store import StateUnavailable
+from serving.state.replies import Answered, Replies, other_question
+from serving.state.user_state import LEASE_S, Claim, ClaimedElsewhere, Recalled, Wanted
 from serving.what_if import explained
 
 _REHEARSAL_S = 10.0

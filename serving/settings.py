@@ -7,8 +7,8 @@ from typing import Literal, get_args
 from urllib.parse import urlsplit
 
 from index.placement import Placement
-from serving.log import Durability
-from serving.log_lines import LogFormat
+from serving.log.impression_log import Durability
+from serving.observability.log_lines import LogFormat
 from serving.security import SecuritySettings, masked
 
 Clock = Literal["system", "request"]

@@ -12,7 +12,7 @@ from serving.again import recorded_again
 from serving.codec import InvalidRequest, Unsupported, copied
 from serving.explain import explain
 from serving.generation import Generation, GenerationMismatch
-from serving.log import CorruptLog
+from serving.log.impression_log import CorruptLog
 
 
 class InvalidWhatIf(InvalidRequest):

@@ -15,12 +15,12 @@ from ranking.model import RankerShape
 from serving.client import CascadeClient
 from serving.generation import Generation
 from serving.generations import Generations
-from serving.local_redis import LocalRedis
-from serving.log import ImpressionLog
+from serving.log.impression_log import ImpressionLog
 from serving.retrieval import RetrievalSettings
 from serving.server import Server
 from serving.settings import ServerSettings, ServiceSettings
-from serving.state import UserState
+from serving.state.local_redis import LocalRedis
+from serving.state.user_state import UserState
 from training import cycle
 from training.cycle import CycleSettings
 from training.data import Dataset

@@ -53,8 +53,8 @@ HOMES = {
     "rapidfuzz": ("candidate_gen/spelling.py",),
     "tokenizers": ("candidate_gen/sentence_encoder.py",),
     "torch": ("candidate_gen/", "ranking/", "serving/", "training/"),
-    "prometheus_client": ("serving/metrics.py", "training/monitoring/gauges.py"),
-    "opentelemetry": ("serving/tracing.py",),
+    "prometheus_client": ("serving/observability/metrics.py", "training/monitoring/gauges.py"),
+    "opentelemetry": ("serving/observability/tracing.py",),
     "protos": ("serving/", "training/"),
 }
 VAGUE = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from index.generations import GenerationStore
-from serving.log import ImpressionLog
+from serving.log.impression_log import ImpressionLog
 from training import cli
 
 GOOD: Mapping[str, Sequence[Any]] = {

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import closed_loop
 from benchmarks.closed_loop import ARMS, CHANCES, LABELS, PAGE, QUICK, REFERENCES, Scale, results, tables
 from benchmarks.in_process import Histories
-from serving.state import UserEvent, Wanted
+from serving.state.user_state import UserEvent, Wanted
 from training import drawing, plots
 from training.world import DAY_MS
 

@@ -42,7 +42,7 @@ from pathlib import Path
 import pytest
 from index.generations import GenerationStore
 from serving.server import serve
-from serving.local_redis import LocalRedis
+from serving.state.local_redis import LocalRedis
 from serving_cases import NOW_MS, load_fakes, publish, settings
 
 folder = Path(sys.argv[1])

@@ -23,8 +23,8 @@ from google.protobuf.message import DecodeError, Message
 
 from index.on_disk import sync
 from protos.impression_pb2 import Impression, Kind, Outcome
-from serving.log import CorruptLog
-from serving.spool import Row, Table, checksum
+from serving.log.impression_log import CorruptLog
+from serving.log.spool import Row, Table, checksum
 from training.durable import appearing
 
 MANIFEST = "manifest.json"

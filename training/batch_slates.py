@@ -31,13 +31,13 @@ from index.generations import GenerationStore
 from index.strings import StringColumn, keys64
 from protos.impression_pb2 import Variation
 from serving.blocks import BlockPipeline
-from serving.catalog_log import FILE, CatalogLog
+from serving.experiments.variants import varied
 from serving.fan_out import FanOut
 from serving.generation import Generation, action_key
 from serving.live import Live
+from serving.log.catalog_log import FILE, CatalogLog
 from serving.pipeline import Answer
-from serving.state import KEPT_EVENTS
-from serving.variants import varied
+from serving.state.user_state import KEPT_EVENTS
 from training import passes
 from training.durable import appearing
 from training.impression_log import Segment

@@ -15,9 +15,9 @@ from protos.catalog_pb2 import (
     UpsertItemsRequest,
     UpsertUsersRequest,
 )
-from serving.catalog_log import CatalogLog, Entry, forgotten_in
 from serving.changes import values_of
-from serving.log import CorruptLog
+from serving.log.catalog_log import CatalogLog, Entry, forgotten_in
+from serving.log.impression_log import CorruptLog
 from training.data import DESCRIPTION, USER_SCHEMA, Columns, Dataset
 
 Row = dict[str, Any]

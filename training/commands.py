@@ -20,8 +20,8 @@ from training.cli import LATEST, REPORTS
 from training.findings import utc
 
 if TYPE_CHECKING:
-    from serving.channels import Access
     from serving.client import CascadeClient, ShownSlate
+    from serving.client.channels import Access
     from serving.server import Address
 
 _DEADLINE_S = 10.0
@@ -118,10 +118,10 @@ def serve(given: Namespace) -> None:
         print(configuration.as_yaml("serve", given.options), end="")
         return
     from serving.front import serve as serve_until_stopped
-    from serving.local_redis import LocalRedis
-    from serving.log_lines import say
+    from serving.observability.log_lines import say
     from serving.settings import ServerSettings
-    from serving.state import UserState
+    from serving.state.local_redis import LocalRedis
+    from serving.state.user_state import UserState
 
     settings: ServerSettings = configuration.settings("serve", given.options)
     say(settings.log_format)
@@ -197,7 +197,7 @@ def _call_status(given: Namespace, client: "CascadeClient") -> None:
 
 
 def _call_ready(given: Namespace) -> None:
-    from serving.probe import is_serving
+    from serving.client.probe import is_serving
 
     with _server(given) as (target, _, _):
         if not is_serving(target, given.service, access=_access(given)):
@@ -300,7 +300,7 @@ def generations(given: Namespace) -> None:
     """Look after a store."""
     from index.generations import GenerationStore
     from serving.clock import now_ms
-    from serving.traffic import generations_named
+    from serving.experiments.traffic import generations_named
 
     if not given.store.is_dir():
         raise ValueError(f"{given.store} is no store of generations; name one with --store")
@@ -392,7 +392,7 @@ def _announce(address: "Address") -> None:
 
 
 def _access(given: Namespace) -> "Access":
-    from serving.channels import Access
+    from serving.client.channels import Access
 
     token = given.token_file.read_text().strip() if given.token_file else ""
     return Access(ca=given.ca, certificate=given.certificate, key=given.key, token=token)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from protos.impression_pb2 import Impression, Outcome
-from serving.log import SPOOLS, CorruptLog, LogUnavailable
-from serving.spool import OPEN, TABLES, Spool, Table, is_written, paths
+from serving.log.impression_log import SPOOLS, CorruptLog, LogUnavailable
+from serving.log.spool import OPEN, TABLES, Spool, Table, is_written, paths
 from training.archive import (
     Manifest,
     Part,

@@ -32,7 +32,7 @@ from ranking.inference import Precision, checked_precision
 from ranking.model import Ranker
 from ranking.rankers import AnyRanker, AnyScorer, bound, load_scorer
 from ranking.scorer import RankerScorer
-from serving.catalog_log import Entry, forgotten_in
+from serving.log.catalog_log import Entry, forgotten_in
 from serving.retrieval import RetrievalSettings
 from training.activity import activity, segment_column
 from training.catalogue import folded, with_users

@@ -19,12 +19,12 @@ from rich.console import Console
 
 from index.generations import GenerationStore
 from protos.impression_pb2 import Impression
-from serving.catalog_log import FILE, CatalogLog
 from serving.client import CascadeClient
 from serving.codec import query_of
 from serving.generation import Generation
-from serving.local_redis import LocalRedis
-from serving.state import UserState
+from serving.log.catalog_log import FILE, CatalogLog
+from serving.state.local_redis import LocalRedis
+from serving.state.user_state import UserState
 from training import cycle, report, story
 from training.cycle import CycleSettings
 from training.data import Dataset

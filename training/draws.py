@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from policy.ope import Overlap, PropensityBin, diagnose, propensity_bins, thin_support
 from protos.impression_pb2 import Degraded, Impression
 from serving.again import Snapshots, ask_again
-from serving.catalog_log import CatalogLog
 from serving.generation import Generation
+from serving.log.catalog_log import CatalogLog
 from training.replay import confined, in_order
 
 _ASKED_AGAIN = 300

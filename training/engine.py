@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from serving.log import LogUnavailable
+from serving.log.impression_log import LogUnavailable
 
 PartT = TypeVar("PartT")
 ResultT = TypeVar("ResultT")

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from protos.impression_pb2 import Degraded, Impression
-from serving.catalog_log import Entry
-from serving.experiments import DRAFTED, INTERLEAVE, SHADOW, Experiment, Traffic
+from serving.experiments.assignment import DRAFTED, INTERLEAVE, SHADOW, Experiment, Traffic
+from serving.log.catalog_log import Entry
 from training.sequential import NOTHING, Difference, difference, log_evidence, mean
 
 SRM = 0.001

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from protos.impression_pb2 import Impression, Outcome
-from serving.log import SPOOLS, LogUnavailable
-from serving.spool import OPEN, SEALED, TABLES, Row, Spool, Table, paths
+from serving.log.impression_log import SPOOLS, LogUnavailable
+from serving.log.spool import OPEN, SEALED, TABLES, Row, Spool, Table, paths
 from training.archive import (
     Manifest,
     Part,

@@ -24,10 +24,10 @@ from policy.settings import PolicySettings
 from protos.admin_pb2 import SetTrafficRequest
 from protos.impression_pb2 import Impression
 from ranking.rankers import bound, load_scorer
-from serving.catalog_log import FILE, CatalogLog, Entry
 from serving.clock import now_ms
 from serving.generation import Generation
-from serving.log import CorruptLog
+from serving.log.catalog_log import FILE, CatalogLog, Entry
+from serving.log.impression_log import CorruptLog
 from training import (
     compaction,
     cycle,

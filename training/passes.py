@@ -23,8 +23,8 @@ import serving
 import training
 from index.generations import GenerationStore, Manifest
 from serving.again import Snapshots, answering
-from serving.catalog_log import FILE, CatalogLog
 from serving.generation import Generation
+from serving.log.catalog_log import FILE, CatalogLog
 from training.durable import appearing
 from training.impression_log import Segment, read_segment, segments
 from training.replay import Divergence, Verified, compared, nothing_unseen, verified

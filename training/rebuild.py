@@ -35,8 +35,8 @@ from index.placement import Placement, opened
 from index.strings import IdMap
 from policy.settings import PolicySettings
 from ranking.rankers import load_scorer
-from serving.catalog_log import FILE, CatalogLog, Entry
 from serving.changes import changed
+from serving.log.catalog_log import FILE, CatalogLog, Entry
 from serving.profiles import Profiles
 from serving.retrieval import RetrievalSettings
 from training import rebuild_report

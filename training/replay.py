@@ -24,9 +24,9 @@ from policy.types import Draw
 from protos.impression_pb2 import Degraded, Impression
 from ranking.types import Scored
 from serving.again import Snapshots, ask_again, first_difference
-from serving.catalog_log import CatalogLog
 from serving.codec import query_of
 from serving.generation import Generation
+from serving.log.catalog_log import CatalogLog
 from serving.pipeline import Answer
 
 _TOLD = 100

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from protos.impression_pb2 import Impression, Kind, QueryOptions
 from serving.codec import query_of
+from serving.experiments.variants import without_chance
 from serving.generation import Generation
 from serving.understanding import decided
-from serving.variants import without_chance
 from training.data import DataError
 from training.evaluation.judged_texts import RELEVANT
 from training.evaluation.search_run import SHOWN, SearchRun, retrieval_figures

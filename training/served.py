@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from protos.impression_pb2 import Impression
-from serving.catalog_log import FILE, CatalogLog
+from serving.log.catalog_log import FILE, CatalogLog
 from training.catalogue import remembered
 from training.data import EVENT_SCHEMA, IMPRESSION_SCHEMA, DataError
 from training.impression_log import read_impressions, read_outcomes

@@ -42,10 +42,10 @@ from index.strings import keys64
 from protos.impression_pb2 import Impression
 from ranking.scorer import ranks_by_source, require_table
 from serving.again import Snapshots
-from serving.catalog_log import FILE, CatalogLog
 from serving.codec import query_of, remember
 from serving.generation import Generation, action_key
-from serving.state import KEPT_EVENTS
+from serving.log.catalog_log import FILE, CatalogLog
+from serving.state.user_state import KEPT_EVENTS
 from training.events import point_in_time_history
 from training.examples import bm25_of, no_matches
 from training.gates import SKEW, SKEW_REQUESTS, SKEW_STATE

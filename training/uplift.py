@@ -9,8 +9,8 @@ import polars as pl
 from index.generations import GenerationStore
 from policy.ope import InsufficientOverlap, Interval, require_overlap
 from serving.again import Snapshots
-from serving.catalog_log import FILE, CatalogLog
 from serving.generation import Generation
+from serving.log.catalog_log import FILE, CatalogLog
 from training.draws import drawn_again, spaced
 from training.estimate import Estimates, estimate, examination, rewarded, slices_of
 from training.gates import Gate, GateFailed, UpliftSettings, uplift_gate

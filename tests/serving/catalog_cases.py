@@ -26,7 +26,7 @@ from ranking.scorer import RankerScorer
 from serving.client import CascadeClient
 from serving.generation import Generation, write
 from serving.generations import Generations
-from serving.log import ImpressionLog
+from serving.log.impression_log import ImpressionLog
 from serving.parts import State
 from serving.retrieval import RetrievalSettings
 from serving.server import Address, Server

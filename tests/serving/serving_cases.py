@@ -32,16 +32,16 @@ from ranking.types import Scored
 from serving.breaker import Watch
 from serving.generation import Generation, GenerationMismatch
 from serving.generations import Generations
-from serving.log import LogUnavailable, Status
+from serving.log.impression_log import LogUnavailable, Status
 from serving.parts import Log, State
 from serving.pipeline import RANKER, Pipeline
 from serving.profiles import Profiles
-from serving.redis_store import StateUnavailable
-from serving.replies import Answered
 from serving.retrieval import RetrievalSettings
 from serving.server import Address, Server
 from serving.settings import ServerSettings, ServiceSettings
-from serving.state import Claim, Recalled, UserEvent, Wanted
+from serving.state.redis_store import StateUnavailable
+from serving.state.replies import Answered
+from serving.state.user_state import Claim, Recalled, UserEvent, Wanted
 
 NOW_MS = 1_700_000_000_000
 ACTIONS = ("click", "like")

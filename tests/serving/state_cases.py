@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import redis
 
-from serving.local_redis import server_executable
+from serving.state.local_redis import server_executable
 
 Ill = Literal["", "reset", "silent", "garbage", "wrong type", "shut"]
 _SLOTS = 16_384

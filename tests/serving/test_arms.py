@@ -19,9 +19,9 @@ from protos import admin_pb2
 from protos.admin_pb2 import Arm, Experiment
 from protos.impression_pb2 import Degraded, Impression
 from serving.again import Snapshots, ask_again
-from serving.catalog_log import FILE, CatalogLog
 from serving.client import CallFailed, CascadeClient, ShownSlate
-from serving.traffic import generations_named
+from serving.experiments.traffic import generations_named
+from serving.log.catalog_log import FILE, CatalogLog
 from training.cli import MISUSE, main
 from training.impression_log import read_impressions
 from training.replay import verify

@@ -5,10 +5,10 @@ from collections import Counter
 
 import pytest
 
-from serving.attempts import Ask, Attempts, Call, CallFailed, Reply, Send, Wait
-from serving.channels import failed, replicas_of
-from serving.replicas import Replicas
-from serving.restraint import AdaptiveThrottle, Budget
+from serving.client.attempts import Ask, Attempts, Call, CallFailed, Reply, Send, Wait
+from serving.client.channels import failed, replicas_of
+from serving.client.replicas import Replicas
+from serving.client.restraint import AdaptiveThrottle, Budget
 
 CALL = Call("/cascade.v1.Recommender/Recommend", b"asked")
 OK = Reply("OK", b"answer")

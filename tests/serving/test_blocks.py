@@ -15,12 +15,12 @@ from index.types import Hits
 from protos.catalog_pb2 import CatalogItem, DeleteItemsRequest, UpsertItemsRequest
 from protos.impression_pb2 import Degraded, Variation
 from serving.blocks import BlockPipeline
-from serving.catalog_log import Change, Entry
+from serving.experiments.variants import varied
 from serving.fan_out import FanOut
 from serving.generation import Generation, action_key
 from serving.live import Live
+from serving.log.catalog_log import Change, Entry
 from serving.pipeline import Answer
-from serving.variants import varied
 
 
 @pytest.fixture(scope="module")

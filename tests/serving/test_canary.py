@@ -15,8 +15,8 @@ from serving_cases import NOW_MS, Switch, generation, load_fakes, publish, runni
 
 from index.generations import GenerationStore
 from protos.admin_pb2 import Arm, Experiment, GetTrafficResponse, SetTrafficRequest
-from serving.canary import Evidence
 from serving.client import CascadeClient
+from serving.experiments.canary import Evidence
 from serving.generation import Generation
 from serving.generations import Generations
 

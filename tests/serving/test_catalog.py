@@ -43,13 +43,13 @@ from protos.catalog_pb2 import (
 from protos.impression_pb2 import FeatureValue
 from serving import catalog
 from serving.catalog import accepted_ids, accepted_items, accepted_patches, check_item, check_patch
-from serving.catalog_log import FILE, CatalogLog, Change, Entry
 from serving.changes import defaulted
 from serving.client import CallFailed, CascadeClient, CatalogAnswer, ItemChange, ItemEntry, ShownSlate
 from serving.codec import InvalidRequest
 from serving.generation import Generation
 from serving.generations import Generations
-from serving.log import CorruptLog, LogUnavailable
+from serving.log.catalog_log import FILE, CatalogLog, Change, Entry
+from serving.log.impression_log import CorruptLog, LogUnavailable
 
 ROOT = Path(__file__).parents[2]
 DONE, UNKNOWN, REJECTED = "DONE", "UNKNOWN", "REJECTED"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from protos.catalog_pb2 import CatalogItem, DeleteItemsRequest, ItemPatch, PatchItemsRequest, UpsertItemsRequest
-from serving.catalog_log import CatalogLog, Change, StaleHead, UnknownChange
-from serving.log import CorruptLog, LogUnavailable
+from serving.log.catalog_log import CatalogLog, Change, StaleHead, UnknownChange
+from serving.log.impression_log import CorruptLog, LogUnavailable
 
 ROOT = Path(__file__).parents[2]
 CHANGES: tuple[Change, ...] = (
@@ -70,7 +70,7 @@ APPENDER = """
 import sys
 from pathlib import Path
 from protos.catalog_pb2 import DeleteItemsRequest
-from serving.catalog_log import CatalogLog, StaleHead
+from serving.log.catalog_log import CatalogLog, StaleHead
 
 log = CatalogLog(Path(sys.argv[1]))
 for number in range(int(sys.argv[3])):

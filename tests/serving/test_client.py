@@ -14,11 +14,9 @@ import pytest
 from serving_cases import NOW_MS, MemoryLog, MemoryState, Switch, load_fakes, publish, running, serving, settings
 
 from index.generations import GenerationStore
-from serving import calls
-from serving.aio_client import AsyncCascadeClient
-from serving.attempts import Attempts
-from serving.channels import POOL
-from serving.client import SERVICE_CONFIG, CallFailed, CascadeClient, Event
+from serving.client import SERVICE_CONFIG, AsyncCascadeClient, CallFailed, CascadeClient, Event, calls
+from serving.client.attempts import Attempts
+from serving.client.channels import POOL
 from serving.generations import Generations
 
 

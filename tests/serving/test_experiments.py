@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from protos import admin_pb2
 from protos.admin_pb2 import Arm, SetTrafficRequest
 from protos.impression_pb2 import Impression, Kind, Variation
-from serving.experiments import DRAFTED, NOBODY, Experiment, Traffic
+from serving.experiments.assignment import DRAFTED, NOBODY, Experiment, Traffic
 
 USERS = [f"user-{n}" for n in range(2000)]
 

@@ -24,7 +24,7 @@ from protos.admin_pb2 import ActivateRequest
 from protos.recommender_pb2 import Context, RecommendRequest
 from serving.client import CallFailed, CascadeClient, Event
 from serving.generations import Generations
-from serving.log import ImpressionLog
+from serving.log.impression_log import ImpressionLog
 from serving.server import Server
 from training.impression_log import read_impressions, read_outcomes
 

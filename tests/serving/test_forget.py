@@ -17,12 +17,12 @@ from index.generations import GenerationStore
 from index.strings import IdMap, key64
 from protos.catalog_pb2 import CatalogUser, ForgetUserRequest, UpsertUsersRequest
 from protos.impression_pb2 import FeatureValue, Impression
-from serving.catalog_log import FILE, CatalogLog, Change, Entry
 from serving.client import CallFailed, CascadeClient, Event, ShownSlate, UserEntry
 from serving.generation import Generation
-from serving.local_redis import LocalRedis
+from serving.log.catalog_log import FILE, CatalogLog, Change, Entry
 from serving.profiles import NEVER_MS, Profiles
-from serving.state import UserState, Wanted
+from serving.state.local_redis import LocalRedis
+from serving.state.user_state import UserState, Wanted
 from training.impression_log import read_these
 
 STRANGER = ("DEFAULT_FEATURES",)

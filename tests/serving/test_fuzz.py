@@ -20,12 +20,12 @@ from protos import admin_pb2, catalog_pb2, events_pb2, recommender_pb2
 from protos.impression_pb2 import FeatureValue, Impression, Outcome
 from protos.recommender_pb2 import Context
 from serving import admin, catalog, codec, events
-from serving.catalog_log import CatalogLog, UnknownChange
-from serving.log import SPOOLS, CorruptLog, ImpressionLog
+from serving.log.catalog_log import CatalogLog, UnknownChange
+from serving.log.impression_log import SPOOLS, CorruptLog, ImpressionLog
+from serving.log.spool import Spool, checksum
 from serving.rules import rule_book
 from serving.security import Tokens, new_token
-from serving.spool import Spool, checksum
-from serving.state import _EVENT, _unpacked
+from serving.state.user_state import _EVENT, _unpacked
 from training.archive import StoredRow, parsed
 
 GENERATION = generation()

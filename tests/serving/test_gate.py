@@ -12,8 +12,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from protos import recommender_pb2
 from serving.admission import Admission, Overloaded
 from serving.gate import Gate
+from serving.observability.telemetry import Telemetry
 from serving.rpc import handlers
-from serving.telemetry import Telemetry
 
 SERVICE = recommender_pb2.DESCRIPTOR.services_by_name["Recommender"]
 

@@ -17,9 +17,9 @@ from protos.events_pb2 import EventStatus, WriteEventsRequest, WriteEventsRespon
 from protos.impression_pb2 import Degraded, Outcome
 from protos.recommender_pb2 import Context, RecommendRequest, RecommendResponse
 from serving.generations import Generations
-from serving.local_redis import LocalRedis
-from serving.log import ImpressionLog
-from serving.state import Claim, UserState, Wanted
+from serving.log.impression_log import ImpressionLog
+from serving.state.local_redis import LocalRedis
+from serving.state.user_state import Claim, UserState, Wanted
 from training.impression_log import read_impressions
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from protos.impression_pb2 import Impression, Outcome
-from serving import recent_rows
-from serving.log import SPOOLS, CorruptLog, Durability, ImpressionLog, LogUnavailable
-from serving.spool import SEALED, SpoolWriter, is_written, paths
+from serving.log import recent_rows
+from serving.log.impression_log import SPOOLS, CorruptLog, Durability, ImpressionLog, LogUnavailable
+from serving.log.spool import SEALED, SpoolWriter, is_written, paths
 from training.impression_log import read_impressions, read_outcomes
 
 
@@ -227,7 +227,7 @@ _WRITER = """
 import sys
 from pathlib import Path
 from protos.impression_pb2 import Impression, Outcome
-from serving.log import ImpressionLog
+from serving.log.impression_log import ImpressionLog
 log = ImpressionLog(Path(sys.argv[1]), durability=sys.argv[2])
 first = int(sys.argv[3])
 for number in range(first, first + 100_000):

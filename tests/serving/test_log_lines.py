@@ -13,9 +13,9 @@ import pytest
 from serving_cases import NOW_MS, MemoryState, Switch, refusal, serving
 
 from protos.recommender_pb2 import Context, RecommendRequest
-from serving.log_lines import JsonLines, SlowCalls, TextLines
+from serving.observability.log_lines import JsonLines, SlowCalls, TextLines
+from serving.observability.telemetry import Call, Telemetry
 from serving.pipeline import Trace
-from serving.telemetry import Call, Telemetry
 
 ROOT = Path(__file__).parents[2]
 WIRE = RecommendRequest(context=Context(client_time_ms=NOW_MS, user_id="u1"), request_id="r1").SerializeToString()
@@ -105,7 +105,7 @@ def test_whatever_is_said_is_one_line(lines: Lines) -> None:
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_a_process_says_it_once_from_info_on_to_stderr(form: str) -> None:
     script = (
-        "import logging; from serving.log_lines import say; "
+        "import logging; from serving.observability.log_lines import say; "
         f"say({form!r}); say({form!r}); log = logging.getLogger('cascade.serving'); "
         "log.debug('no'); log.info('generation is active'); logging.getLogger('other').info('no')"
     )

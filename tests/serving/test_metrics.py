@@ -21,10 +21,10 @@ from index.generations import GenerationStore
 from protos.admin_pb2 import GetStatusResponse
 from protos.recommender_pb2 import Context, RecommendRequest
 from serving.generations import Generations
-from serving.metrics import MetricsEndpoint, TelemetryCollector
+from serving.observability.metrics import MetricsEndpoint, TelemetryCollector
+from serving.observability.telemetry import Call, Histogram, Reading, Telemetry, current_call
 from serving.pipeline import Trace
 from serving.server import Address
-from serving.telemetry import Call, Histogram, Reading, Telemetry, current_call
 
 AT = Context(client_time_ms=NOW_MS, user_id="u1")
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]

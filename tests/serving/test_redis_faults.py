@@ -17,8 +17,8 @@ from state_cases import Ill, RedisProxy
 from protos.events_pb2 import EventStatus, WriteEventsRequest, WriteEventsResponse
 from protos.impression_pb2 import Degraded, Outcome
 from protos.recommender_pb2 import Context, RecommendRequest, RecommendResponse
-from serving.local_redis import LocalRedis
-from serving.state import UserState
+from serving.state.local_redis import LocalRedis
+from serving.state.user_state import UserState
 
 DEFAULTS = Degraded.DEGRADED_DEFAULT_FEATURES
 

@@ -17,9 +17,9 @@ from policy.rules import RuleKind
 from policy.types import SlotFlag
 from protos import admin_pb2
 from protos.admin_pb2 import GetRulesResponse, PutRulesRequest, PutRulesResponse, Rule
-from serving.catalog_log import FILE, CatalogLog, Entry, UnknownChange
 from serving.client import CallFailed, CascadeClient, ItemChange
 from serving.codec import query_of
+from serving.log.catalog_log import FILE, CatalogLog, Entry, UnknownChange
 from serving.rules import rule_book
 from training.cli import MISUSE, main
 from training.impression_log import read_impressions

@@ -10,14 +10,14 @@ import pytest
 from serving_cases import NOW_MS, MemoryLog, load_fakes, publish, running, settings
 
 from index.generations import GenerationStore
-from serving.channels import Access
 from serving.client import CallFailed, CascadeClient
-from serving.exchange import EventExchange
+from serving.client.channels import Access
 from serving.generations import Generations
-from serving.redis_store import StateUnavailable
 from serving.security import SecuritySettings, Tokens, masked, new_token
 from serving.server import Server
-from serving.state import UserState, Wanted
+from serving.state.exchange import EventExchange
+from serving.state.redis_store import StateUnavailable
+from serving.state.user_state import UserState, Wanted
 from training import configuration
 
 CANARY = "hunter2canary"

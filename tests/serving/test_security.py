@@ -19,8 +19,8 @@ from serving_cases import NOW_MS, MemoryLog, load_fakes, publish, running, setti
 from index.generations import GenerationStore
 from protos import admin_pb2, catalog_pb2, events_pb2, recommender_pb2
 from protos.recommender_pb2 import Context, RecommendRequest
-from serving.channels import Access
 from serving.client import CallFailed, CascadeClient, Event
+from serving.client.channels import Access
 from serving.generations import Generations
 from serving.security import ROLE_OF, ROLES, Role, SecuritySettings, Tokens, new_token
 from serving.server import Address

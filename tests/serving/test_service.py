@@ -45,12 +45,12 @@ from serving import codec
 from serving.events import LATE_MS
 from serving.generation import action_key
 from serving.generations import Generations
-from serving.log import ImpressionLog
-from serving.replies import Answered, Replies
+from serving.log.impression_log import ImpressionLog
+from serving.observability.telemetry import Histogram, Telemetry
 from serving.rpc import handlers
 from serving.service import RecommenderService
 from serving.settings import ServiceSettings
-from serving.telemetry import Histogram, Telemetry
+from serving.state.replies import Answered, Replies
 from training.impression_log import read_impressions
 
 AT = Context(client_time_ms=NOW_MS, user_id="u1")

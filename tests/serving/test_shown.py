@@ -10,9 +10,9 @@ from catalog_cases import NOW_MS, loaded, running, store_of
 from index.generations import GenerationStore
 from serving.again import recorded_again
 from serving.client import CascadeClient
-from serving.local_redis import LocalRedis
 from serving.settings import ServiceSettings
-from serving.state import UserState
+from serving.state.local_redis import LocalRedis
+from serving.state.user_state import UserState
 from training.impression_log import read_impressions
 
 HOUR_MS = 3_600_000

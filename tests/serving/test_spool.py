@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from protos.impression_pb2 import Impression, Outcome
-from serving import spool as spools
-from serving.log import SPOOLS, CorruptLog, Durability, ImpressionLog
-from serving.spool import OPEN, SEALED, Frame, Spool, SpoolWriter, is_written, paths
+from serving.log import spool as spools
+from serving.log.impression_log import SPOOLS, CorruptLog, Durability, ImpressionLog
+from serving.log.spool import OPEN, SEALED, Frame, Spool, SpoolWriter, is_written, paths
 
 SECTOR = 64
 """What is written to the simulated disk whole or not at all. Small, as the files are."""
@@ -142,7 +142,7 @@ class Step:
 
 
 class Disk:
-    """Notes what `serving.spool` does to its files, in order, while the real system does it."""
+    """Notes what `serving.log.spool` does to its files, in order, while the real system does it."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []

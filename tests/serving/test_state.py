@@ -16,10 +16,10 @@ from redis.crc import key_slot
 
 from serving.breaker import Breaker
 from serving.codec import InvalidRequest
-from serving.local_redis import LocalRedis
-from serving.redis_store import StateUnavailable
-from serving.replies import Answered
-from serving.state import Claim, ClaimedElsewhere, History, Recalled, UserEvent, UserState, Wanted
+from serving.state.local_redis import LocalRedis
+from serving.state.redis_store import StateUnavailable
+from serving.state.replies import Answered
+from serving.state.user_state import Claim, ClaimedElsewhere, History, Recalled, UserEvent, UserState, Wanted
 
 
 class Clock:

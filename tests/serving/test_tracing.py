@@ -18,8 +18,8 @@ from serving_cases import NOW_MS, Switch, load_fakes, publish, settings
 from index.generations import GenerationStore
 from protos.recommender_pb2 import Context, RecommendRequest
 from serving.generations import Generations
+from serving.observability.tracing import Spans
 from serving.server import Server
-from serving.tracing import Spans
 
 CALLERS_TRACE, CALLERS_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 WIRE = RecommendRequest(context=Context(client_time_ms=NOW_MS), request_id="r1").SerializeToString()
@@ -115,10 +115,10 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
             raise ImportError(f"No module named {name!r}")
         return find(name, *args, **more)
 
-    monkeypatch.delitem(sys.modules, "serving.tracing")
+    monkeypatch.delitem(sys.modules, "serving.observability.tracing")
     monkeypatch.setattr(builtins, "__import__", lacking)
     with pytest.raises(ValueError, match=r"pip install 'cascade-ranking\[otel\]'"):
-        importlib.import_module("serving.tracing")
+        importlib.import_module("serving.observability.tracing")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from conftest import Loop
 from index.generations import GenerationStore
 from serving.client import CascadeClient
 from serving.generations import Generations
-from serving.log import ImpressionLog
+from serving.log.impression_log import ImpressionLog
 from serving.server import Address, Server
 from serving.settings import ServerSettings, ServiceSettings
 from training.console.running import address, listener, prepared

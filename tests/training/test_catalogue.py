@@ -18,8 +18,8 @@ from protos.catalog_pb2 import (
     UpsertUsersRequest,
 )
 from protos.impression_pb2 import FeatureValue
-from serving.catalog_log import Change, Entry
 from serving.changes import searchable as what_a_server_reads
+from serving.log.catalog_log import Change, Entry
 from training.catalogue import folded, remembered, with_users
 from training.data import EVENT_SCHEMA, IMPRESSION_SCHEMA, ITEM_SCHEMA, STATE_SCHEMA, Dataset, searchable
 

@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 from test_impression_log import HOUR_MS, expected, impression, outcome, read, write
 
-from serving.log import SPOOLS, CorruptLog, ImpressionLog
-from serving.spool import OPEN, paths
+from serving.log.impression_log import SPOOLS, CorruptLog, ImpressionLog
+from serving.log.spool import OPEN, paths
 from training import cli
 from training.archive import MANIFEST, Manifest, fingerprint
 from training.compaction import LogBusy, _alone, compact, retain, status, verify
@@ -48,7 +48,7 @@ def test_spools_become_parquet_by_day_that_other_tools_read(tmp_path: Path) -> N
 def test_what_is_being_written_is_left_and_what_a_dead_writer_left_is_taken(tmp_path: Path) -> None:
     script = (
         "import os, sys\nfrom pathlib import Path\nsys.path[:0] = sys.argv[2:]\n"
-        "from test_impression_log import impression\nfrom serving.log import ImpressionLog\n"
+        "from test_impression_log import impression\nfrom serving.log.impression_log import ImpressionLog\n"
         "log = ImpressionLog(Path(sys.argv[1]))\n"
         "for number in range(5): log.append(impression(number))\n"
         "log.flush()\nos.kill(os.getpid(), 9)\n"

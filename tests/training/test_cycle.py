@@ -18,8 +18,8 @@ from index.lexical import joined
 from protos.catalog_pb2 import CatalogItem, DeleteItemsRequest, ItemPatch, PatchItemsRequest, UpsertItemsRequest
 from ranking.model import Ranker
 from ranking.scorer import RankerScorer
-from serving.catalog_log import Change, Entry
 from serving.generation import Generation, GenerationMismatch
+from serving.log.catalog_log import Change, Entry
 from training import cycle
 from training.cycle import Prepared
 from training.data import searchable

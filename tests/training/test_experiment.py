@@ -11,9 +11,9 @@ import pytest
 
 from protos.admin_pb2 import Arm, Experiment, SetTrafficRequest
 from protos.impression_pb2 import Degraded, Drafted, Impression, Outcome, StageTime, Variation
-from serving.catalog_log import FILE, CatalogLog, Entry
-from serving.experiments import Traffic
-from serving.log import ImpressionLog
+from serving.experiments.assignment import Traffic
+from serving.log.catalog_log import FILE, CatalogLog, Entry
+from serving.log.impression_log import ImpressionLog
 from training import experiment_report, jobs
 from training.cli import MISUSE, main
 from training.experiment import Findings, Version, measure, versions

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protos.impression_pb2 import Impression, Outcome
-from serving.log import SPOOLS, ImpressionLog
+from serving.log.impression_log import SPOOLS, ImpressionLog
 from training.archive import day_of
 from training.compaction import compact
 from training.impression_log import read_impressions, read_outcomes, read_segment, read_these, segments

@@ -16,7 +16,7 @@ from protos.impression_pb2 import Impression
 from serving.client import CascadeClient
 from serving.generation import Generation
 from serving.generations import Generations
-from serving.log import ImpressionLog
+from serving.log.impression_log import ImpressionLog
 from serving.server import Server
 from serving.settings import ServerSettings, ServiceSettings
 from training.examples import from_log

@@ -16,7 +16,7 @@ from scipy.stats import ks_2samp, wasserstein_distance
 
 from index.strings import key64
 from protos.impression_pb2 import Impression, Outcome
-from serving.log import ImpressionLog
+from serving.log.impression_log import ImpressionLog
 from training import cli
 from training.monitoring import distance, page
 from training.monitoring.answerers import Answerers

@@ -22,8 +22,8 @@ from nightly_cases import files_of, gated, night, told
 from index.generations import GenerationStore
 from index.leases import LeaseHeld, LeaseLost
 from protos.admin_pb2 import SetTrafficRequest
-from serving.catalog_log import Entry
 from serving.generation import Generation
+from serving.log.catalog_log import Entry
 from training import cli, publish
 from training.gates import SearchGateSettings
 from training.judged import JudgedSettings

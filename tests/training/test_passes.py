@@ -9,7 +9,7 @@ import pytest
 from conftest import Loop
 
 from protos.impression_pb2 import Impression
-from serving.log import SPOOLS, ImpressionLog
+from serving.log.impression_log import SPOOLS, ImpressionLog
 from training import cli, passes
 from training.estimate import outcome_rewards, rewarded
 from training.impression_log import Segment, read_segment, segments

@@ -19,10 +19,10 @@ from candidate_gen.towers import Towers
 from index.generations import GenerationStore, StaleExpected
 from index.leases import LeaseHeld, LeaseLost
 from protos.catalog_pb2 import CatalogItem, DeleteItemsRequest, ItemPatch, PatchItemsRequest, UpsertItemsRequest
-from serving.catalog_log import FILE, CatalogLog, Change
 from serving.generation import Generation, GenerationMismatch
 from serving.generations import Generations
-from serving.log import CorruptLog
+from serving.log.catalog_log import FILE, CatalogLog, Change
+from serving.log.impression_log import CorruptLog
 from training import cli, publish
 from training.gates import GateFailed
 from training.publish import Built, IndexSettings

@@ -21,13 +21,13 @@ from protos.impression_pb2 import Degraded, Impression, Kind
 from ranking.types import Scored
 from serving.again import Snapshots, recorded_again
 from serving.answers import record
-from serving.catalog_log import FILE, CatalogLog
 from serving.client import CascadeClient, ItemChange, ItemEntry
 from serving.codec import query_of
 from serving.generation import Generation
 from serving.generations import Generations
 from serving.live import Live
-from serving.log import ImpressionLog
+from serving.log.catalog_log import FILE, CatalogLog
+from serving.log.impression_log import ImpressionLog
 from serving.server import Server
 from serving.settings import ServerSettings, ServiceSettings
 from training.estimate import estimate, examination, outcome_rewards

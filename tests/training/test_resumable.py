@@ -11,7 +11,7 @@ from shutil import rmtree
 import pytest
 
 from protos.impression_pb2 import Impression
-from serving.log import ImpressionLog
+from serving.log.impression_log import ImpressionLog
 from training.impression_log import Segment, read_segment, segments
 from training.resumable import Journal, Result, Work, over
 

@@ -11,11 +11,11 @@ from conftest import Loop
 from index.strings import key64
 from protos.catalog_pb2 import ForgetUserRequest
 from protos.impression_pb2 import Impression, Outcome
-from serving.catalog_log import FILE, CatalogLog
 from serving.generation import action_key
-from serving.local_redis import LocalRedis
-from serving.log import ImpressionLog
-from serving.state import UserEvent, UserState, Wanted
+from serving.log.catalog_log import FILE, CatalogLog
+from serving.log.impression_log import ImpressionLog
+from serving.state.local_redis import LocalRedis
+from serving.state.user_state import UserEvent, UserState, Wanted
 from training.data import EVENT_SCHEMA, IMPRESSION_SCHEMA, DataError
 from training.events import point_in_time_history
 from training.materialise import materialise, rebuild

@@ -14,7 +14,7 @@ from candidate_gen.features import Feature, FeatureTable
 from protos.impression_pb2 import Impression
 from ranking.scorer import RankerScorer
 from serving.generation import Generation
-from serving.log import ImpressionLog
+from serving.log.impression_log import ImpressionLog
 from training import cli, cycle, skew_report
 from training.gates import GateFailed, GateSettings, require, skew_gates
 from training.skew import FeatureSkew, Skew, is_of_state, measure, sampled

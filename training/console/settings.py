@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serving.channels import Access
+from serving.client.channels import Access
 from serving.security import SecuritySettings
 
 
@@ -25,7 +25,7 @@ class ConsoleSettings:
     certificate: Path | None = None
     key: Path | None = None
     token_file: Path | None = None
-    """These four: what the server asks for, see `serving.channels.Access`."""
+    """These four: what the server asks for, see `serving.client.channels.Access`."""
     host: str = "127.0.0.1"
     port: int = 50080
     security: SecuritySettings = field(default_factory=SecuritySettings)

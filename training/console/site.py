@@ -23,8 +23,8 @@ from starlette.routing import Route
 
 from protos.admin_pb2 import GetStatusResponse, GetTrafficResponse, ListGenerationsResponse
 from serving.client import CallFailed, CascadeClient, ShownSlate
+from serving.client.probe import is_serving
 from serving.clock import now_ms
-from serving.probe import is_serving
 from serving.security import Role, Tokens
 from training.console import views
 from training.console.question import Question

@@ -16,7 +16,7 @@ import polars as pl
 from index.generations import GenerationStore
 from protos.admin_pb2 import SetTrafficRequest
 from protos.impression_pb2 import Impression
-from serving.catalog_log import Entry, forgotten_in
+from serving.log.catalog_log import Entry, forgotten_in
 from training import jobs
 from training.catalogue import folded, with_users
 from training.data import Dataset

@@ -19,9 +19,9 @@ from ranking.metrics import ndcg_of_groups
 from ranking.rankers import AnyScorer
 from serving.again import Snapshots, answering, recorded_again
 from serving.canaries import NOT_OF_A_CANARY
-from serving.catalog_log import FILE, CatalogLog
 from serving.codec import query_of
 from serving.generation import Generation
+from serving.log.catalog_log import FILE, CatalogLog
 from training.evaluation.topk import difference
 from training.examples import Examples
 from training.gates import Gate, IncumbentGateSettings, free_gate, least, most

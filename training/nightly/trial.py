@@ -22,9 +22,9 @@ from index.leases import Lease
 from protos.admin_pb2 import TRAFFIC_MODE_CANARY, TRAFFIC_MODE_SHADOW, Arm, ArmStatus, Experiment, TrafficMode
 from protos.impression_pb2 import Impression
 from serving.canaries import FAULTS
-from serving.canary import TOLERATED, Evidence
-from serving.catalog_log import FILE, CatalogLog
 from serving.client import CascadeClient
+from serving.experiments.canary import TOLERATED, Evidence
+from serving.log.catalog_log import FILE, CatalogLog
 from training.gates import Gate, free_gate, least, most
 from training.impression_log import read_impressions
 from training.nightly.judges import Asked, Load, asked_of_both
@@ -35,7 +35,7 @@ _POLL_S = 1.0
 _SHADOWED = 0.5
 """Share of the users whose requests are computed twice."""
 _REFUSED_FROM = 1.0
-"""Evidence by which a canary is taken back, see `serving.canary`."""
+"""Evidence by which a canary is taken back, see `serving.experiments.canary`."""
 Tried = tuple[tuple[Gate, ...], Mapping[str, float]]
 _Seen = TypeVar("_Seen")
 

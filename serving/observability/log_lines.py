@@ -6,7 +6,7 @@ import time
 from datetime import UTC, datetime
 from typing import Literal
 
-from serving.telemetry import Call, current_call
+from serving.observability.telemetry import Call, current_call
 
 LogFormat = Literal["text", "json"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serving.spool import OPEN, CorruptLog, Frame, Spool, SpoolWriter, Table, is_written, paths
+from serving.log.spool import OPEN, CorruptLog, Frame, Spool, SpoolWriter, Table, is_written, paths
 
 MOST_ROWS, MOST_SPOOLS = 1 << 17, 64
 _SETTLED_NS = 50_000_000

@@ -6,10 +6,10 @@ from serving.admin import AdminService
 from serving.admission import Admission
 from serving.generations import Generations
 from serving.live import Live
-from serving.log import ImpressionLog
+from serving.log.impression_log import ImpressionLog
+from serving.observability.telemetry import Reading
 from serving.parts import Log
-from serving.state import UserState
-from serving.telemetry import Reading
+from serving.state.user_state import UserState
 
 
 def of_server(admin: AdminService, log: Log | None) -> Iterator[Reading]:

@@ -1,7 +1,7 @@
 """What a client can ask, each once for both clients: arguments to request, reply to answer.
 
 Every function here is a generator of the calls that it takes, is told each one's reply and returns the answer;
-`serving.client` and `serving.aio_client` bind them as methods. All of them raise CallFailed.
+Both clients of `serving.client` bind them as methods. All of them raise CallFailed.
 """
 
 import uuid
@@ -15,7 +15,7 @@ from protos import admin_pb2, catalog_pb2, events_pb2, recommender_pb2
 from protos.catalog_pb2 import CatalogStatus
 from protos.events_pb2 import EventStatus
 from protos.recommender_pb2 import Context
-from serving.attempts import Call, CallFailed
+from serving.client.attempts import Call, CallFailed
 from serving.records import (
     CatalogAnswer,
     Event,

@@ -3,7 +3,7 @@
 import grpc
 from grpc_health.v1 import health_pb2
 
-from serving.channels import Access
+from serving.client.channels import Access
 
 
 def is_serving(target: str, service: str = "", *, access: Access | None = None, deadline_s: float = 2.0) -> bool:

@@ -1,4 +1,4 @@
-"""`serving.client` for asyncio: the same methods with the same arguments, to be awaited."""
+"""The client for asyncio: the same methods with the same arguments, to be awaited."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -8,9 +8,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import grpc.aio
 
-from serving import calls
-from serving.attempts import Ask, Attempts, Call, CallFailed, Reply, Send
-from serving.channels import POOL, REPLICA, Access, Options, failed, replicas_of
+from serving.client import calls
+from serving.client.attempts import Ask, Attempts, Call, CallFailed, Reply, Send
+from serving.client.channels import POOL, REPLICA, Access, Options, failed, replicas_of
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, cast
 from urllib.parse import quote
 
-from serving.redis_store import RedisStore, StateUnavailable
+from serving.state.redis_store import RedisStore, StateUnavailable
 
 _SOCKET_PATH_BYTES = 100
 """Linux allows 107 in the address of a Unix socket."""

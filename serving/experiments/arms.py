@@ -4,15 +4,15 @@ from dataclasses import dataclass
 
 from candidate_gen.types import Query
 from protos.impression_pb2 import Drafted, Impression, Variation
-from serving.canary import CanaryWatch
 from serving.codec import query_of
-from serving.drafting import drafted
-from serving.experiments import DRAFTED, Plan
+from serving.experiments.assignment import DRAFTED, Plan
+from serving.experiments.canary import CanaryWatch
+from serving.experiments.drafting import drafted
+from serving.experiments.shadow import ShadowRunner
+from serving.experiments.traffic import TrafficRouter
 from serving.generation import Generation
 from serving.parts import Log
 from serving.pipeline import Answer
-from serving.shadow import ShadowRunner
-from serving.traffic import TrafficRouter
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Experiments:
         without: frozenset[str],
     ) -> Answer:
         """The slate that the two arms of a plan draft, which is noted in what was asked; or that of the first alone,
-        see `serving.drafting.drafted`, and where the two do not know the same changes of the catalogue."""
+        see `serving.experiments.drafting.drafted`, and where the two do not know the same changes of the catalogue."""
         assert plan.drafted is not None
         assert plan.second is not None
         experiment, *arms = plan.drafted

@@ -9,9 +9,9 @@ from typing import Any
 
 import grpc
 
-from serving.attempts import Reply
+from serving.client.attempts import Reply
 
-SERVICE_CONFIG = (files("serving") / "service_config.json").read_text()
+SERVICE_CONFIG = (files("serving.client") / "service_config.json").read_text()
 """Round robin over healthy servers, and retries that stop at a tenth of all calls: for gRPC in any language."""
 
 _KEEPALIVE = (

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from protos.admin_pb2 import ArmStatus
-from serving.experiments import CANARY
-from serving.telemetry import Histogram
-from serving.traffic import TrafficRouter
+from serving.experiments.assignment import CANARY
+from serving.experiments.traffic import TrafficRouter
+from serving.observability.telemetry import Histogram
 
 _LOGGER = logging.getLogger("cascade.serving")
 

@@ -14,7 +14,7 @@ import redis
 
 from candidate_gen.activity import EVENT
 from serving.live import Live
-from serving.redis_store import RedisStore, StateUnavailable
+from serving.state.redis_store import RedisStore, StateUnavailable
 
 _KEY = "cascade:events"
 _WHO, _WHAT = b"server", b"events"

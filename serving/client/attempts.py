@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
-from serving.replicas import Replicas
-from serving.restraint import AdaptiveThrottle, Budget
+from serving.client.replicas import Replicas
+from serving.client.restraint import AdaptiveThrottle, Budget
 
 HEDGED = frozenset(f"/cascade.v1.Recommender/{name}" for name in ("Recommend", "Search", "Rank"))
 """What may be asked of two servers at once: it changes nothing, and the log takes one impression per request id."""

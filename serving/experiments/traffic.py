@@ -12,14 +12,14 @@ from contextlib import closing
 from index.generations import GenerationStore
 from protos.admin_pb2 import SetTrafficRequest
 from protos.impression_pb2 import Impression, Variation
-from serving.catalog_log import FILE, CatalogLog, Change, Entry, UnknownChange
-from serving.drafting import check_teams
-from serving.experiments import INTERLEAVE, Plan, Side, Traffic
+from serving.experiments.assignment import INTERLEAVE, Plan, Side, Traffic
+from serving.experiments.drafting import check_teams
+from serving.experiments.held import HeldGenerations
+from serving.experiments.variants import varied
 from serving.generation import Generation
 from serving.generations import Generations
-from serving.held import HeldGenerations
-from serving.log import CorruptLog, LogUnavailable
-from serving.variants import varied
+from serving.log.catalog_log import FILE, CatalogLog, Change, Entry, UnknownChange
+from serving.log.impression_log import CorruptLog, LogUnavailable
 
 MAX_GENERATIONS = 3
 """That arms may name; each is loaded beside the one in use."""

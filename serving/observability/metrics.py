@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from protos.impression_pb2 import Degraded
-from serving.telemetry import Family, Label, Telemetry
+from serving.observability.telemetry import Family, Label, Telemetry
 
 _HISTOGRAMS: dict[Family, tuple[str, str, str]] = {
     "call": ("cascade_request_duration_seconds", "method", "Calls that were answered OK, from first byte to answer"),

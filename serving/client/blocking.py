@@ -1,9 +1,4 @@
-"""A typed client. `serving.aio_client` is the same for asyncio.
-
-Calls wait until a server is ready, have a deadline, and are sent again where that helps: it is safe, because every
-request and every event carries an id that is stored once. Who lists several servers, `ipv4:host:port,host:port`, has
-late slates asked of a second one (`serving.attempts`).
-"""
+"""The client for threads."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,38 +8,9 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import grpc
 
-from serving import calls
-from serving.attempts import Ask, Attempts, Call, CallFailed, Reply, Send
-from serving.channels import POOL, REPLICA, SERVICE_CONFIG, Access, Options, failed, replicas_of
-from serving.records import (
-    CatalogAnswer,
-    Event,
-    EventAnswer,
-    ItemChange,
-    ItemEntry,
-    ShownItem,
-    ShownSlate,
-    SuggestedLine,
-    UserEntry,
-    slate_of,
-)
-
-__all__ = [
-    "SERVICE_CONFIG",
-    "Access",
-    "CallFailed",
-    "CascadeClient",
-    "CatalogAnswer",
-    "Event",
-    "EventAnswer",
-    "ItemChange",
-    "ItemEntry",
-    "ShownItem",
-    "ShownSlate",
-    "SuggestedLine",
-    "UserEntry",
-    "slate_of",
-]
+from serving.client import calls
+from serving.client.attempts import Ask, Attempts, Call, CallFailed, Reply, Send
+from serving.client.channels import POOL, REPLICA, Access, Options, failed, replicas_of
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

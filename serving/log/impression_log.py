@@ -1,8 +1,8 @@
 """The impression log of a server process: what was shown and what followed, durable, each once.
 
-One thread writes to a spool (`serving.spool`) in the folder of the log; whatever is queued when it is free goes into
-one group, so that one sync pays for many requests and none waits for another's. A spool that is large or old enough is
-sealed and another begun. `cascade log compact` makes Parquet of spools; `training.impression_log` reads both.
+One thread writes to a spool (`serving.log.spool`) in the folder of the log; whatever is queued when it is free goes
+into one group, so that one sync pays for many requests and none waits for another's. A spool that is large or old
+enough is sealed and another begun. `cascade log compact` makes Parquet of spools; `training.impression_log` reads both.
 """
 
 import threading
@@ -18,8 +18,8 @@ from google.protobuf.message import DecodeError
 
 from protos.impression_pb2 import Impression, Outcome
 from serving.clock import now_ms
-from serving.recent_rows import RecentRows
-from serving.spool import CorruptLog, Frame, LogUnavailable, SpoolWriter
+from serving.log.recent_rows import RecentRows
+from serving.log.spool import CorruptLog, Frame, LogUnavailable, SpoolWriter
 
 __all__ = ["SPOOLS", "CorruptLog", "Durability", "ImpressionLog", "LogUnavailable", "Status"]
 

@@ -29,8 +29,8 @@ import redis
 from numpy.typing import NDArray
 
 from serving.breaker import Breaker
-from serving.redis_store import Batch, Command, RedisStore, StateUnavailable
-from serving.replies import Answered, other_question
+from serving.state.redis_store import Batch, Command, RedisStore, StateUnavailable
+from serving.state.replies import Answered, other_question
 
 KEPT_EVENTS = 64
 """Of each user, the latest known."""

@@ -25,7 +25,7 @@ from protos.catalog_pb2 import (
     UpsertItemsRequest,
     UpsertUsersRequest,
 )
-from serving.log import CorruptLog, LogUnavailable
+from serving.log.impression_log import CorruptLog, LogUnavailable
 
 Change = (
     UpsertItemsRequest

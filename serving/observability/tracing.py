@@ -7,7 +7,7 @@ the call: how long each took is exact, when it began is so up to what lay betwee
 from typing import TYPE_CHECKING
 
 from protos.impression_pb2 import Degraded
-from serving.telemetry import Call
+from serving.observability.telemetry import Call
 
 try:
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from protos.impression_pb2 import Impression
 from serving.answers import record
 from serving.codec import query_of
-from serving.experiments import Shadow
+from serving.experiments.assignment import Shadow
 from serving.generation import Generation
+from serving.observability.telemetry import Telemetry
 from serving.parts import Log
-from serving.telemetry import Telemetry
 
 _LOGGER = logging.getLogger("cascade.serving")
 _NICEST = 19

@@ -1,0 +1,1 @@
+"""Who answers a request where several could: arms, canaries, shadows, drafts."""

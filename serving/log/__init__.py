@@ -1,0 +1,1 @@
+"""What is written down before it is acknowledged: impressions and outcomes, and what changed in the catalogue."""

@@ -1,0 +1,1 @@
+"""The server seen from outside: what it counts, tells, and traces."""
