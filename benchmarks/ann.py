@@ -27,7 +27,7 @@ from benchmarks.harness import Bench, Side, main
 from candidate_gen.features import Feature, FeatureTable
 from candidate_gen.towers import TowerShape
 from index.vectors import VectorIndex
-from training.tower import TowerSettings, train_towers
+from training.learning.tower import TowerSettings, train_towers
 
 _D = 64
 _KS = (500, 100)

@@ -43,19 +43,20 @@ from policy.ope import faults
 from policy.settings import PolicySettings
 from serving.generation import Generation
 from serving.retrieval import RetrievalSettings
-from training import cycle, drawing, plots
+from training import cycle
 from training.cycle import CycleSettings
-from training.data import EVENT_SCHEMA, Dataset
+from training.datasets.dataset import EVENT_SCHEMA, Dataset
 from training.durable import appearing
-from training.estimate import estimate, examination, outcome_rewards
 from training.gates import GateSettings
+from training.learning.ranker import RankerSettings
+from training.learning.tower import TowerSettings
 from training.materialise import materialise
+from training.off_policy.estimate import estimate, examination, outcome_rewards
+from training.off_policy.replay import counterfactual, unseen
 from training.progress import progress
 from training.publish import Published
-from training.ranker import RankerSettings
-from training.replay import counterfactual, unseen
-from training.tower import TowerSettings
-from training.world import DAY_MS, World, WorldRequest
+from training.reports import drawing, plots
+from training.simulation.world import DAY_MS, World, WorldRequest
 
 FOLDER = Path("outputs/closed_loop")
 PAGE = Path(__file__).parents[1] / "docs" / "closed_loop"

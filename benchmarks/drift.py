@@ -38,18 +38,18 @@ from serving.records import ItemEntry
 from serving.retrieval import RetrievalSettings
 from training import cycle
 from training.cycle import CycleSettings
-from training.data import Dataset
+from training.datasets.dataset import Dataset
 from training.gates import GateSettings
-from training.impression_log import read_impressions, read_outcomes
+from training.learning.ranker import RankerSettings
+from training.learning.tower import TowerSettings
+from training.log.impression_log import read_impressions, read_outcomes
 from training.materialise import materialise
 from training.monitoring.answerers import Answerers
 from training.monitoring.checks import Check, checks
 from training.monitoring.days import Day, summarised
 from training.monitoring.limits import Limits
 from training.progress import progress
-from training.ranker import RankerSettings
-from training.tower import TowerSettings
-from training.world import World, WorldRequest
+from training.simulation.world import World, WorldRequest
 
 PAGE = Path(__file__).parents[1] / "docs" / "monitoring.md"
 Rows = list[dict[str, Any]]

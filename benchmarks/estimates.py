@@ -3,7 +3,7 @@
 Contexts are of the simulated world: its users, some of its items, its clicks, likes and hides. Two rankers, each with
 errors of its own, make two policies with the product's default temperature and exploration; the target is the second
 one, or somewhere on the way to it. Its true value is a sum over all slates there are. Every log goes through
-`training.estimate`, which takes what it can and refuses the rest.
+`training.off_policy.estimate`, which takes what it can and refuses the rest.
 
 It ends with code 1 where less than 93% of the intervals of those that are not refused hold the truth.
 Shape letters: P contexts, M requests of a log, N candidates, K = 2 slots, A actions.
@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from benchmarks.__main__ import rewritten
 from policy.ope import diagnose, faults
-from training.draws import Draws, SlotDraws
-from training.estimate import Estimates, estimate
-from training.replay import Counterfactual
-from training.world import DAY_MS, World
+from training.off_policy.draws import Draws, SlotDraws
+from training.off_policy.estimate import Estimates, estimate
+from training.off_policy.replay import Counterfactual
+from training.simulation.world import DAY_MS, World
 
 Floats = NDArray[np.float64]
 PAGE = Path(__file__).parents[1] / "docs" / "off_policy.md"

@@ -49,7 +49,7 @@ from serving.client import CallFailed, CascadeClient, Event
 from serving.fan_out import FanOut
 from serving.generation import Generation
 from serving.pipeline import RANKER, Pipeline
-from training.impression_log import read_impressions, read_outcomes
+from training.log.impression_log import read_impressions, read_outcomes
 from training.server_process import server_process
 
 _LABELS = ("a", "b", "c")

@@ -24,8 +24,8 @@ from serving.service import RecommenderService
 from serving.settings import ServiceSettings
 from serving.state.replies import Answered
 from serving.state.user_state import Claim, Recalled, UserEvent, Wanted
-from training.served import ServedLog
-from training.world import World, WorldRequest
+from training.log.served import ServedLog
+from training.simulation.world import World, WorldRequest
 
 _UPSERT_MS = 3 * 3_600_000
 """How often the catalogue is told of what was published since."""

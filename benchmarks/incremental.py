@@ -24,10 +24,10 @@ from ranking.calibration import Calibration
 from ranking.metrics import auc, logloss, ndcg_at
 from ranking.model import Ranker
 from training import cycle
-from training.estimate import examination
-from training.examples import ATTRIBUTION_MS, Examples, from_impressions
-from training.ranker import Earlier, RankerSettings, train_ranker
-from training.world import DAY_MS, World
+from training.examples.exposures import ATTRIBUTION_MS, Examples, from_impressions
+from training.learning.ranker import Earlier, RankerSettings, train_ranker
+from training.off_policy.estimate import examination
+from training.simulation.world import DAY_MS, World
 
 _MEASURES = ("click AUC", "NDCG@10", "click log-loss")
 

@@ -24,13 +24,13 @@ from ranking.scorer import RankerScorer
 from serving.generation import Generation, GenerationMismatch
 from serving.retrieval import RetrievalSettings
 from training import cycle
-from training.counters import item_counters
-from training.examples import item_rows
+from training.examples.counters import item_counters
+from training.examples.exposures import item_rows
 from training.gates import GateSettings
+from training.learning.ranker import RankerSettings
+from training.learning.tower import TowerSettings
 from training.progress import progress
-from training.ranker import RankerSettings
-from training.tower import TowerSettings
-from training.world import World
+from training.simulation.world import World
 
 CANDIDATES = 500
 NETWORK = RankerShape(cross_layers=0, hidden=(256, 128, 64))
@@ -81,7 +81,7 @@ class LargeCatalogue:
     """For what else is to be kept with it."""
     store: GenerationStore
     events: pl.DataFrame
-    """What its users did; see `training.data.EVENT_SCHEMA`."""
+    """What its users did; see `training.datasets.dataset.EVENT_SCHEMA`."""
     crossed: GenerationStore
     """The same generation with the ranker that has crosses."""
 

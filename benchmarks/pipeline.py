@@ -20,11 +20,11 @@ from policy.settings import PolicySettings
 from serving.generation import Generation, action_key
 from training import cycle
 from training.cycle import CycleSettings
-from training.data import Dataset
+from training.datasets.dataset import Dataset
 from training.gates import GateSettings
-from training.ranker import RankerSettings
-from training.tower import TowerSettings
-from training.world import World, WorldRequest
+from training.learning.ranker import RankerSettings
+from training.learning.tower import TowerSettings
+from training.simulation.world import World, WorldRequest
 
 _SIZE = 10
 _HISTORY = 32

@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 
 from benchmarks.harness import Bench, main
-from training.point_in_time import Versions, point_in_time
+from training.examples.point_in_time import Versions, point_in_time
 
 _ROWS = {"requests": 10_000_000, "user": 2_000_000, "item": 1_000_000}
 _QUICK_ROWS = {"requests": 40_000, "user": 8_000, "item": 4_000}

@@ -20,8 +20,8 @@ from serving.again import first_difference
 from serving.answers import record
 from serving.codec import query_of
 from serving.generation import Generation, action_key
-from training.data import Dataset
-from training.world import World, WorldRequest
+from training.datasets.dataset import Dataset
+from training.simulation.world import World, WorldRequest
 
 _SIZE = 10
 _PASSES = 3

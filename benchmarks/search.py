@@ -30,7 +30,7 @@ from serving.client import CascadeClient
 from serving.generation import Generation
 from serving.state.local_redis import LocalRedis
 from training.server_process import server_process
-from training.world import World
+from training.simulation.world import World
 
 _TITLES = Size(items=48_000, learned_items=2000, users=1000, requests=6000, epochs=1)
 _FEW = Size(items=3000, learned_items=1000, users=300, requests=600, epochs=1)

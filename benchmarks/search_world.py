@@ -31,12 +31,12 @@ from protos.impression_pb2 import Impression
 from serving.generation import Generation
 from training import cycle
 from training.demo import bm25_slate
-from training.draws import drawn_again
-from training.estimate import estimate, examination, outcome_rewards
+from training.learning.trees import TreesSettings
 from training.materialise import materialise
+from training.off_policy.draws import drawn_again
+from training.off_policy.estimate import estimate, examination, outcome_rewards
+from training.off_policy.replay import counterfactual, unseen
 from training.publish import Published
-from training.replay import counterfactual, unseen
-from training.trees import TreesSettings
 
 SCALE = Scale(users=400, items=800, first_requests=3000, windows=3, window_requests=1200)
 QUICK = Scale(users=60, items=150, first_days=2, first_requests=300, windows=3, window_requests=90)

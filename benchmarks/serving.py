@@ -41,7 +41,7 @@ from protos.recommender_pb2 import RecommendResponse
 from serving.generation import Generation
 from serving.state.local_redis import LocalRedis
 from serving.state.user_state import UserState, Wanted
-from training.impression_log import read_impressions
+from training.log.impression_log import read_impressions
 from training.materialise import materialise
 from training.server_process import server_process
 

@@ -31,8 +31,8 @@ from benchmarks.harness import Bench, Side, main
 from candidate_gen.embedding import tensors
 from candidate_gen.features import Feature, FeatureTable, RowKind, feature_table
 from candidate_gen.towers import Towers, TowerShape
-from training.batches import Batches, Examples
-from training.tower import TowerSettings, TowerTraining, train_towers
+from training.learning.batches import Batches, Examples
+from training.learning.tower import TowerSettings, TowerTraining, train_towers
 
 _SEED = 0
 _CHECKED = 5
@@ -136,7 +136,7 @@ def compare(bench: Bench, name: str, ours: Iterator[float], peer: tuple[str, Ite
     plain_losses: list[float] = []
     bench.compare(
         name,
-        Side("training/tower.py", lambda: our_losses.append(next(ours))),
+        Side("training/learning/tower.py", lambda: our_losses.append(next(ours))),
         Side(peer_name, lambda: plain_losses.append(next(plain))),
         unit="/s",
         per=batch,

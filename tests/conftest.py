@@ -23,15 +23,15 @@ from serving.state.local_redis import LocalRedis
 from serving.state.user_state import UserState
 from training import cycle
 from training.cycle import CycleSettings
-from training.data import Dataset
+from training.datasets.dataset import Dataset
 from training.gates import GateSettings
+from training.learning.ranker import RankerSettings
+from training.learning.tower import TowerSettings
+from training.log.served import ServedLog
 from training.materialise import materialise
 from training.publish import Published
-from training.ranker import RankerSettings
-from training.served import ServedLog
-from training.tower import TowerSettings
-from training.traffic import Users, Visit
-from training.world import World
+from training.simulation.traffic import Users, Visit
+from training.simulation.world import World
 
 hypothesis_settings.register_profile("cascade", deadline=None)
 hypothesis_settings.load_profile("cascade")

@@ -46,7 +46,7 @@ HOMES = {
     "matplotlib": ("training/",),
     "starlette": ("training/console/",),
     "uvicorn": ("training/console/",),
-    "optuna": ("training/sweep.py",),
+    "optuna": ("training/learning/sweep.py",),
     "lightgbm": ("ranking/trees.py", "training/"),
     "scipy": ("training/",),
     "icu4py": ("index/segments.py",),

@@ -16,8 +16,9 @@ import pytest
 from index.generations import GenerationStore
 from policy.ope import InsufficientOverlap
 from serving.client import ShownItem, ShownSlate
-from training import cli, commands, run_record, sweep
+from training import cli, commands
 from training.evaluation import tasks
+from training.learning import run_record, sweep
 from training.settings import TrainSettings
 
 COMMANDS = (

@@ -13,8 +13,8 @@ from benchmarks import closed_loop
 from benchmarks.closed_loop import ARMS, CHANCES, LABELS, PAGE, QUICK, REFERENCES, Scale, results, tables
 from benchmarks.in_process import Histories
 from serving.state.user_state import UserEvent, Wanted
-from training import drawing, plots
-from training.world import DAY_MS
+from training.reports import drawing, plots
+from training.simulation.world import DAY_MS
 
 TINY = replace(QUICK, users=40, items=100, first_requests=150, window_requests=60)
 

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from training import report
-from training.figures import Calibrated, Curve, Estimated, Figures, SampleSlate, ShownItem, Slice
-from training.findings import findings
+from training.reports import report
+from training.reports.figures import Calibrated, Curve, Estimated, Figures, SampleSlate, ShownItem, Slice
+from training.reports.findings import findings
 
 
 def a_summary(**changes: Any) -> dict[str, Any]:

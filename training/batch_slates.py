@@ -38,12 +38,12 @@ from serving.live import Live
 from serving.log.catalog_log import FILE, CatalogLog
 from serving.pipeline import Answer
 from serving.state.user_state import KEPT_EVENTS
-from training import passes
+from training.datasets.tables import read_table
 from training.durable import appearing
-from training.impression_log import Segment
-from training.resumable import Journal, Result, Work, cores, over
-from training.served import read_done
-from training.tables import read_table
+from training.log.impression_log import Segment
+from training.log.resumable import Journal, Result, Work, cores, over
+from training.log.served import read_done
+from training.off_policy import passes
 
 _ASKED = "asked.parquet"
 _JOURNAL = "batch.jsonl"

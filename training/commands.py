@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from training import printed
 from training.cli import LATEST, REPORTS
-from training.findings import utc
+from training.reports import printed
+from training.reports.findings import utc
 
 if TYPE_CHECKING:
     from serving.client import CascadeClient, ShownSlate
@@ -44,7 +44,8 @@ def job(given: Namespace) -> None:
     if given.command == "train" and (named := [text for text in overrides if _names_sweep(text)]):
         _sweep(overrides, named[0])
         return
-    from training import jobs, run_record
+    from training import jobs
+    from training.learning import run_record
 
     run = {"train": run_record.train, "nightly": _nightly, "batch": _batch}.get(given.command) or getattr(
         jobs, given.command
@@ -58,14 +59,14 @@ def job(given: Namespace) -> None:
         return
     result: Any = run(configuration.settings(given.command, overrides))
     if given.command == "ope":
-        from training import estimate_report
+        from training.reports import estimate_report
 
         _OUT.print(printed.tabulated(estimate_report.told(result)), "")
         for finding in result["findings"]:
             _OUT.print(finding["text"])
         _OUT.print(f"\n{result['page']}")
     elif given.command == "experiment":
-        from training import experiment_report
+        from training.reports import experiment_report
 
         _OUT.print(printed.tabulated(experiment_report.told(result)), "")
         for finding in result["findings"]:
@@ -98,10 +99,10 @@ def _names_sweep(text: str) -> bool:
 
 
 def _sweep(overrides: list[str], named: str) -> None:
-    from training import run_record
+    from training.learning import run_record
 
     run_record.require("optuna", named)
-    from training import sweep
+    from training.learning import sweep
 
     shown = sys.stderr.isatty()
     swept = sweep.run(overrides, tell=lambda line: print(line, file=sys.stderr) if shown else None)
@@ -148,7 +149,8 @@ def serve(given: Namespace) -> None:
 
 def console(given: Namespace) -> None:
     """A page in the browser, until stopped."""
-    from training import configuration, run_record
+    from training import configuration
+    from training.learning import run_record
 
     settings = configuration.settings("console", given.options)
     if given.show:
@@ -352,7 +354,7 @@ def explain(given: Namespace) -> None:
     """Why a request was answered as it was."""
     from google.protobuf.json_format import MessageToDict
 
-    from training import explanation
+    from training.reports import explanation
 
     told = explanation.explanation(
         given.log, given.generations, given.request_id, item_ids=given.item, features=given.features
@@ -374,7 +376,7 @@ def report(given: Namespace) -> None:
         return
     if given.options:
         raise ValueError(f"{given.options[0]!r} goes with `cascade report skew`, not with the folder {given.folder}")
-    from training import report as reports
+    from training.reports import report as reports
 
     summary, figures = reports.read(given.folder)
     page = reports.write(summary, figures, given.folder)

@@ -34,16 +34,14 @@ from ranking.rankers import AnyRanker, AnyScorer, bound, load_scorer
 from ranking.scorer import RankerScorer
 from serving.log.catalog_log import Entry, forgotten_in
 from serving.retrieval import RetrievalSettings
-from training.activity import activity, segment_column
-from training.catalogue import folded, with_users
-from training.counters import item_counters
-from training.data import Dataset, field_boosts, searchable
+from training.datasets.catalogue import folded, with_users
+from training.datasets.dataset import Dataset, field_boosts, searchable
 from training.embeddings import embedded
 from training.engine import HERE, Engine
-from training.estimate import examination
-from training.events import known_events
-from training.example_parts import examples_of
-from training.examples import (
+from training.examples.activity import activity, segment_column
+from training.examples.counters import item_counters
+from training.examples.events import known_events
+from training.examples.exposures import (
     Examples,
     described,
     from_log,
@@ -52,16 +50,18 @@ from training.examples import (
     profiles,
     tower_pairs,
 )
+from training.examples.parts import examples_of
+from training.examples.point_in_time import users_known
 from training.gates import GateSettings, ranker_gates, skew_gates
-from training.judged import judged_lists
-from training.point_in_time import users_known
+from training.learning.judged import judged_lists
+from training.learning.ranker import Earlier, RankerSettings, split_by_time, train_ranker
+from training.learning.tower import TowerSettings, train_towers
+from training.learning.trees import TreesSettings, train_trees
+from training.log.query_log import query_log, rules_of
+from training.log.served import ServedLog
+from training.off_policy.estimate import examination
 from training.publish import Built, IndexSettings, Judge, Parts, Published, build_index, publish
-from training.query_log import query_log, rules_of
-from training.ranker import Earlier, RankerSettings, split_by_time, train_ranker
-from training.served import ServedLog
 from training.skew import sampled
-from training.tower import TowerSettings, train_towers
-from training.trees import TreesSettings, train_trees
 
 _LEARNED_UNTIL = "ranker.learned_until_ms"
 

@@ -25,22 +25,23 @@ from serving.generation import Generation
 from serving.log.catalog_log import FILE, CatalogLog
 from serving.state.local_redis import LocalRedis
 from serving.state.user_state import UserState
-from training import cycle, report, story
+from training import cycle
 from training.cycle import CycleSettings
-from training.data import Dataset
-from training.draws import drawn_again
-from training.estimate import estimate, examination, outcome_rewards
-from training.examples import ATTRIBUTION_MS
+from training.datasets.dataset import Dataset
+from training.examples.exposures import ATTRIBUTION_MS
 from training.jobs import read
+from training.log.served import ServedLog
 from training.materialise import materialise
+from training.off_policy.draws import drawn_again
+from training.off_policy.estimate import estimate, examination, outcome_rewards
+from training.off_policy.replay import counterfactual, unseen, verify
 from training.publish import Published
-from training.replay import counterfactual, unseen, verify
-from training.served import ServedLog
+from training.reports import report, story
+from training.reports.story import Proved, Shown
 from training.server_process import server_process
 from training.settings import Data
-from training.story import Proved, Shown
-from training.traffic import Users, ask, timed
-from training.world import DAY_MS, World, WorldRequest
+from training.simulation.traffic import Users, ask, timed
+from training.simulation.world import DAY_MS, World, WorldRequest
 
 _SAMPLE_USERS = 40
 _SAMPLE_SEARCHES = 10

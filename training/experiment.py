@@ -221,7 +221,7 @@ def measure(
     """
     Args:
         impressions: of the whole log, by time.
-        rewards: see `training.replay.REWARD`.
+        rewards: see `training.off_policy.replay.REWARD`.
         of: see `versions`.
         alpha: how often the comparison of two equal arms may err, over all time.
         planned: units at which its interval should be tightest.

@@ -41,7 +41,7 @@ class SearchGateSettings:
     """How a generation's search is held against judgments before it is published."""
 
     judgments: str | None = None
-    """Path of a judgement list, see `training.judgments`; null: it is not held against any."""
+    """Path of a judgement list, see `training.datasets.judgments`; null: it is not held against any."""
     least: float = -0.01
     """Least lower bound of the change of ndcg@10 beside the generation in force."""
 

@@ -28,30 +28,27 @@ from serving.clock import now_ms
 from serving.generation import Generation
 from serving.log.catalog_log import FILE, CatalogLog, Entry
 from serving.log.impression_log import CorruptLog
-from training import (
-    compaction,
-    cycle,
-    estimate_report,
-    experiment_report,
-    passes,
-    rebuild_report,
-    skew_report,
-)
+from training import cycle
 from training import experiment as experiments
 from training import rebuild as rebuilds
 from training import skew as skews
-from training.catalogue import head_of
-from training.compaction import Compacted, Verified
 from training.cycle import Prepared
-from training.data import EVENT_SCHEMA, Dataset, synthesise_impressions
+from training.datasets.catalogue import head_of
+from training.datasets.dataset import EVENT_SCHEMA, Dataset, synthesise_impressions
+from training.datasets.tables import read_table
 from training.durable import appearing
-from training.estimate import of_surface, rewarded
 from training.gates import GateFailed, require, skew_gates
-from training.impression_log import read_impressions
+from training.log import compaction
+from training.log.compaction import Compacted, Verified
+from training.log.impression_log import read_impressions
+from training.log.served import ServedLog, read_events, shown
 from training.monitoring import job as monitoring
+from training.off_policy import passes
+from training.off_policy.estimate import of_surface, rewarded
+from training.off_policy.uplift import estimated
 from training.progress import progress
 from training.publish import Published
-from training.served import ServedLog, read_events, shown
+from training.reports import estimate_report, experiment_report, rebuild_report, skew_report
 from training.settings import (
     Data,
     DataSettings,
@@ -64,9 +61,7 @@ from training.settings import (
     SkewSettings,
     TrainSettings,
 )
-from training.tables import read_table
-from training.uplift import estimated
-from training.world import World
+from training.simulation.world import World
 
 monitor = monitoring.monitor
 _FIRST_DAYS, _FIRST_REQUESTS = 10, 8000
@@ -169,7 +164,7 @@ def log(settings: LogSettings) -> dict[str, Any]:
 
     Raises:
         CorruptLog: where a file is damaged, once all the others have been seen to.
-        LogBusy, LogUnavailable, ValueError: see `training.compaction.compact`.
+        LogBusy, LogUnavailable, ValueError: see `training.log.compaction.compact`.
     """
     if settings.mode == "status":
         return compaction.status(settings.log)

@@ -8,7 +8,7 @@ import polars as pl
 from index.strings import key64
 from serving.generation import action_key
 from serving.state.user_state import UserState
-from training.served import read_done
+from training.log.served import read_done
 
 _PATIENCE_S = 5.0
 

@@ -39,15 +39,15 @@ from serving.changes import changed
 from serving.log.catalog_log import FILE, CatalogLog, Entry
 from serving.profiles import Profiles
 from serving.retrieval import RetrievalSettings
-from training import rebuild_report
-from training.catalogue import head_of
+from training.datasets.catalogue import head_of
 from training.durable import appearing, remove
 from training.embeddings import embedded
-from training.impression_log import read_impressions
+from training.log.impression_log import read_impressions
+from training.log.served import shown
 from training.progress import counted
 from training.publish import Built, Parts, build_index, publish
-from training.report import plain
-from training.served import shown
+from training.reports import rebuild_report
+from training.reports.report import plain
 from training.settings import RebuildSettings
 
 JOB = "rebuild"

@@ -16,12 +16,12 @@ from serving.codec import query_of
 from serving.experiments.variants import without_chance
 from serving.generation import Generation
 from serving.understanding import decided
-from training.data import DataError
+from training.datasets.dataset import DataError
+from training.datasets.judgments import read_judgments, relevance
 from training.evaluation.judged_texts import RELEVANT
 from training.evaluation.search_run import SHOWN, SearchRun, retrieval_figures
 from training.evaluation.topk import ItemSets, difference
 from training.gates import Gate, SearchGateSettings, free_gate, search_gate
-from training.judgments import read_judgments, relevance
 
 _PLACES = 100
 

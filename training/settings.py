@@ -10,12 +10,12 @@ from typing import Literal, get_args
 from policy.ope import Interval
 from training.configuration import Origin
 from training.cycle import CycleSettings
-from training.data import Dataset
+from training.datasets.dataset import Dataset
 from training.engine import HERE, Engine
 from training.gates import GateSettings
 from training.monitoring.limits import LEAST_DAYS, Limits
 from training.publish import IndexSettings
-from training.world import World
+from training.simulation.world import World
 
 Data = partial[Dataset] | partial[World]
 """A data set to be read, with all it needs but the time: an adapter or the world, with its arguments."""

@@ -46,10 +46,10 @@ from serving.codec import query_of, remember
 from serving.generation import Generation, action_key
 from serving.log.catalog_log import FILE, CatalogLog
 from serving.state.user_state import KEPT_EVENTS
-from training.events import point_in_time_history
-from training.examples import bm25_of, no_matches
+from training.examples.events import point_in_time_history
+from training.examples.exposures import bm25_of, no_matches
 from training.gates import SKEW, SKEW_REQUESTS, SKEW_STATE
-from training.served import searched_text
+from training.log.served import searched_text
 
 _CHUNK = 1024
 """Impressions that are in memory at once."""

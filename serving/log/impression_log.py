@@ -2,7 +2,8 @@
 
 One thread writes to a spool (`serving.log.spool`) in the folder of the log; whatever is queued when it is free goes
 into one group, so that one sync pays for many requests and none waits for another's. A spool that is large or old
-enough is sealed and another begun. `cascade log compact` makes Parquet of spools; `training.impression_log` reads both.
+enough is sealed and another begun. `cascade log compact` makes Parquet of spools; `training.log.impression_log` reads
+both.
 """
 
 import threading

@@ -23,8 +23,8 @@ from serving.client import CallFailed, CascadeClient, ShownSlate
 from serving.experiments.traffic import generations_named
 from serving.log.catalog_log import FILE, CatalogLog
 from training.cli import MISUSE, main
-from training.impression_log import read_impressions
-from training.replay import verify
+from training.log.impression_log import read_impressions
+from training.off_policy.replay import verify
 
 SAME = Arm(name="same", weight=1)
 COLD = Arm(name="cold", weight=1, policy={"temperature": 0, "epsilon": 0}, quotas={"fresh": 0})

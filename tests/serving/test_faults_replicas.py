@@ -26,7 +26,7 @@ from serving.client import CallFailed, CascadeClient, Event
 from serving.generations import Generations
 from serving.log.impression_log import ImpressionLog
 from serving.server import Server
-from training.impression_log import read_impressions, read_outcomes
+from training.log.impression_log import read_impressions, read_outcomes
 
 ROOT = Path(__file__).parents[2]
 WIRE = RecommendRequest(context=Context(client_time_ms=NOW_MS, user_id="u1"), page_size=5).SerializeToString()

@@ -23,7 +23,7 @@ from serving.log.catalog_log import FILE, CatalogLog, Change, Entry
 from serving.profiles import NEVER_MS, Profiles
 from serving.state.local_redis import LocalRedis
 from serving.state.user_state import UserState, Wanted
-from training.impression_log import read_these
+from training.log.impression_log import read_these
 
 STRANGER = ("DEFAULT_FEATURES",)
 

@@ -22,7 +22,7 @@ from index.generations import GenerationStore
 from protos.admin_pb2 import ActivateRequest, GetStatusResponse
 from protos.recommender_pb2 import Context, RecommendRequest, RecommendResponse
 from serving.front import serve
-from training.impression_log import read_impressions
+from training.log.impression_log import read_impressions
 
 ROOT = Path(__file__).parents[2]
 CHILD = """

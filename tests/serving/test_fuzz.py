@@ -26,7 +26,7 @@ from serving.log.spool import Spool, checksum
 from serving.rules import rule_book
 from serving.security import Tokens, new_token
 from serving.state.user_state import _EVENT, _unpacked
-from training.archive import StoredRow, parsed
+from training.log.archive import StoredRow, parsed
 
 GENERATION = generation()
 CONTEXT = Context(client_time_ms=NOW_MS, user_id="u1", recent_item_ids=["i1"], features={"age": FeatureValue(number=3)})

@@ -28,7 +28,7 @@ from serving.generations import Generations
 from serving.live import Live
 from serving.pipeline import Answer
 from serving.retrieval import RetrievalSettings
-from training.events import known_events
+from training.examples.events import known_events
 
 NOTHING = (np.empty(0, np.uint64), np.empty(0, np.uint32), np.empty(0, np.int64))
 

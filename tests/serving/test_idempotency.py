@@ -20,7 +20,7 @@ from serving.generations import Generations
 from serving.log.impression_log import ImpressionLog
 from serving.state.local_redis import LocalRedis
 from serving.state.user_state import Claim, UserState, Wanted
-from training.impression_log import read_impressions
+from training.log.impression_log import read_impressions
 
 
 @pytest.fixture(scope="module")

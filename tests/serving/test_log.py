@@ -18,7 +18,7 @@ from protos.impression_pb2 import Impression, Outcome
 from serving.log import recent_rows
 from serving.log.impression_log import SPOOLS, CorruptLog, Durability, ImpressionLog, LogUnavailable
 from serving.log.spool import SEALED, SpoolWriter, is_written, paths
-from training.impression_log import read_impressions, read_outcomes
+from training.log.impression_log import read_impressions, read_outcomes
 
 
 def impression(number: int, *, size: int = 200) -> Impression:

@@ -30,8 +30,8 @@ from serving.codec import query_of
 from serving.generations import Generations
 from serving.kept import KEPT_S, Kept
 from serving.paging import MAX_SHOWN, next_page_token, page_of
-from training.impression_log import read_impressions
-from training.replay import verify
+from training.log.impression_log import read_impressions
+from training.off_policy.replay import verify
 
 AT = Context(client_time_ms=NOW_MS, user_id="u1")
 

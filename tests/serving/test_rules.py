@@ -22,7 +22,7 @@ from serving.codec import query_of
 from serving.log.catalog_log import FILE, CatalogLog, Entry, UnknownChange
 from serving.rules import rule_book
 from training.cli import MISUSE, main
-from training.impression_log import read_impressions
+from training.log.impression_log import read_impressions
 
 PIN = Rule(id="pin", kind="RULE_PIN", item_ids=["i42"], position=2)
 BLOCK = Rule(id="block", kind="RULE_BLOCK", condition='category = "jazz"')

@@ -28,7 +28,7 @@ from serving.generations import Generations
 from serving.server import LIVE, Address, Server
 from serving.settings import ServerSettings
 from training import cli
-from training.impression_log import read_impressions
+from training.log.impression_log import read_impressions
 
 ROOT = Path(__file__).parents[2]
 AT = Context(client_time_ms=NOW_MS, user_id="u1")

@@ -51,7 +51,7 @@ from serving.rpc import handlers
 from serving.service import RecommenderService
 from serving.settings import ServiceSettings
 from serving.state.replies import Answered, Replies
-from training.impression_log import read_impressions
+from training.log.impression_log import read_impressions
 
 AT = Context(client_time_ms=NOW_MS, user_id="u1")
 

@@ -13,7 +13,7 @@ from serving.client import CascadeClient
 from serving.settings import ServiceSettings
 from serving.state.local_redis import LocalRedis
 from serving.state.user_state import UserState
-from training.impression_log import read_impressions
+from training.log.impression_log import read_impressions
 
 HOUR_MS = 3_600_000
 

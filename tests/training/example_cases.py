@@ -10,8 +10,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from candidate_gen.features import FeatureTable, feature_table
-from training.data import EVENT_SCHEMA
-from training.examples import Examples, from_impressions
+from training.datasets.dataset import EVENT_SCHEMA
+from training.examples.exposures import Examples, from_impressions
 
 ACTIONS = ("click", "like")
 START_MS = 1_700_000_000_000

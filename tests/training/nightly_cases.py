@@ -9,7 +9,7 @@ from typing import Any
 from conftest import SMALL, Loop
 
 from index.generations import GenerationStore
-from training.data import Dataset
+from training.datasets.dataset import Dataset
 from training.gates import GateSettings, IncumbentGateSettings
 from training.nightly import line
 from training.nightly.contract import ContractSettings

@@ -10,7 +10,7 @@ from candidate_gen.activity import Activity
 from candidate_gen.features import FeatureTable, feature_table
 from index.strings import IdMap, key64
 from serving.generation import action_key
-from training.activity import activity, segment_column
+from training.examples.activity import activity, segment_column
 
 DAY_MS = 86_400_000
 NOW_MS = 1_700_000_000_000

@@ -20,8 +20,8 @@ from protos.catalog_pb2 import (
 from protos.impression_pb2 import FeatureValue
 from serving.changes import searchable as what_a_server_reads
 from serving.log.catalog_log import Change, Entry
-from training.catalogue import folded, remembered, with_users
-from training.data import EVENT_SCHEMA, IMPRESSION_SCHEMA, ITEM_SCHEMA, STATE_SCHEMA, Dataset, searchable
+from training.datasets.catalogue import folded, remembered, with_users
+from training.datasets.dataset import EVENT_SCHEMA, IMPRESSION_SCHEMA, ITEM_SCHEMA, STATE_SCHEMA, Dataset, searchable
 
 COLUMNS = {"price": None, "language": ("de", "en")}
 ITEMS = pl.DataFrame(

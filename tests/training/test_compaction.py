@@ -14,9 +14,9 @@ from test_impression_log import HOUR_MS, expected, impression, outcome, read, wr
 from serving.log.impression_log import SPOOLS, CorruptLog, ImpressionLog
 from serving.log.spool import OPEN, paths
 from training import cli
-from training.archive import MANIFEST, Manifest, fingerprint
-from training.compaction import LogBusy, _alone, compact, retain, status, verify
-from training.impression_log import read_impressions, read_outcomes
+from training.log.archive import MANIFEST, Manifest, fingerprint
+from training.log.compaction import LogBusy, _alone, compact, retain, status, verify
+from training.log.impression_log import read_impressions, read_outcomes
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,7 +80,7 @@ def dying(do):
     return done
 for name in ("rename", "replace", "unlink", "mkdir"):
     setattr(Path, name, dying(getattr(Path, name)))
-from training.compaction import compact
+from training.log.compaction import compact
 compact(Path(sys.argv[1]))
 """
 

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from conftest import Loop
 
-from training.data import Dataset
+from training.datasets.dataset import Dataset
 from training.gates import Gate
 from training.nightly.contract import ContractSettings, contract_gates, found_in
 

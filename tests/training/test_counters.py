@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from candidate_gen.counts import Count, Spans
 from candidate_gen.features import FeatureTable, feature_table
-from training.counters import counters_at, item_counters
-from training.data import IMPRESSION_SCHEMA
+from training.datasets.dataset import IMPRESSION_SCHEMA
+from training.examples.counters import counters_at, item_counters
 
 HOUR_MS = 3_600_000
 CATEGORIES = ("a", "b")

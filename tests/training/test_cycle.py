@@ -22,11 +22,11 @@ from serving.generation import Generation, GenerationMismatch
 from serving.log.catalog_log import Change, Entry
 from training import cycle
 from training.cycle import Prepared
-from training.data import searchable
-from training.examples import ATTRIBUTION_MS, Examples
+from training.datasets.dataset import searchable
+from training.examples.exposures import ATTRIBUTION_MS, Examples
 from training.gates import Gate, GateFailed
 from training.publish import Built, Published, build_index
-from training.world import World
+from training.simulation.world import World
 
 RED = {
     "ranker_auc": (1.0, "ranker.click.auc", ">= 1"),

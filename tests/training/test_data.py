@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from training.data import (
+from training.datasets.dataset import (
     EVENT_SCHEMA,
     IMPRESSION_SCHEMA,
     ITEM_SCHEMA,

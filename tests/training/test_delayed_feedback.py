@@ -9,8 +9,8 @@ from example_cases import START_MS, SimulatedLog, simulated_log
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.examples import ATTRIBUTION_MS, Examples, from_impressions, tower_pairs
-from training.world import World
+from training.examples.exposures import ATTRIBUTION_MS, Examples, from_impressions, tower_pairs
+from training.simulation.world import World
 
 LOG = simulated_log(seed=4, users=20, requests=120, days=1)
 DAY_MS = 86_400_000

@@ -12,11 +12,12 @@ import pytest
 from conftest import SMALL
 
 from index.generations import GenerationStore
-from training import demo, report
-from training.compaction import verify
+from training import demo
 from training.demo import DemoSettings
-from training.served import ServedLog
-from training.world import World
+from training.log.compaction import verify
+from training.log.served import ServedLog
+from training.reports import report
+from training.simulation.world import World
 
 FIRST, SERVED, JUDGED, RETURNING, SLATE_SIZE = 400, 200, 80, 60, 5
 TIMED = ("seconds", "latency_ms", "examples_per_s", "requests.during_swap", "requests.served")

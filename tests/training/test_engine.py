@@ -14,7 +14,7 @@ from example_cases import simulated_log
 
 from index.shards import ShardedIndex
 from training.engine import HERE, LocalEngine, RayEngine, in_order
-from training.examples import Examples, from_impressions, mature
+from training.examples.exposures import Examples, from_impressions, mature
 from training.publish import built_by
 
 TWO = LocalEngine(workers=2)

@@ -14,10 +14,10 @@ from policy.ope import InsufficientOverlap, diagnose, faults, propensity_bins, r
 from protos.impression_pb2 import Impression
 from serving.again import Snapshots
 from training import cli
-from training.data import EVENT_SCHEMA
-from training.draws import Draws, SlotDraws, drawn_again
-from training.estimate import HEADLINE, estimate, outcome_rewards, slices_of
-from training.replay import Counterfactual, compared
+from training.datasets.dataset import EVENT_SCHEMA
+from training.off_policy.draws import Draws, SlotDraws, drawn_again
+from training.off_policy.estimate import HEADLINE, estimate, outcome_rewards, slices_of
+from training.off_policy.replay import Counterfactual, compared
 
 
 def own_log(requests: int = 1000, slots: int = 4, *, seed: int = 0) -> Counterfactual:

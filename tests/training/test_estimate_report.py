@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from policy.ope import Estimate, diagnose, propensity_bins
-from training import estimate_report
-from training.estimate import HEADLINE, Estimates, SliceEstimate
+from training.off_policy.estimate import HEADLINE, Estimates, SliceEstimate
+from training.reports import estimate_report
 
 NAMES = ("sips", "sn_sips", "rips", "sn_rips", "cascade_dr", "sn_cascade_dr", HEADLINE)
 

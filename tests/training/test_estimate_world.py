@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binom
 
 from benchmarks.estimates import SLOTS, Scene, coverage, row, table
-from training.estimate import Estimates, estimate
+from training.off_policy.estimate import Estimates, estimate
 
 
 def covered(scene: Scene, logs: int, requests: int) -> dict[str, int]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data import DataError
+from training.datasets.dataset import DataError
 from training.evaluation.interactions import Pairs, Split, read_split, require_no_leak
 
 ROWS = [("a", 1, 10), ("a", 2, 20), ("b", 1, 30), ("a", 1, 40), ("b", 3, 50), ("c", 2, 60)]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from training.evaluation import sequence
 from training.evaluation.reranking import SequenceStatistics
 from training.evaluation.sequence import _ends, _positive_rows, _query_rows, _sequences, _table
-from training.tower import TowerSettings
+from training.learning.tower import TowerSettings
 
 Array = NDArray[Any]
 ITEMS, USERS = 40, 150

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from training import cycle
-from training.examples import from_impressions
-from training.ranker import RankerSettings, _batch, split_by_time, train_ranker
-from training.world import World
+from training.examples.exposures import from_impressions
+from training.learning.ranker import RankerSettings, _batch, split_by_time, train_ranker
+from training.simulation.world import World
 
 SLOTS = 10
 

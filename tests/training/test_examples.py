@@ -13,10 +13,10 @@ from candidate_gen.counts import Spans
 from candidate_gen.features import feature_table
 from index.types import Hits
 from protos.impression_pb2 import Impression
-from training.counters import item_counters
-from training.data import IMPRESSION_SCHEMA, SYNTHETIC
-from training.events import point_in_time_history
-from training.examples import ATTRIBUTION_MS, Examples, from_impressions, from_log, item_rows, tower_pairs
+from training.datasets.dataset import IMPRESSION_SCHEMA, SYNTHETIC
+from training.examples.counters import item_counters
+from training.examples.events import point_in_time_history
+from training.examples.exposures import ATTRIBUTION_MS, Examples, from_impressions, from_log, item_rows, tower_pairs
 
 _DAY_MS = 86_400_000
 _ITEMS = pl.Series(["i0", "i1", "i2", "i3"])

@@ -14,11 +14,12 @@ from protos.impression_pb2 import Degraded, Drafted, Impression, Outcome, StageT
 from serving.experiments.assignment import Traffic
 from serving.log.catalog_log import FILE, CatalogLog, Entry
 from serving.log.impression_log import ImpressionLog
-from training import experiment_report, jobs
+from training import jobs
 from training.cli import MISUSE, main
 from training.experiment import Findings, Version, measure, versions
-from training.replay import REWARD
-from training.served import ServedLog, as_published, shown
+from training.log.served import ServedLog, as_published, shown
+from training.off_policy.replay import REWARD
+from training.reports import experiment_report
 
 HOUR_MS = 3_600_000
 

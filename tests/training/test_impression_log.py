@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from protos.impression_pb2 import Impression, Outcome
 from serving.log.impression_log import SPOOLS, ImpressionLog
-from training.archive import day_of
-from training.compaction import compact
-from training.impression_log import read_impressions, read_outcomes, read_segment, read_these, segments
+from training.log.archive import day_of
+from training.log.compaction import compact
+from training.log.impression_log import read_impressions, read_outcomes, read_segment, read_these, segments
 
 HOUR_MS = 3_600_000
 START_MS = 1_790_000_000_000

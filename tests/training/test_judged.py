@@ -11,13 +11,13 @@ from example_cases import SimulatedLog, simulated_log
 
 from ranking.model import RankerShape
 from serving.retrieval import RetrievalSettings
-from training.counters import item_counters
-from training.data import DataError, field_boosts
-from training.examples import Examples, item_rows
-from training.judged import JudgedLists, JudgedSettings, judged_lists
-from training.judgments import write_judgments
-from training.ranker import RankerSettings, train_ranker
-from training.trees import TreesSettings, train_trees
+from training.datasets.dataset import DataError, field_boosts
+from training.datasets.judgments import write_judgments
+from training.examples.counters import item_counters
+from training.examples.exposures import Examples, item_rows
+from training.learning.judged import JudgedLists, JudgedSettings, judged_lists
+from training.learning.ranker import RankerSettings, train_ranker
+from training.learning.trees import TreesSettings, train_trees
 
 SMALL = RankerSettings(shape=RankerShape(dim=8, query_width=16, rank=8, hidden=(16,)), epochs=2, batch=256)
 TREES = TreesSettings(objective="lambdarank", trees=30, leaf_rows=5)

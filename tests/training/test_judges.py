@@ -19,12 +19,12 @@ from serving.generations import Generations
 from serving.log.impression_log import ImpressionLog
 from serving.server import Server
 from serving.settings import ServerSettings, ServiceSettings
-from training.examples import from_log
+from training.examples.exposures import from_log
 from training.gates import IncumbentGateSettings
+from training.learning.ranker import split_by_time
 from training.nightly import judges, trial
 from training.nightly.settings import TrialSettings
 from training.nightly.trial import Candidate
-from training.ranker import split_by_time
 
 
 def loaded(loop: Loop, name: str) -> Generation:

@@ -6,9 +6,9 @@ import pytest
 from conftest import Loop
 
 from protos.impression_pb2 import Impression
-from training.data import DataError
+from training.datasets.dataset import DataError
+from training.datasets.judgments import HIGHEST, SCHEMA, mined, read_judgments, write_judgments
 from training.evaluation.judgments import evaluate
-from training.judgments import HIGHEST, SCHEMA, mined, read_judgments, write_judgments
 
 ROWS = [("red chair", "a", 3.0, "human"), ("red chair", "b", 1.0, "human"), ("lamp", "c", 2.0, "clicks")]
 

@@ -15,10 +15,10 @@ from pytorch_lightning.callbacks import RichProgressBar
 from tower_cases import EXAMPLES, FAST, ITEM_ROWS, ITEMS, POSITIVE_ROWS, QUERY_ROWS, TABLE
 
 from candidate_gen.towers import Towers
-from training import tower
-from training.batches import Batch
-from training.lightning_run import cpu_trainer, deterministic, unfinished, warmed_cosine
-from training.tower import TowerSettings, train_towers
+from training.learning import tower
+from training.learning.batches import Batch
+from training.learning.lightning_run import cpu_trainer, deterministic, unfinished, warmed_cosine
+from training.learning.tower import TowerSettings, train_towers
 
 ROOT = Path(__file__).parents[2]
 STREAMED = replace(FAST, shares="streamed")
@@ -28,8 +28,8 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from tower_cases import FAST, ITEM_ROWS, POSITIVE_ROWS, QUERY_ROWS, TABLE
-from training import tower
-from training.batches import Batch
+from training.learning import tower
+from training.learning.batches import Batch
 
 folder, last, threads = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(threads)

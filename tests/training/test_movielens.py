@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from training.data import DataError, Dataset
-from training.movielens import movielens_1m, movielens_small
+from training.datasets.dataset import DataError, Dataset
+from training.datasets.movielens import movielens_1m, movielens_small
 
 NOW_MS = 1_800_000_000_000
 

@@ -25,9 +25,9 @@ from protos.admin_pb2 import SetTrafficRequest
 from serving.generation import Generation
 from serving.log.catalog_log import Entry
 from training import cli, publish
+from training.datasets.judgments import write_judgments
 from training.gates import SearchGateSettings
-from training.judged import JudgedSettings
-from training.judgments import write_judgments
+from training.learning.judged import JudgedSettings
 from training.nightly.inputs import Night, begun
 from training.nightly.line import STAGES, NightStopped, planned
 from training.nightly.settings import NightlySettings

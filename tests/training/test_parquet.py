@@ -11,9 +11,9 @@ import pytest
 from candidate_gen.counts import Spans
 from training.configuration import ConfigurationError, settings
 from training.cycle import declare
-from training.data import DataError, Dataset
-from training.parquet import from_parquet
-from training.point_in_time import rows_known, users_known
+from training.datasets.dataset import DataError, Dataset
+from training.datasets.parquet import from_parquet
+from training.examples.point_in_time import rows_known, users_known
 
 NOW_MS = 1_800_000_000_000
 

@@ -10,12 +10,13 @@ from conftest import Loop
 
 from protos.impression_pb2 import Impression
 from serving.log.impression_log import SPOOLS, ImpressionLog
-from training import cli, passes
-from training.estimate import outcome_rewards, rewarded
-from training.impression_log import Segment, read_segment, segments
-from training.passes import Log
-from training.replay import Divergence, Verified, counterfactual, counterfactual_of
-from training.resumable import Result
+from training import cli
+from training.log.impression_log import Segment, read_segment, segments
+from training.log.resumable import Result
+from training.off_policy import passes
+from training.off_policy.estimate import outcome_rewards, rewarded
+from training.off_policy.passes import Log
+from training.off_policy.replay import Divergence, Verified, counterfactual, counterfactual_of
 from training.settings import ReplaySettings
 
 CURVE_K = np.array([1.0, 0.6, 0.3])

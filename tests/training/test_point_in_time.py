@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data import DataError
-from training.point_in_time import Versions, point_in_time
+from training.datasets.dataset import DataError
+from training.examples.point_in_time import Versions, point_in_time
 
 Row = tuple[str, int, int, int | None]
 Request = tuple[str | None, int]

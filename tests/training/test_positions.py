@@ -12,8 +12,8 @@ from tower_cases import FAST, ITEM_ROWS, ITEMS, QUERY_ROWS, TABLE
 from candidate_gen.embedding import tensors
 from candidate_gen.history import HistoryKind
 from candidate_gen.towers import Towers
-from training.batches import Batches, Examples
-from training.tower import TowerSettings, TowerTraining, train_towers
+from training.learning.batches import Batches, Examples
+from training.learning.tower import TowerSettings, TowerTraining, train_towers
 
 PLACES = TABLE["history_item"].shape[0]
 COUNT = 300

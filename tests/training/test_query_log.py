@@ -7,8 +7,8 @@ import pytest
 
 from candidate_gen.query_log import QueryLog
 from index.strings import key64
-from training.data import EVENT_SCHEMA, IMPRESSION_SCHEMA
-from training.query_log import query_log, rules_of
+from training.datasets.dataset import EVENT_SCHEMA, IMPRESSION_SCHEMA
+from training.log.query_log import query_log, rules_of
 
 DAY_MS = 86_400_000
 NOW_MS = 100 * DAY_MS

@@ -12,8 +12,8 @@ from example_cases import SimulatedLog, simulated_log
 from ranking.calibration import Calibration
 from ranking.metrics import auc, ece
 from ranking.model import Ranker, RankerShape
-from training.examples import Examples
-from training.ranker import Batches, Earlier, RankerSettings, _batch, split_by_time, train_ranker
+from training.examples.exposures import Examples
+from training.learning.ranker import Batches, Earlier, RankerSettings, _batch, split_by_time, train_ranker
 
 SMALL = RankerSettings(shape=RankerShape(dim=8, query_width=16, rank=8, hidden=(16,)), epochs=3, batch=256)
 Trained = tuple[Ranker, Calibration, dict[str, float]]

@@ -26,14 +26,14 @@ from conftest import SMALL, SMALL_RANKER
 from candidate_gen.towers import Towers
 from training import cycle
 from training.cycle import CycleSettings, Prepared
-from training.data import Dataset
+from training.datasets.dataset import Dataset
 from training.embeddings import embedded
 from training.engine import HERE, Engine, PartT, RayEngine, ResultT
+from training.learning.ranker import RankerTraining
+from training.learning.tower import TowerTraining
 from training.nightly import prepared_files
 from training.publish import IndexSettings, build_index
-from training.ranker import RankerTraining
-from training.tower import TowerTraining
-from training.world import World
+from training.simulation.world import World
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),

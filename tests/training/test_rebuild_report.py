@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from index.generations import FileEntry, Manifest
-from training import rebuild_report
 from training.gates import Gate
+from training.reports import rebuild_report
 
 
 def curve(k: int) -> list[dict[str, Any]]:

@@ -30,9 +30,9 @@ from serving.log.catalog_log import FILE, CatalogLog
 from serving.log.impression_log import ImpressionLog
 from serving.server import Server
 from serving.settings import ServerSettings, ServiceSettings
-from training.estimate import estimate, examination, outcome_rewards
-from training.impression_log import read_impressions
-from training.replay import Counterfactual, Divergence, counterfactual, verify
+from training.log.impression_log import read_impressions
+from training.off_policy.estimate import estimate, examination, outcome_rewards
+from training.off_policy.replay import Counterfactual, Divergence, counterfactual, verify
 
 EVERYBODY_LOOKS = np.ones(1)
 

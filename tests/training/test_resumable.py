@@ -12,8 +12,8 @@ import pytest
 
 from protos.impression_pb2 import Impression
 from serving.log.impression_log import ImpressionLog
-from training.impression_log import Segment, read_segment, segments
-from training.resumable import Journal, Result, Work, over
+from training.log.impression_log import Segment, read_segment, segments
+from training.log.resumable import Journal, Result, Work, over
 
 
 def log_of(path: Path, first: int, last: int) -> Path:
@@ -136,8 +136,8 @@ from functools import partial
 from pathlib import Path
 sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2])]!r}
 from test_resumable import counting
-from training.impression_log import segments
-from training.resumable import Journal, over
+from training.log.impression_log import segments
+from training.log.resumable import Journal, over
 if __name__ == "__main__":
     here = Path({str(tmp_path)!r})
     make = partial(counting, here / "log", here / "noted")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.row_adam import RowAdamW
+from training.learning.row_adam import RowAdamW
 
 ROWS, WIDTH = 30, 4
 Make = Callable[[list[Tensor]], torch.optim.Optimizer]

@@ -11,8 +11,9 @@ import polars as pl
 import pytest
 import torch
 
-from training import configuration, run_record
-from training.run_record import Source, command, fingerprint, revision
+from training import configuration
+from training.learning import run_record
+from training.learning.run_record import Source, command, fingerprint, revision
 from training.settings import TrainSettings
 
 TABLE = pl.DataFrame({"user_id": ["1", "2"], "value": [1.0, None], "history": [[1, 2], []]})

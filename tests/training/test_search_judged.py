@@ -9,10 +9,10 @@ from conftest import Loop
 from test_replay import with_settings
 
 from serving.generation import Generation
-from training.data import DataError
+from training.datasets.dataset import DataError
+from training.datasets.judgments import SCHEMA, write_judgments
 from training.evaluation.search import evaluate
 from training.gates import SearchGateSettings
-from training.judgments import SCHEMA, write_judgments
 from training.search_judged import judged, run_of
 
 

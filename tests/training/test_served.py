@@ -16,10 +16,10 @@ from serving.log.catalog_log import FILE, CatalogLog
 from serving.log.impression_log import ImpressionLog
 from serving.state.local_redis import LocalRedis
 from serving.state.user_state import UserEvent, UserState, Wanted
-from training.data import EVENT_SCHEMA, IMPRESSION_SCHEMA, DataError
-from training.events import point_in_time_history
+from training.datasets.dataset import EVENT_SCHEMA, IMPRESSION_SCHEMA, DataError
+from training.examples.events import point_in_time_history
+from training.log.served import ServedLog
 from training.materialise import materialise, rebuild
-from training.served import ServedLog
 
 
 @pytest.fixture(scope="module")

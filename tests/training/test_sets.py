@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.batches import Examples
-from training.sets import SetBatches, Sets
+from training.learning.batches import Examples
+from training.learning.sets import SetBatches, Sets
 
 QUERY_OF_N = np.array([7, 3, 7, 3, 9, 7, 5])
 ITEM_N = np.array([0, 1, 2, 3, 4, 5, 6])

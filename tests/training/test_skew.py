@@ -15,8 +15,9 @@ from protos.impression_pb2 import Impression
 from ranking.scorer import RankerScorer
 from serving.generation import Generation
 from serving.log.impression_log import ImpressionLog
-from training import cli, cycle, skew_report
+from training import cli, cycle
 from training.gates import GateFailed, GateSettings, require, skew_gates
+from training.reports import skew_report
 from training.skew import FeatureSkew, Skew, is_of_state, measure, sampled
 
 STRICT = GateSettings(skew_state=0.0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ranking.metrics import auc, ece
-from training.slices import auc_error, ece_by_chance, slices
+from training.off_policy.slices import auc_error, ece_by_chance, slices
 
 
 def _exposures(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,8 +16,8 @@ import optuna
 import polars as pl
 import pytest
 
-from training import run_record, sweep
-from training.run_record import Source
+from training.learning import run_record, sweep
+from training.learning.run_record import Source
 from training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]
@@ -285,7 +285,7 @@ def test_what_is_wrong_is_named_before_anything_is_written(word: str, told: str,
 @pytest.fixture
 def killed(words: list[str]) -> list[str]:
     """Words of a sweep, all workers of which were killed in the second trial."""
-    command = [sys.executable, "-m", "training.sweep", *words]
+    command = [sys.executable, "-m", "training.learning.sweep", *words]
     output = Path(next(each.removeprefix("output=") for each in words if each.startswith("output=")))
     with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}) as worker:
         # Not through the study: who opens it while its worker makes it would make it too.

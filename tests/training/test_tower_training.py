@@ -12,9 +12,9 @@ from tower_cases import EXAMPLES, FAST, ITEM_ROWS, ITEMS, POSITIVE_ROWS, QUERY_R
 from candidate_gen.embedding import tensors
 from candidate_gen.losses import mixture_log_q, sampled_softmax
 from candidate_gen.towers import Towers
-from training import tower
-from training.batches import Batches, Examples
-from training.tower import TowerSettings, TowerTraining, train_towers
+from training.learning import tower
+from training.learning.batches import Batches, Examples
+from training.learning.tower import TowerSettings, TowerTraining, train_towers
 
 
 def trained(folder: Path, *, settings: TowerSettings = FAST, seed: int = 0) -> tuple[Towers, dict[str, float]]:

@@ -8,8 +8,8 @@ from typing import Any, cast
 import numpy as np
 
 from serving.client import CallFailed, Event
-from training.traffic import Users
-from training.world import World, WorldRequest
+from training.simulation.traffic import Users
+from training.simulation.world import World, WorldRequest
 
 
 @dataclass

@@ -24,11 +24,11 @@ from serving.codec import query_of
 from serving.generation import Generation
 from training import configuration, cycle
 from training.configuration import settings
-from training.examples import Examples
-from training.judged import JudgedSettings
-from training.ranker import split_by_time
-from training.replay import verify
-from training.trees import TreesSettings, train_trees
+from training.examples.exposures import Examples
+from training.learning.judged import JudgedSettings
+from training.learning.ranker import split_by_time
+from training.learning.trees import TreesSettings, train_trees
+from training.off_policy.replay import verify
 
 FEW = TreesSettings(trees=120, leaf_rows=20)
 Grown = tuple[Trees, Calibration, dict[str, float]]

@@ -13,11 +13,11 @@ from policy.ope import InsufficientOverlap
 from serving.generation import Generation
 from training import cli
 from training.configuration import settings
-from training.estimate import estimate, examination, outcome_rewards
 from training.gates import Gate, GateFailed, UpliftSettings
 from training.nightly import inputs
-from training.replay import counterfactual
-from training.uplift import judged
+from training.off_policy.estimate import estimate, examination, outcome_rewards
+from training.off_policy.replay import counterfactual
+from training.off_policy.uplift import judged
 
 
 def until(generation: Generation, end_ms: int) -> Generation:

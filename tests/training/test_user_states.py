@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 
 from training.cycle import prepare
-from training.data import IMPRESSION_SCHEMA, Dataset, synthesise_impressions, unattributed_events
+from training.datasets.dataset import IMPRESSION_SCHEMA, Dataset, synthesise_impressions, unattributed_events
 
 TOWNS = ("here", "there")
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.windows import Windows, coded
+from training.examples.windows import Windows, coded
 
 ROWS = st.lists(
     st.tuples(st.integers(0, 3), st.integers(0, 30), st.sampled_from([0.0, 1.0, 2.5])), min_size=1, max_size=40

@@ -14,8 +14,8 @@ import pytest
 
 from candidate_gen.features import feature_table
 from candidate_gen.text import words
-from training.world import DAY_MS, World, WorldRequest
-from training.world_words import SYNONYMS
+from training.simulation.words import SYNONYMS
+from training.simulation.world import DAY_MS, World, WorldRequest
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_what_is_misspelt_does_not_follow_from_how_python_hashes() -> None:
     """Which differs from process to process, and orders sets."""
     script = """
 import numpy as np
-from training.world_typing import Typing
+from training.simulation.typing import Typing
 typing, rng = Typing({"chocolate", "keyboards", "trousers"}), np.random.default_rng(0)
 print([typing.typed("chocolate keyboards trousers", rng) for _ in range(200)])
 """

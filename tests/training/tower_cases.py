@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from candidate_gen.features import FeatureTable, feature_table, query_rows
 from candidate_gen.towers import TowerShape
-from training.tower import TowerSettings
+from training.learning.tower import TowerSettings
 
 KINDS = ("art", "jazz", "math", "zoo")
 ITEMS, USERS, EXAMPLES = 80, 40, 1200

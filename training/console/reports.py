@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.findings import Finding, findings
+from training.reports.findings import Finding, findings
 
 _MOST = 4
 _NAMES = {

@@ -30,7 +30,7 @@ from training.console import views
 from training.console.question import Question
 from training.console.reports import reports
 from training.console.settings import ConsoleSettings
-from training.report import environment
+from training.reports.report import environment
 
 AGAIN_S = 5
 """After which a page that could not reach the server asks again by itself."""

@@ -8,7 +8,7 @@ from policy.types import SlotFlag
 from protos.admin_pb2 import Arm, ArmStatus, GetTrafficResponse, ListGenerationsResponse, TrafficMode
 from protos.impression_pb2 import Degraded, Understood, Variation
 from protos.recommender_pb2 import ExplainResponse, Explanation, ReasonKind
-from training.findings import utc
+from training.reports.findings import utc
 
 KNOBS = ("temperature", "epsilon", "diversity", "freshness_weight")
 """Settings of the policy that the page offers; others can be put into its address."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.evaluation.click_history import sigmoid
-from training.windows import Windows, coded
+from training.examples.windows import Windows, coded
 
 Columns = dict[str, NDArray[np.floating]]
 

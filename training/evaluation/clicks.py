@@ -14,11 +14,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ranking.metrics import auc, ece, gauc, logloss
+from training.datasets.tables import read_table, require_unique
 from training.evaluation.click_features import ClickLog, Columns, log_features, plain_counters
 from training.evaluation.click_history import HistoryEffects, Shown, back_positions, sigmoid
 from training.evaluation.interactions import read_columns
 from training.progress import progress
-from training.tables import read_table, require_unique
 
 
 def evaluate(

@@ -12,9 +12,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from training.data import DataError
+from training.datasets.dataset import DataError
+from training.datasets.tables import read_table
 from training.evaluation.topk import ItemSets, Ranking
-from training.tables import read_table
 
 SplitKind = Literal["time", "leave_one_out", "given"]
 

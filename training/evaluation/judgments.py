@@ -5,10 +5,10 @@ from pathlib import Path
 import polars as pl
 
 from index.generations import GenerationStore
-from training.estimate import examination
-from training.impression_log import read_impressions
-from training.judgments import mined, read_judgments, write_judgments
-from training.served import read_events, shown
+from training.datasets.judgments import mined, read_judgments, write_judgments
+from training.log.impression_log import read_impressions
+from training.log.served import read_events, shown
+from training.off_policy.estimate import examination
 
 
 def evaluate(
@@ -20,7 +20,7 @@ def evaluate(
     least: int = 5,
     human: Path | None = None,
 ) -> dict[str, float]:
-    """Mine a judgement list from a log; see `training.judgments.mined`.
+    """Mine a judgement list from a log; see `training.datasets.judgments.mined`.
 
     Args:
         log: of impressions.

@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ranking.metrics import ndcg_at
-from training.tables import read_table
+from training.datasets.tables import read_table
 
 _HIGHEST = 30
 

@@ -14,7 +14,7 @@ from candidate_gen.features import Feature, FeatureTable
 from candidate_gen.towers import TowerShape
 from training.evaluation.interactions import Pairs, SplitKind, read_split
 from training.evaluation.topk import top_k
-from training.tower import Precision, TowerSettings, train_towers
+from training.learning.tower import Precision, TowerSettings, train_towers
 
 
 def evaluate(
@@ -53,7 +53,7 @@ def evaluate(
         spectral: factors that stand beside it; the vectors are `dim` + `spectral` wide.
         propagation: weight of a step over the graph after training, where no factors stand beside.
         batch: positives, about; all of a user's are in one.
-        precision: as in `training.tower.TowerSettings`.
+        precision: as in `training.learning.tower.TowerSettings`.
 
     Returns:
         The metrics of `training.evaluation.topk.Ranking.metrics`, `users` that were ranked, `items`, `dim` and

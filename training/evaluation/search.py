@@ -20,15 +20,15 @@ from candidate_gen.text_match import text_match
 from index.generations import GenerationStore
 from index.lexical import GRAMS, LexicalIndex
 from serving.generation import Generation
-from training import search_report
+from training.datasets.judgments import read_judgments
 from training.durable import appearing
 from training.evaluation.judged_texts import JudgedTexts, read_collection, read_pairs
 from training.evaluation.search_ranker import folded, out_of_fold
 from training.evaluation.search_run import SearchRun
 from training.evaluation.search_sources import Found, by_vectors, by_words, fused
 from training.evaluation.text_tower import TowerTexts, out_of_fold_towers
-from training.judgments import read_judgments
 from training.progress import progress
+from training.reports import search_report
 from training.search_judged import run_of
 
 Encoder = Literal["none", "float32", "bfloat16"]
@@ -88,7 +88,7 @@ def evaluate(
         documents, queries, qrels: in place of `judgments`, a collection with the columns `doc_id` and `text`,
             `query_id` and `text`, `query_id`, `doc_id` and `rel`.
         generation: in place of all that, one that is published: what its own pipeline shows (`training.search_judged`)
-            is held against `judgments`, which is then a judgement list (`training.judgments`).
+            is held against `judgments`, which is then a judgement list (`training.datasets.judgments`).
         store: that holds it.
         encoder: the pretrained one, in this precision; needs the extra `encoder`.
         tower: train text towers.

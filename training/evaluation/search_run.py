@@ -14,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ranking.metrics import ndcg_of_groups
-from training.data import DataError
+from training.datasets.dataset import DataError
 from training.durable import appearing
 from training.evaluation.judged_texts import JudgedTexts
 from training.evaluation.topk import ItemSets, difference, hits, interval, mean, mrr, recall

@@ -20,7 +20,7 @@ from candidate_gen.towers import Towers, TowerShape
 from training.evaluation.interactions import numbered, read_columns
 from training.evaluation.reranking import Lists, ListwiseRanker, SequenceStatistics
 from training.evaluation.topk import ItemSets, difference, mean, ndcg, top_k
-from training.tower import Precision, TowerSettings, train_towers
+from training.learning.tower import Precision, TowerSettings, train_towers
 
 _FEWEST = 3
 _LONG = 20

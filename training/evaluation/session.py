@@ -23,7 +23,7 @@ from candidate_gen.covisitation import Covisitation
 from candidate_gen.merge import fused, merge
 from candidate_gen.trending import Trending
 from candidate_gen.types import Candidates, History, HydratedQuery, Query
-from training.data import DataError
+from training.datasets.dataset import DataError
 from training.evaluation.interactions import numbered, read_columns
 from training.evaluation.topk import ItemSets, coverage, hit_rate, hits, interval, mean, mrr
 from training.progress import progress

@@ -23,8 +23,8 @@ from candidate_gen.text import words
 from training.evaluation.judged_texts import JudgedTexts
 from training.evaluation.search_sources import FOUND, Found, products
 from training.evaluation.topk import top_k
+from training.learning.row_adam import RowAdamW
 from training.progress import progress
-from training.row_adam import RowAdamW
 
 _WIDTH = 256
 _FACTORS_BESIDE = 128

@@ -11,7 +11,7 @@ from candidate_gen.features import FeatureTable
 from candidate_gen.items import Items
 from index.generations import GenerationStore, Manifest
 from protos.impression_pb2 import Impression
-from training.estimate import examination
+from training.off_policy.estimate import examination
 
 
 @dataclass(frozen=True, eq=False)

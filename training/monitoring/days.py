@@ -20,7 +20,7 @@ from index.strings import keys64
 from policy.metrics import exposure_gini
 from protos.impression_pb2 import Degraded, Impression, Outcome
 from ranking.metrics import auc
-from training.archive import day_of
+from training.log.archive import day_of
 from training.monitoring import views
 from training.monitoring.answerers import Answerers
 from training.monitoring.labels import Exposures, Labels

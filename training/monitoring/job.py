@@ -11,19 +11,19 @@ import torch
 from index.generations import GenerationStore
 from protos.impression_pb2 import Outcome
 from training import skew as skews
-from training.archive import day_of
-from training.data import EVENT_SCHEMA
+from training.datasets.dataset import EVENT_SCHEMA
+from training.datasets.tables import read_table
 from training.gates import SKEW, SKEW_STATE, Gate, skew_gates
-from training.impression_log import opened, read_impressions, read_outcomes, read_these
+from training.log.archive import day_of
+from training.log.impression_log import opened, read_impressions, read_outcomes, read_these
+from training.log.served import shown
 from training.monitoring import page
 from training.monitoring.answerers import Answerers
 from training.monitoring.checks import Check, checks
 from training.monitoring.days import DAY_MS, Day, summarised
 from training.monitoring.verdict import Verdict
 from training.progress import progress
-from training.served import shown
 from training.settings import MonitorSettings
-from training.tables import read_table
 
 _EPOCH = date(1970, 1, 1).toordinal()
 

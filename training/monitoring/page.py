@@ -14,10 +14,7 @@ from markupsafe import Markup
 
 from candidate_gen.features import FeatureTable
 from protos.impression_pb2 import Kind
-from training import plots
 from training.durable import write_texts
-from training.figures import Calibrated, Curve, Estimated
-from training.findings import Finding
 from training.monitoring import checks as compared
 from training.monitoring.checks import Check, Distribution
 from training.monitoring.days import DAY_MS, Day, Reliability
@@ -26,7 +23,10 @@ from training.monitoring.limits import SECTIONS
 from training.monitoring.rate import Rate
 from training.monitoring.verdict import Verdict, loudest, sentence
 from training.monitoring.views import named
-from training.report import environment, figure, plain
+from training.reports import plots
+from training.reports.figures import Calibrated, Curve, Estimated
+from training.reports.findings import Finding
+from training.reports.report import environment, figure, plain
 
 _DRAWN = 6
 """Distributions that are drawn: those furthest beyond, or nearest to, their limit."""

@@ -12,7 +12,7 @@ from statistics import median
 import dataframely as dy
 import polars as pl
 
-from training.data import Dataset
+from training.datasets.dataset import Dataset
 from training.gates import Gate, least, most
 
 _DAY_MS, _HOUR_MS = 86_400_000, 3_600_000

@@ -18,12 +18,12 @@ from protos.admin_pb2 import SetTrafficRequest
 from protos.impression_pb2 import Impression
 from serving.log.catalog_log import Entry, forgotten_in
 from training import jobs
-from training.catalogue import folded, with_users
-from training.data import Dataset
+from training.datasets.catalogue import folded, with_users
+from training.datasets.dataset import Dataset
 from training.durable import appearing
+from training.learning.run_record import fingerprint
+from training.log.served import ServedLog
 from training.nightly.settings import NightlySettings
-from training.run_record import fingerprint
-from training.served import ServedLog
 
 NIGHT = "night.json"
 """The record of the last night."""

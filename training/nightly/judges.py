@@ -23,10 +23,10 @@ from serving.codec import query_of
 from serving.generation import Generation
 from serving.log.catalog_log import FILE, CatalogLog
 from training.evaluation.topk import difference
-from training.examples import Examples
+from training.examples.exposures import Examples
 from training.gates import Gate, IncumbentGateSettings, free_gate, least, most
-from training.replay import divergence, verified
-from training.served import as_published
+from training.log.served import as_published
+from training.off_policy.replay import divergence, verified
 
 _CUTOFF = 10
 _FEWEST = 20

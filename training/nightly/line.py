@@ -29,21 +29,23 @@ from index.placement import Placement, opened
 from policy.ope import InsufficientOverlap
 from ranking.rankers import bound, load_scorer
 from serving.generation import Generation
-from training import compaction, cycle, jobs, passes, search_judged, uplift
+from training import cycle, jobs, search_judged
 from training.cycle import Prepared
 from training.durable import appearing
 from training.embeddings import embedded
-from training.findings import utc
 from training.gates import Gate, GateFailed, ranker_gates, require, skew_gates
+from training.learning.ranker import Earlier, split_by_time
+from training.log import compaction
 from training.nightly import contract, judges, prepared_files, report, trial
 from training.nightly.inputs import NIGHT, Inputs, begun
 from training.nightly.settings import NightlySettings, StageName
 from training.nightly.stages import Figures, Stage, StageRun, keep_only, key
 from training.nightly.trial import Candidate
+from training.off_policy import passes, uplift
 from training.progress import counted
 from training.publish import Built, Judge, build_index
-from training.ranker import Earlier, split_by_time
 from training.rebuild import is_whole
+from training.reports.findings import utc
 from training.skew import sampled
 
 STAGES: tuple[str, ...] = get_args(StageName)
@@ -96,7 +98,7 @@ def nightly(settings: NightlySettings, *, holder: str, now_ms: int) -> dict[str,
         LeaseLost: this process was stopped for so long that another one took over.
         StaleExpected: another generation was put in force meanwhile. This one is published, not activated.
         ValueError: poison, an empty log, a data set that cannot be read.
-        CorruptLog, LogUnavailable: see `training.served` and `CatalogLog`.
+        CorruptLog, LogUnavailable: see `training.log.served` and `CatalogLog`.
     """
     store = GenerationStore(settings.generations)
     if settings.dry_run:

@@ -11,8 +11,8 @@ from candidate_gen.features import FeatureTable
 from candidate_gen.query_log import QueryLog
 from index.strings import IdMap
 from training.cycle import Prepared
-from training.examples import Examples
-from training.ranker import Earlier
+from training.examples.exposures import Examples
+from training.learning.ranker import Earlier
 
 _ROWS = ("item_row_I", "popularity_I", "profile_U", "tower_query_N", "tower_positive_N", "tower_hard_NH")
 _FRAMES = ("items", "positives")

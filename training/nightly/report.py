@@ -10,9 +10,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from training import plots
 from training.durable import write_texts
-from training.report import environment, figure, plain
+from training.reports import plots
+from training.reports.report import environment, figure, plain
 
 
 def write(report: Mapping[str, Any], folder: Path) -> Path:

@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from index.leases import Lease
 from training.durable import appearing, remove
-from training.report import plain
+from training.reports.report import plain
 
 _RECORD = "stage.json"
 _PARTS = ".parts"

@@ -26,7 +26,7 @@ from serving.client import CascadeClient
 from serving.experiments.canary import TOLERATED, Evidence
 from serving.log.catalog_log import FILE, CatalogLog
 from training.gates import Gate, free_gate, least, most
-from training.impression_log import read_impressions
+from training.log.impression_log import read_impressions
 from training.nightly.judges import Asked, Load, asked_of_both
 from training.nightly.settings import TrialSettings
 

@@ -1,0 +1,1 @@
+"""What models learn from: what could be known at a moment, joined to what came of it."""

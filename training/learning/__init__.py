@@ -1,0 +1,1 @@
+"""What learns: the towers, the rankers, and the search for their settings."""

@@ -1,0 +1,1 @@
+"""The impression log as offline work sees it: read, compacted, kept, and worked on segment by segment."""

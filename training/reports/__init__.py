@@ -1,0 +1,1 @@
+"""Pages and tables: what was found, drawn and said in sentences."""
