@@ -47,11 +47,6 @@ class Slate:
         return len(self.index_K)
 
     @property
-    def prefix_propensity_K(self) -> NDArray[np.float64]:
-        """P(slots 0..k hold these items): the running product."""
-        return np.cumprod(self.propensity_K, dtype=np.float64)
-
-    @property
     def log_propensity(self) -> float:
         """Natural logarithm of the slate's joint probability."""
         return float(np.log(self.propensity_K).sum())
@@ -76,8 +71,3 @@ class Draw:
 
     def __len__(self) -> int:
         return len(self.propensity_K)
-
-    @property
-    def prefix_propensity_K(self) -> NDArray[np.float64]:
-        """P(slots 0..k hold the given items): the running product."""
-        return np.cumprod(self.propensity_K, dtype=np.float64)

@@ -125,28 +125,6 @@ def recall_at(
     return _mean(_ratio(found_G, _sums(code_N, relevant, groups)))
 
 
-def hit_rate_at(
-    k: int, relevant_N: NDArray[np.generic], score_N: NDArray[np.generic], group_N: NDArray[np.generic]
-) -> GroupMean:
-    """Share of groups with a relevant row among their first `k`; of equal scores the irrelevant come first.
-
-    Groups without a relevant row are left out.
-    """
-    rank_G = _first_relevant(relevant_N, score_N, group_N)
-    return _mean(np.where(np.isnan(rank_G), np.nan, rank_G <= k))
-
-
-def mrr_at(
-    k: int, relevant_N: NDArray[np.generic], score_N: NDArray[np.generic], group_N: NDArray[np.generic]
-) -> GroupMean:
-    """Mean of 1 / rank of each group's first relevant row, 0 where that rank is beyond `k`.
-
-    Of equal scores the irrelevant come first. Groups without a relevant row are left out.
-    """
-    rank_G = _first_relevant(relevant_N, score_N, group_N)
-    return _mean(np.where(rank_G > k, 0.0, 1 / rank_G))
-
-
 def _columns(
     first_N: NDArray[np.generic], second_N: NDArray[np.generic]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -226,19 +204,3 @@ def _expected_gain(
     rank = np.arange(len(code)) - (np.cumsum(size_G) - size_G)[code]
     worth = np.where(rank < k, 1 / np.log2(2 + rank) if discounted else 1.0, 0.0)
     return _sums(code, gain * _block_means(_tie_blocks(code, score), worth), groups)
-
-
-def _first_relevant(
-    relevant_N: NDArray[np.generic], score_N: NDArray[np.generic], group_N: NDArray[np.generic]
-) -> NDArray[np.float64]:
-    """Rank from 1 of each group's first relevant row; NaN without one."""
-    relevant, score = _columns(relevant_N, score_N)
-    code_N, groups = _codes(group_N)
-    order = np.lexsort((relevant > 0, -score, code_N))
-    code, hit = code_N[order], relevant[order] > 0
-    size_G = np.bincount(code, minlength=groups)
-    rank = np.arange(1, len(code) + 1) - (np.cumsum(size_G) - size_G)[code]
-    first_G = np.full(groups, np.inf)
-    np.minimum.at(first_G, code[hit], rank[hit])
-    first_G[np.isinf(first_G)] = np.nan
-    return first_G

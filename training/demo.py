@@ -72,6 +72,9 @@ class DemoSettings:
     returning_requests: int = 2500
     """Answered by cycle 2."""
     slate_size: int = 10
+    first_heat: float = 2.0
+    """Cycle 1 draws at so many times the policy's temperature: what knows least should try most, and what it tries is
+    what cycle 2 can be judged by."""
 
 
 def run(settings: DemoSettings) -> Path:
@@ -112,7 +115,7 @@ def _prove(settings: DemoSettings, console: Console, started: float) -> tuple[Sh
         requests = world.requests(world.start_ms, first_end, settings.first_requests)
         dataset = world.dataset(*world.first_log(requests, slate_size=settings.slate_size))
     with _step(console, "Cycle 1: examples, towers, ranker, index, gates, publish"):
-        first = _cycle(dataset, settings, store, as_of_ms=first_end, number=1)
+        first = _cycle(dataset, _warmer(settings), store, as_of_ms=first_end, number=1)
         store.activate(first.id, expected=None, time_ms=first_end, reason="cycle 1")
     with _serving(folder, dataset.events) as client:
         users = Users(client, world, size=settings.slate_size)
@@ -267,6 +270,13 @@ def bm25_slate(generation: Generation, request: WorldRequest, size: int) -> list
     row_K = generation.lexical.search(request.text, len(items), items.allowed).row_K
     row_K = row_K[items.published_ms_I[row_K] <= request.time_ms][:size]
     return items.ids.ids.take(row_K)
+
+
+def _warmer(settings: DemoSettings) -> DemoSettings:
+    """As cycle 1 draws."""
+    policy = settings.cycle.policy
+    policy = replace(policy, temperature=settings.first_heat * policy.temperature)
+    return replace(settings, cycle=replace(settings.cycle, policy=policy))
 
 
 def _cycle(

@@ -110,7 +110,9 @@ class Slates:
         self.item_SK = np.array(list(permutations(range(5), 3)))
         logged = [logger.propensity_of(query(), scored, item_K) for item_K in self.item_SK]
         drawn = [wanted.propensity_of(query(), scored, item_K) for item_K in self.item_SK]
-        self.logged_SK, self.target_SK = (np.stack([e.prefix_propensity_K for e in each]) for each in (logged, drawn))
+        self.logged_SK, self.target_SK = (
+            np.stack([np.cumprod(e.propensity_K) for e in each]) for each in (logged, drawn)
+        )
         self.distribution_SKA = np.stack([each.distribution_KN for each in drawn])
         # A cascade: what a slot earns depends on the slots above it, in no simple way.
         first_S, second_S, third_S = self.item_SK.T

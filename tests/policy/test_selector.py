@@ -121,7 +121,7 @@ def test_every_slate_of_a_small_catalogue_has_the_plain_probability_and_they_sum
     total = 0.0
     for number, slate in enumerate(permutations(range(6), slots)):
         draw = policy.propensity_of(query(size=size), scored, np.array(slate))
-        total += draw.prefix_propensity_K[-1]
+        total += draw.propensity_K.prod()
         if number % 5 == 0 or size < 5:
             expected, _ = plain.distributions(slate, size)
             np.testing.assert_allclose(draw.distribution_KN, expected, atol=1e-3 if name == "cold" else 2e-4)
@@ -149,7 +149,7 @@ def test_slates_are_drawn_as_often_as_their_propensity_says() -> None:
     seen = Counter(tuple(policy.select(query(f"r{r}"), scored).index_K.tolist()) for r in range(draws))
     slates = list(permutations(range(6), 3))
     expected_P = np.array(
-        [draws * policy.propensity_of(query(), scored, np.array(s)).prefix_propensity_K[-1] for s in slates]
+        [draws * policy.propensity_of(query(), scored, np.array(s)).propensity_K.prod() for s in slates]
     )
     seen_P = np.array([seen[s] for s in slates])
     assert not seen_P[expected_P == 0].any()
@@ -559,7 +559,7 @@ def test_an_item_that_is_no_candidate_has_propensity_zero_and_leaves_the_rest_as
     policy, scored = six()
     draw = policy.propensity_of(query(), scored, np.array([0, -1, 3]))
     assert draw.propensity_K[1] == 0
-    assert draw.prefix_propensity_K.tolist()[1:] == [0, 0]
+    assert np.cumprod(draw.propensity_K).tolist()[1:] == [0, 0]
     np.testing.assert_allclose(draw.distribution_KN.sum(axis=1), 1)
     one = policy.propensity_of(query(), scored, np.array([-1, 0]))
     start = policy.propensity_of(query(), scored, np.array([0]))

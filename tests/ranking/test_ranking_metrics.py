@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ranking.metrics import auc, ece, gauc, hit_rate_at, logloss, mrr_at, ndcg_at, recall_at, reliability
+from ranking.metrics import auc, ece, gauc, logloss, ndcg_at, recall_at, reliability
 
 _ROWS = st.lists(
     st.tuples(st.booleans(), st.integers(0, 4).map(float), st.integers(0, 3)), min_size=1, max_size=40
@@ -77,23 +77,12 @@ def test_of_equal_scores_ndcg_and_recall_are_the_mean_over_random_orders(
 def test_the_order_of_rows_makes_no_difference(rows: tuple[np.ndarray, ...], order: list[int]) -> None:
     label_N, score_N, group_N = rows
     moved = [at for at in order if at < len(label_N)]
-    for metric in (ndcg_at, recall_at, hit_rate_at, mrr_at):
+    for metric in (ndcg_at, recall_at):
         one = metric(2, label_N, score_N, group_N)
         other = metric(2, label_N[moved], score_N[moved], group_N[moved])
         np.testing.assert_allclose(one.mean, other.mean)
         assert (one.groups, one.left_out) == (other.groups, other.left_out)
     np.testing.assert_allclose(ece(label_N, score_N / 4, bins=3), ece(label_N[moved], score_N[moved] / 4, bins=3))
-
-
-def test_hit_rate_and_reciprocal_rank_look_at_the_first_relevant_row() -> None:
-    group_N = np.array(["a", "a", "a", "b", "b", "c"])
-    relevant_N = np.array([0, 1, 1, 0, 1, 0])
-    score_N = np.array([3.0, 2.0, 1.0, 5.0, 5.0, 1.0])
-    first = mrr_at(10, relevant_N, score_N, group_N)
-    assert (first.mean, first.groups, first.left_out) == (0.5, 2, 1), "a tie counts against the relevant row"
-    assert mrr_at(1, relevant_N, score_N, group_N).mean == 0
-    assert hit_rate_at(1, relevant_N, score_N, group_N).mean == 0
-    assert hit_rate_at(2, relevant_N, score_N, group_N).mean == 1
 
 
 def test_logloss_of_sure_and_wrong_is_large_but_finite() -> None:
@@ -123,7 +112,7 @@ def test_metrics_of_nothing_are_nan_and_never_warn() -> None:
     assert math.isnan(auc(none, none))
     assert math.isnan(logloss(none, none))
     assert math.isnan(ece(none, none))
-    for metric in (ndcg_at, recall_at, hit_rate_at, mrr_at):
+    for metric in (ndcg_at, recall_at):
         found = metric(5, none, none, none)
         assert math.isnan(found.mean)
         assert (found.groups, found.left_out) == (0, 0)

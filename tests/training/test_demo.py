@@ -134,6 +134,12 @@ def test_both_generations_are_published_and_the_second_was_trained_from_the_firs
     ] * 2
 
 
+def test_what_knows_least_draws_warmest(runs: tuple[Run, Run]) -> None:
+    policies = [json.loads(path.read_text()) for path in sorted(runs[0].folder.glob("generations/0*/policy.json"))]
+    first, second = (policy["temperature"] for policy in policies)
+    assert first == 2 * second > 0
+
+
 def test_the_report_is_there_and_latest_leads_to_it(runs: tuple[Run, Run]) -> None:
     for run in runs:
         assert run.page == run.folder / "report.html"
