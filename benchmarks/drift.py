@@ -11,6 +11,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,11 +22,14 @@ import faiss
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from rich.progress import Progress, TaskID
 
 from benchmarks.__main__ import rewritten
 from benchmarks.in_process import InProcess
+from candidate_gen.compiled_tower import QueryEncoder
 from candidate_gen.features import FeatureTable
+from candidate_gen.matches import Matching
 from candidate_gen.towers import TowerShape
 from index.generations import GenerationStore
 from index.strings import key64
@@ -33,7 +37,11 @@ from policy.settings import PolicySettings
 from protos.catalog_pb2 import UpsertItemsRequest
 from protos.impression_pb2 import Impression
 from ranking.model import RankerShape
+from serving.again import Snapshots
 from serving.catalog import accepted_items
+from serving.generation import Generation
+from serving.hydration import hydration
+from serving.log.catalog_log import FILE, CatalogLog
 from serving.records import ItemEntry
 from serving.retrieval import RetrievalSettings
 from training import cycle
@@ -42,12 +50,15 @@ from training.datasets.dataset import Dataset
 from training.gates import GateSettings
 from training.learning.ranker import RankerSettings
 from training.learning.tower import TowerSettings
-from training.log.impression_log import read_impressions, read_outcomes
+from training.log.impression_log import read_impressions, read_outcomes, read_these
 from training.materialise import materialise
+from training.monitoring.again import as_answered_by
 from training.monitoring.answerers import Answerers
-from training.monitoring.checks import Check, checks
-from training.monitoring.days import Day, summarised
+from training.monitoring.checks import Check, checks, most_answered_by
+from training.monitoring.days import Day, evenly, summarised
 from training.monitoring.limits import Limits
+from training.monitoring.stored import unlike
+from training.off_policy.replay import in_order
 from training.progress import progress
 from training.simulation.world import World, WorldRequest
 
@@ -56,6 +67,9 @@ Rows = list[dict[str, Any]]
 """Of events."""
 SLATE = 10
 LABEL_MS = 3_600_000
+_ASKED = 50
+"""Requests of a day that are held against the store. Features are not computed again: these users' histories know
+outcomes at once that the log says became known late."""
 _ANY_QUALITY = GateSettings(index_recall=0.0, ranker_auc=0.0, ranker_ece=1.0)
 _QUOTAS = {"ann": 30, "lexical": 20, "similar": 15, "fresh": 15, "popular": 15}
 """Without sources that learn while they serve: a day that is served again would find them knowing it."""
@@ -92,7 +106,7 @@ class Scale:
 
 
 QUICK = Scale(
-    users=60, items=120, first_days=3, first_requests=300, reference_days=3, clean_days=1, requests=40, launched_days=3
+    users=60, items=120, first_days=3, first_requests=300, reference_days=3, clean_days=1, requests=80, launched_days=3
 )
 
 
@@ -120,6 +134,15 @@ class Users:
 
     def respond(self, request: WorldRequest, item_ids: Sequence[str]) -> Rows:
         return self._responses(cast(Rows, self._world.respond(request, item_ids)))
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A day that was served."""
+
+    day: Day
+    said: list[Check]
+    """What was said beside what the store says."""
 
 
 @dataclass(slots=True)
@@ -168,7 +191,7 @@ class Shop:
     def asked(self, day: int) -> list[WorldRequest]:
         return self.world.requests(self.start_ms(day), self.start_ms(day + 1), self.scale.requests)
 
-    def day(self, day: int, plant: Planted | None = None) -> Day:
+    def day(self, day: int, plant: Planted | None = None) -> Looked:
         """Serve a day and read it."""
         requests = self.asked(day)
         if plant is not None:
@@ -176,16 +199,21 @@ class Shop:
             requests = plant.requests(self.world, requests)
         self.served.serve(requests, size=SLATE)
         self.served.flush()
+        store = self.served.generations.store
         within = {"since_ms": self.start_ms(day), "until_ms": self.start_ms(day + 1)}
         logged: Iterable[Impression] = timed(read_impressions(self.served.path, **within))
-        return summarised(
+        read = summarised(
             plant.impressions(self, logged) if plant is not None else logged,
             read_outcomes(self.served.path, **within),
-            Answerers.load(self.served.generations.store),
+            Answerers.load(store),
             start_ms=self.start_ms(day),
             label_ms=LABEL_MS,
             sample=2000,
         )
+        asked = in_order(read_these(self.served.path, evenly(read.sampled, _ASKED)))
+        with closing(CatalogLog(store.root / FILE)) as catalog:
+            snapshots = Snapshots({self.served.active.id: Generation.load(store, self.served.active.id)}, catalog)
+            return Looked(read, unlike(asked, snapshots, Limits()))
 
     def again(self, day: int, folder: Path) -> "Shop":
         """The same shop at the beginning of a day, to be spoilt."""
@@ -231,14 +259,24 @@ def _lost_column(shop: Shop, logged: Iterable[Impression]) -> Iterator[Impressio
         yield each
 
 
-def _scaled(shop: Shop, logged: Iterable[Impression]) -> Iterator[Impression]:
-    """The query tower's vectors are half as long again."""
-    table = shop.table
-    for each in logged:
-        rows = np.frombuffer(each.pair_rows, table.dtype("pair")).copy()
-        rows["tower_score"] *= 1.5
-        each.pair_rows = rows.tobytes()
-        yield each
+def _scaled(shop: Shop) -> None:
+    """The query tower of the server, not that of the store, makes vectors that are half as long again."""
+    served = shop.served.active
+    encode_query = partial(_longer, served.encode_query)
+    hydrate = hydration(
+        served.table,
+        served.items,
+        served.profiles,
+        attributes=served.attributes,
+        encode_query=encode_query,
+        matching=Matching(served.items, served.lexical),
+    )
+    pipeline = replace(served.pipeline, hydrate=hydrate)
+    shop.served.generations._active = replace(served, encode_query=encode_query, pipeline=pipeline)
+
+
+def _longer(encode_query: QueryEncoder, row: np.ndarray) -> NDArray[np.float32]:
+    return np.float32(1.5) * encode_query(row)
 
 
 def _less_catalogue(shop: Shop) -> None:
@@ -285,7 +323,7 @@ PLANTED = (
     Planted("a profile column is lost for 30%", ("quality", "features"), impressions=_lost_column),
     Planted("three categories are missing", ("popularity", "features"), prepare=_less_catalogue),
     Planted("a third of the outcomes is gone", ("outcomes",), responses=_fewer_clicks),
-    Planted("the query tower is scaled by 1.5", ("scores",), impressions=_scaled),
+    Planted("the server's query tower is scaled by 1.5", ("skew",), prepare=_scaled),
     Planted("a wrong model is launched", ("scores", "embeddings", "calibration", "outcomes"), prepare=_wrong_model),
     Planted("20% of outcomes come late", ("outcomes", "quality"), responses=_late),
     Planted("10% of outcomes come twice", ("quality",), responses=_twice),
@@ -296,22 +334,22 @@ PLANTED = (
 class Lived:
     """The days of a world."""
 
-    days: list[Day]
+    days: list[Looked]
     """Those of the first reference, then the clean ones."""
-    planted: dict[str, Day]
+    planted: dict[str, Looked]
     """What would have been the next, by what went wrong with it."""
     folder: Path
 
-    def answerers(self, name: str) -> Answerers:
-        """Those that the store holds: of the clean days, or of a planted one."""
-        return Answerers.load(GenerationStore(self.folder / name / "generations"))
+    def store(self, name: str) -> GenerationStore:
+        """Of the clean days, or of a planted one."""
+        return GenerationStore(self.folder / name / "generations")
 
 
 def lived(scale: Scale, seed: int, folder: Path, *, planted: Sequence[Planted], step: Callable[[str], None]) -> Lived:
     """Serve the clean days, then one day with each of these."""
     shop = Shop.open(scale, seed, folder / "clean")
-    days: list[Day] = []
-    spoilt: dict[str, Day] = {}
+    days: list[Looked] = []
+    spoilt: dict[str, Looked] = {}
     try:
         for day in range(scale.served_days):
             if day % scale.launched_days == 0:
@@ -342,13 +380,23 @@ class Judged:
 
 
 def judged(lived: Lived, scale: Scale) -> Judged:
-    """Hold every day against those before it."""
+    """Hold every day against those before it, as `cascade report monitor` does."""
     limits = Limits(generation_days=scale.launched_days + 1.0)
-    first, days = scale.reference_days, lived.days
-    among = lived.answerers("clean")
+    first, clean = scale.reference_days, [each.day for each in lived.days]
+    again: dict[tuple[str, str], Day] = {}
+
+    def sounded(looked: Looked, before: list[Day], name: str) -> list[Check]:
+        store, generation = lived.store(name), most_answered_by([looked.day])
+        among = Answerers.load(store)
+        unasked = [day for day in before if (generation, day.name) not in again]
+        asked = as_answered_by(generation, unasked, log=lived.folder / "clean" / "log", store=store, answerers=among)
+        again.update({(generation, day.name): day for day in asked})
+        reference = [again[generation, day.name] for day in before]
+        return checks([looked.day], reference, among, limits) + looked.said
+
     return Judged(
-        [checks([days[n]], days[n - first : n], among, limits) for n in range(first, len(days))],
-        {name: checks([day], days[-first:], lived.answerers(name), limits) for name, day in lived.planted.items()},
+        [sounded(lived.days[n], clean[n - first : n], "clean") for n in range(first, len(clean))],
+        {name: sounded(looked, clean[-first:], name) for name, looked in lived.planted.items()},
     )
 
 

@@ -16,9 +16,12 @@ from scipy.stats import ks_2samp, wasserstein_distance
 
 from index.strings import key64
 from protos.impression_pb2 import Impression, Outcome
+from serving.again import Snapshots
+from serving.generation import Generation
 from serving.log.impression_log import ImpressionLog
 from training import cli
 from training.monitoring import distance, page
+from training.monitoring.again import as_answered_by
 from training.monitoring.answerers import Answerers
 from training.monitoring.checks import Check, checks
 from training.monitoring.days import DAY_MS, Day, summarised
@@ -26,13 +29,16 @@ from training.monitoring.gauges import gauges
 from training.monitoring.labels import Exposures, Labels
 from training.monitoring.limits import Limits
 from training.monitoring.rate import Rate
+from training.monitoring.stored import unlike
 from training.monitoring.verdict import AlarmsRaised, RetrainAdvised, Verdict
 
-FIRST_MS = 20_000 * DAY_MS
+FIRST_DAY = 20_200
+"""By when everything in the world is published."""
+FIRST_MS = FIRST_DAY * DAY_MS
 HOUR_MS = 3_600_000
 REQUESTS = 300
 REFERENCE = 6
-BEFORE = str(np.datetime64(20_000 + REFERENCE - 1, "D"))
+BEFORE = str(np.datetime64(FIRST_DAY + REFERENCE - 1, "D"))
 """The last day of the reference."""
 OLD = Limits(generation_days=1e6)
 """Generations of the world are years older than these days."""
@@ -40,15 +46,16 @@ OLD = Limits(generation_days=1e6)
 Rows = tuple[list[Impression], list[Outcome]]
 
 
-def drawn(loop: Loop, day: int, *, seed: int = 0, requests: int = REQUESTS) -> Rows:
-    """A day whose requests are drawn from everything that was logged, with what followed."""
+def drawn(loop: Loop, day: int, *, seed: int = 0, requests: int = REQUESTS, by: str = "") -> Rows:
+    """A day whose requests are drawn from those that one generation answered (the first), with what followed."""
+    answered = [each for each in loop.everything.impressions if each.generation == (by or loop.first.id)]
     rng = np.random.default_rng([seed, day])
     followed: dict[str, list[dict[str, Any]]] = {}
     for row in loop.everything.events.iter_rows(named=True):
         followed.setdefault(row["request_id"], []).append(row)
     impressions, outcomes = [], []
-    for number, at in enumerate(rng.integers(len(loop.everything.impressions), size=requests).tolist()):
-        was = loop.everything.impressions[at]
+    for number, at in enumerate(rng.integers(len(answered), size=requests).tolist()):
+        was = answered[at]
         one = Impression.FromString(was.SerializeToString())
         one.request_id = f"{seed}-{day}-{number:05d}"
         shift_ms = FIRST_MS + (day - was.time_ms // DAY_MS) * DAY_MS
@@ -221,23 +228,79 @@ def test_what_the_days_of_the_reference_do_themselves_is_no_alarm(answerers: Ans
     assert "tower_score" in still
 
 
-def test_a_launch_is_held_against_what_launches_did(answerers: Answerers, reference: list[Day]) -> None:
-    name = "scores/tower_score"
+def test_a_launch_is_held_against_what_the_same_generation_would_have_answered_before(
+    loop: Loop, answerers: Answerers, reference: list[Day], tmp_path: Path
+) -> None:
+    with ImpressionLog(tmp_path, durability="os") as log:
+        for day in range(4):
+            for each in drawn(loop, day)[0]:
+                log.append(each)
+    before = reference[:3]
+    *again, launched = as_answered_by(
+        loop.second.id, reference[:4], log=tmp_path, store=loop.store, answerers=answerers
+    )
 
-    def scaled(day: Day, factor: float, generation: str) -> Day:
-        columns = {**day.columns, name: np.float32(factor) * day.columns[name].astype(np.float32)}
-        return replace(day, columns=columns, generations={generation: day.requests})
+    def moved(held_against: list[Day]) -> set[str]:
+        return alarms(checks([launched], held_against, answerers, OLD)).get("scores", set())
 
-    before = [scaled(day, 1.0 if n < 3 else 1.6, "a" if n < 3 else "b") for n, day in enumerate(reference)]
-    moved = {
-        generation: max(
-            each.ratio
-            for each in checks([scaled(reference[0], 2.2, generation)], before, answerers, OLD)
-            if each.name == "tower_score"
-        )
-        for generation in ("b", "c")
-    }
-    assert moved["c"] < moved["b"]
+    assert "tower_score" in moved(before), "two generations have two scales"
+    assert not moved(again)
+    assert all(day.asked_again == REQUESTS for day in again)
+    assert again[1].rates["outcomes/click"] == before[1].rates["outcomes/click"], "what people did stays as it was"
+
+
+def test_days_of_the_same_generation_and_those_of_one_that_is_gone_stay_as_they_are(
+    loop: Loop, answerers: Answerers, reference: list[Day], tmp_path: Path
+) -> None:
+    for generation in (loop.first.id, "000009-aaaaaaaa"):
+        days = as_answered_by(generation, reference, log=tmp_path, store=loop.store, answerers=answerers)
+        assert all(one is other for one, other in zip(days, reference, strict=True))
+
+
+def test_counters_are_those_of_items_that_have_some(loop: Loop, answerers: Answerers) -> None:
+    """An item that came after the generation was published has none, and that is no defect."""
+    rows = drawn(loop, 0, requests=60)
+    table = loop.generations[0].table
+    new = "not-there-when-it-was-published"
+    for each in rows[0]:
+        items = np.frombuffer(each.item_rows, table.dtype("item")).copy()
+        items["click_rate"][0] = 0.0
+        each.item_rows, each.item_id[0] = items.tobytes(), new
+    day = read(rows, answerers, 0)
+    shown = sum(len(each.item_id) for each in rows[0])
+    assert day.rates["quality/click_rate at its default"].rows == shown - 60
+    assert len(day.columns["features/click_rate"]) == shown - 60
+    assert len(day.columns["features/category"]) == shown
+
+
+def scaled_by(factor: float, generation: Generation) -> Generation:
+    """The generation with a query tower whose vectors are longer: as a server has it that is not as its store is."""
+    return replace(generation, encode_query=lambda row: np.float32(factor) * generation.encode_query(row))
+
+
+@pytest.mark.parametrize("what", ["as in the store", "another tower", "another ranker", "rounding"])
+def test_what_a_server_says_is_what_its_generation_in_the_store_says(loop: Loop, what: str) -> None:
+    logged = [each for each in loop.everything.impressions if each.generation == loop.second.id][:30]
+    first, second = loop.generations
+    stored = {
+        "as in the store": second,
+        "another tower": scaled_by(1.5, second),
+        "another ranker": replace(second, scorer=first.scorer),
+        "rounding": scaled_by(1.01, second),
+    }[what]
+    found = unlike(logged, Snapshots({loop.second.id: stored}, None), OLD)
+    told = {each.name: each.value for each in found if each.alarm}
+    assert len(found) == 1 + len(second.table.actions)
+    assert (
+        set(told)
+        == {
+            "as in the store": set(),
+            "another tower": {"tower_score of the store's towers"},
+            "another ranker": {f"P({action}) of the store's ranker" for action in second.table.actions},
+            "rounding": set(),
+        }[what]
+    )
+    assert all(0.5 < share <= 1 for share in told.values())
 
 
 def test_a_day_is_the_same_whenever_and_in_whatever_pieces_it_is_read(
@@ -408,7 +471,7 @@ def test_the_command_tells_of_drift_asks_for_training_and_writes_page_json_and_g
     assert "tower_score" in line
     made = json.loads((tmp_path / "monitor.json").read_text())
     assert made["verdict"]["retrain"] is True
-    assert made["window"]["from"] == made["window"]["until"] == str(np.datetime64(20_000 + REFERENCE, "D"))
+    assert made["window"]["from"] == made["window"]["until"] == str(np.datetime64(FIRST_DAY + REFERENCE, "D"))
     text = (tmp_path / "monitor.html").read_text()
     assert text.count("<svg") == text.count("<figure") > 10
     assert "<script" not in text

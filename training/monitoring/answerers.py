@@ -68,6 +68,19 @@ class Answerers:
         for schema, group in by_table.items():
             yield self.tables[schema], group
 
+    def counted(self, logged: Sequence[Impression]) -> NDArray[np.bool_]:
+        """Of every exposure, whether its item was in the catalogue when the generation was published that showed it,
+        (N,): one that came later has no counters yet. Of a generation that is gone nobody knows, so all of its are."""
+        parts = [np.empty(0, np.bool_)]
+        for each in logged:
+            answerer = self.by_id.get(each.generation)
+            parts.append(
+                answerer.items.ids.rows_of(list(each.item_id)) >= 0
+                if answerer
+                else np.ones(len(each.item_id), np.bool_)
+            )
+        return np.concatenate(parts)
+
     def similarity(self, first: str, second: str, *, most: int = 2000) -> float:
         """Linear centred kernel alignment of two generations' vectors of the items that both hold: 1 where one is the
         other turned or scaled, near 0 where they have nothing in common. NaN where one is gone or few are in both.

@@ -10,8 +10,8 @@ Three things must come together for an alarm:
    from its other days. A rate or a level must lie outside of what one more such day would show (Student's t over the
    days; where the days differ no more than their sampling errors say, the normal law and those errors).
 
-The third is what keeps weekdays, slow trends and new generations from sounding an alarm every day. Where a generation
-answers for the first time, days of the reference are compared with those of other generations.
+The third is what keeps weekdays and slow trends from sounding an alarm every day. What a generation shows and says is
+its own: give this days that one generation answered, or would have (`training.monitoring.again`).
 
 Shape letters: G cells, D days.
 """
@@ -33,8 +33,6 @@ from training.monitoring.limits import LEAST_DAYS, Limits
 from training.monitoring.rate import Rate
 
 _LEAST_UNITS = 30
-_OF_GENERATIONS = ("scores", "embeddings")
-"""Sections whose columns have another scale in every generation."""
 _RISES = ("quality", "serving", "freshness")
 """Sections in which a fall is no harm."""
 
@@ -130,13 +128,7 @@ def _counts(
 def _distances(
     name: str, window: Sequence[Day], reference: Sequence[Day], limits: Limits, alpha: float
 ) -> Iterator[Check]:
-    """PSI of everything, for numbers also the distances that know an order.
-
-    What a generation says is held against what it said itself, where it answered at least two days of the reference.
-    """
-    own = [day for day in reference if _most([day]) == _most(window)]
-    if name.partition("/")[0] in _OF_GENERATIONS and len(own) > 1:
-        reference = own
+    """PSI of everything, for numbers also the distances that know an order."""
     units, then_units = sum(day.units for day in window), sum(day.units for day in reference)
     if not sum(len(day.columns[name]) for day in reference) or min(units, then_units) < _LEAST_UNITS:
         return
@@ -144,8 +136,7 @@ def _distances(
     now_G, then_G = now_DG.sum(axis=0), then_DG.sum(axis=0)
     if not (now_G.any() and then_G.any()):
         return
-    beside = [(one_G, then_DG[at].sum(axis=0)) for one_G, at in zip(then_DG, _others(window, reference), strict=True)]
-    pairs = [(one_G, rest_G) for one_G, rest_G in beside if one_G.any() and rest_G.any()]
+    pairs = [(one_G, then_G - one_G) for one_G in then_DG if one_G.any() and (then_G - one_G).any()]
     is_number = window[0].columns[name].dtype.kind == "f"
     first_B = distance.bins(then_G) if is_number else np.arange(len(then_G))
 
@@ -165,15 +156,6 @@ def _distances(
         limit = max(getattr(limits, statistic), limits.times * among)
         section, _, short = name.partition("/")
         yield Check(section, short, statistic, value, limit, among, value, value > limit and p < alpha, p)
-
-
-def _others(window: Sequence[Day], reference: Sequence[Day]) -> list[list[int]]:
-    """With which days of the reference each of them is compared: with all others. Where the window is answered by a
-    generation that is new to the reference, with those that another generation answered, if there are any."""
-    of_D = [_most([day]) for day in reference]
-    launched = _most(window) not in of_D and len(set(of_D)) > 1
-    days = range(len(reference))
-    return [[other for other in days if (of_D[other] != of_D[day] if launched else other != day)] for day in days]
 
 
 def _rate(name: str, window: Sequence[Day], reference: Sequence[Day], limits: Limits, alpha: float) -> Iterator[Check]:
@@ -249,7 +231,7 @@ def _generations(
     window: Sequence[Day], reference: Sequence[Day], answerers: Answerers, limits: Limits
 ) -> Iterator[Check]:
     """The vectors of who answers now beside those of who answered before; nothing where one of them is gone."""
-    now, then = _most(window), _most(reference)
+    now, then = most_answered_by(window), most_answered_by(reference)
     alike = answerers.similarity(then, now)
     if math.isfinite(alike):
         apart, limit = 1 - alike, 1 - limits.similarity
@@ -257,9 +239,9 @@ def _generations(
         yield Check("embeddings", name, "similarity", apart, limit, 1.0, alike, apart > limit, math.nan)
 
 
-def _most(days: Sequence[Day]) -> str:
-    """Who answered most requests."""
+def most_answered_by(days: Sequence[Day]) -> str:
+    """Who answered most requests; empty where there were none."""
     counts = Counter[str]()
     for day in days:
         counts.update(day.generations)
-    return max(counts, key=lambda name: (counts[name], name))
+    return max(counts, key=lambda name: (counts[name], name), default="")

@@ -81,6 +81,8 @@ class Day:
     """Ids of the sampled requests."""
     unreadable: int
     """Of the sample: their feature table is nowhere in the store."""
+    asked_again: int = 0
+    """Requests whose answers are those that another generation gives now, see `training.monitoring.again`."""
 
     @property
     def name(self) -> str:
@@ -162,6 +164,11 @@ def summarised(
     )
 
 
+def evenly(request_ids: Sequence[str], most: int) -> list[str]:
+    """Some of a day's sample."""
+    return list(request_ids[:: max(1, -(-len(request_ids) // most))])
+
+
 def _count(chunk: list[Impression], labels: Labels, answerers: Answerers, tally: _Tally) -> None:
     """Everything that is looked at of all requests."""
     exposures = Exposures.of(chunk)
@@ -238,10 +245,11 @@ def _columns(logged: Sequence[Impression], answerers: Answerers, tally: _Tally) 
     parts: dict[str, list[NDArray[np.generic]]] = {}
     for table, group in answerers.readable(logged):
         rows_of = views.rows(table, group)
-        for name, column in views.features(table, rows_of):
+        counted_N = answerers.counted(group)
+        for name, column in views.features(table, rows_of, counted_N):
             section = "scores" if name == "tower_score" else "features"
             parts.setdefault(f"{section}/{name}", []).append(column)
-        for name, rate in views.defaults(table, rows_of):
+        for name, rate in views.defaults(table, rows_of, counted_N):
             tally.add(f"quality/{name} at its default", rate)
         tally.add("quality/features that are no number", views.not_finite(table, rows_of))
     for name, columns in views.vectors(answerers, logged).items():

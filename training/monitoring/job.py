@@ -1,6 +1,7 @@
 """`cascade report monitor`: read the days, compare, write the report, say whether to train again."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import torch
 
 from index.generations import GenerationStore
 from protos.impression_pb2 import Outcome
-from training import skew as skews
+from serving.again import Snapshots
+from serving.generation import Generation
+from serving.log.catalog_log import FILE, CatalogLog
 from training.datasets.dataset import EVENT_SCHEMA
 from training.datasets.tables import read_table
 from training.gates import SKEW, SKEW_STATE, Gate, skew_gates
@@ -18,12 +21,16 @@ from training.log.archive import day_of
 from training.log.impression_log import opened, read_impressions, read_outcomes, read_these
 from training.log.served import shown
 from training.monitoring import page
+from training.monitoring.again import as_answered_by
 from training.monitoring.answerers import Answerers
-from training.monitoring.checks import Check, checks
-from training.monitoring.days import DAY_MS, Day, summarised
+from training.monitoring.checks import Check, checks, most_answered_by
+from training.monitoring.days import DAY_MS, Day, evenly, summarised
+from training.monitoring.stored import unlike
 from training.monitoring.verdict import Verdict
+from training.off_policy.replay import in_order
 from training.progress import progress
 from training.settings import MonitorSettings
+from training.skew import measure
 
 _EPOCH = date(1970, 1, 1).toordinal()
 
@@ -48,6 +55,9 @@ def monitor(settings: MonitorSettings) -> dict[str, Any]:
             bar.update(reading, description=day_of(start_ms))
             days.append(read(settings.log, start_ms, answerers, settings))
             bar.advance(reading)
+        if generation := most_answered_by(days[len(reference_ms) :]):
+            bar.update(bar.add_task("other generations", total=None))
+            days = as_answered_by(generation, days, log=settings.log, store=store, answerers=answerers)
         reference, window = days[: len(reference_ms)], days[len(reference_ms) :]
         try:
             found = checks(window, reference, answerers, settings.limits)
@@ -55,7 +65,7 @@ def monitor(settings: MonitorSettings) -> dict[str, Any]:
             raise ValueError(f"{settings.log}, {day_of(window_ms[0])}: {error}") from error
         if settings.skew:
             bar.update(bar.add_task("skew", total=None))
-            found += skew(settings, store, [each for day in window for each in day.sampled])
+            found += beside_store(settings, store, [each for day in window for each in day.sampled])
     verdict = Verdict.of(found, settings.limits)
     current = answerers.by_id.get(store.current() or "")
     made = page.report(
@@ -113,19 +123,26 @@ def read(log: Path, start_ms: int, answerers: Answerers, settings: MonitorSettin
     )
 
 
-def skew(settings: MonitorSettings, store: GenerationStore, request_ids: list[str]) -> list[Check]:
-    """Features of some requests computed again, as `cascade report skew` does of all."""
+def beside_store(settings: MonitorSettings, store: GenerationStore, request_ids: list[str]) -> list[Check]:
+    """Some requests beside what the store says of them: features computed again, as `cascade report skew` does of all,
+    and what towers and rankers say of the logged ones."""
     torch.set_num_threads(1)  # as in a server, for equal sums
-    evenly = request_ids[:: max(1, len(request_ids) // settings.skew)][: settings.skew]
-    logged = [each for each in read_these(settings.log, evenly) if not each.HasField("drafted")]
+    held = set(store.ids())
+    asked = read_these(settings.log, evenly(request_ids, settings.skew))
+    logged = in_order(each for each in asked if each.generation in held and not each.HasField("drafted"))
+    if not logged:
+        return []
     users = {each.user_id for each in logged}
-    until_ms = max((each.time_ms for each in logged), default=0) + 1
-    known = [_events(read_outcomes(settings.log, until_ms=until_ms), users)]
+    known = [_events(read_outcomes(settings.log, until_ms=max(each.time_ms for each in logged) + 1), users)]
     if settings.history is not None and settings.history.exists():
         before = read_table(settings.history, list(EVENT_SCHEMA)).select(*EVENT_SCHEMA)
         known.append(before.filter(pl.col("user_id").is_in(list(users))))
     events = pl.concat(known).unique("event_id", keep="first", maintain_order=True)
-    return [_check(gate) for gate in skew_gates(settings.gates, skews.sampled(logged, store, events))]
+    generations = {name: Generation.load(store, name) for name in {each.generation for each in logged}}
+    with closing(CatalogLog(store.root / FILE)) as catalog:
+        skew = measure(logged, generations, events, catalog=catalog)
+        said = unlike(logged, Snapshots(generations, catalog), settings.limits)
+    return [*map(_check, skew_gates(settings.gates, skew.metrics)), *said]
 
 
 def _events(outcomes: Iterator[Outcome], users: set[str]) -> pl.DataFrame:

@@ -16,7 +16,7 @@ from candidate_gen.features import FeatureTable
 from protos.impression_pb2 import Kind
 from training.durable import write_texts
 from training.monitoring import checks as compared
-from training.monitoring.checks import Check, Distribution
+from training.monitoring.checks import Check, Distribution, most_answered_by
 from training.monitoring.days import DAY_MS, Day, Reliability
 from training.monitoring.gauges import gauges
 from training.monitoring.limits import SECTIONS
@@ -161,6 +161,15 @@ def _findings(
         )
     for each in alarms:
         yield Finding("bad", f"{sentence(each)}.")
+    generation = most_answered_by(window)
+    others = sum(not set(day.generations) <= {generation} for day in reference)
+    if others:
+        what = (
+            "What is compared of features, scores, vectors, items and sources is what it answers to their requests now."
+            if any(day.asked_again for day in reference)
+            else "It is not in the store, so what a launch changes counts as drift."
+        )
+        yield Finding("note", f"{_counted(others, 'day')} before had other generations than {generation}. {what}")
     unreadable = sum(day.unreadable for day in (*window, *reference))
     if unreadable:
         yield Finding(

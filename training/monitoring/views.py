@@ -7,6 +7,7 @@ column of their own: how they are distributed is a matter of popularity and of v
 Shape letters: R requests, N exposures, K slots of a request, A actions, L entries of a history.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -31,8 +32,14 @@ def rows(table: FeatureTable, logged: Sequence[Impression]) -> dict[RowKind, np.
     }
 
 
-def features(table: FeatureTable, rows_of: dict[RowKind, np.ndarray]) -> Iterator[tuple[str, NDArray[np.generic]]]:
-    """Comparable columns by name; of a history its newest entry."""
+def features(
+    table: FeatureTable, rows_of: dict[RowKind, np.ndarray], counted_N: NDArray[np.bool_]
+) -> Iterator[tuple[str, NDArray[np.generic]]]:
+    """Comparable columns by name; of a history its newest entry, of counters those of items that have some.
+
+    Args:
+        counted_N: see `Answerers.counted`.
+    """
     for kind, rows_N in rows_of.items():
         for feature in table.of(kind):
             values = rows_N[feature.name]
@@ -40,16 +47,28 @@ def features(table: FeatureTable, rows_of: dict[RowKind, np.ndarray]) -> Iterato
                 continue
             if feature.shares and not (table[feature.shares].vocabulary and feature.hashes == 1):
                 continue
-            column_N = values.reshape(len(values), -1)[:, 0] if values.ndim > 1 else values
+            column_N = _flat(values)[:, 0]
+            column_N = column_N[counted_N] if feature.count else column_N
             yield feature.name, column_N.astype(np.int64) if feature.kind == "id" else column_N
 
 
-def defaults(table: FeatureTable, rows_of: dict[RowKind, np.ndarray]) -> Iterator[tuple[str, Rate]]:
-    """Share of the rows in which a feature holds nothing but its default, by name; of requests, or of exposures."""
+def defaults(
+    table: FeatureTable, rows_of: dict[RowKind, np.ndarray], counted_N: NDArray[np.bool_]
+) -> Iterator[tuple[str, Rate]]:
+    """Share of the rows in which a feature holds nothing but its default, by name; of requests, or of exposures.
+
+    Args:
+        counted_N: as of `features`.
+    """
     for kind, rows_N in rows_of.items():
         for feature in table.of(kind):
-            values = rows_N[feature.name].reshape(len(rows_N), -1)
-            yield feature.name, Rate.of((values == feature.default).all(axis=1))
+            empty_N = (_flat(rows_N[feature.name]) == feature.default).all(axis=1)
+            yield feature.name, Rate.of(empty_N[counted_N] if feature.count else empty_N)
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    """A row of numbers for each of the rows, of which there may be none."""
+    return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
 def not_finite(table: FeatureTable, rows_of: dict[RowKind, np.ndarray]) -> Rate:
