@@ -51,6 +51,7 @@ from training.gates import GateSettings
 from training.learning.ranker import RankerSettings
 from training.learning.tower import TowerSettings
 from training.materialise import materialise
+from training.off_policy.draws import drawn_again
 from training.off_policy.estimate import estimate, examination, outcome_rewards
 from training.off_policy.replay import counterfactual, unseen
 from training.progress import progress
@@ -206,17 +207,17 @@ def run_arm(scale: Scale, seed: int, arm: Arm, folder: Path, step: Callable[[], 
 
 def estimated(shop: InProcess, serving: Published, following: Published, late: Shown, *, now_ms: int) -> dict[str, Any]:
     """What the log of one generation says of the next before it is launched."""
-    log, world = shop.log(now_ms), shop.world
-    target = Generation.load(shop.generations.store, following.id)
-    own = [each for each in log.impressions if each.generation == serving.id]
+    log, world, catalog = shop.log(now_ms), shop.world, shop.generations.catalog
+    logging, target = (Generation.load(shop.generations.store, each.id) for each in (serving, following))
+    own = unseen([each for each in log.impressions if each.generation == logging.id], target.manifest)
     compared = counterfactual(
-        unseen(own, target.manifest),
+        own,
         target,
         rewards=outcome_rewards(log.events, world.weights),
         examination_K=examination(serving.metrics),
-        catalog=shop.generations.catalog,
+        catalog=catalog,
     )
-    found = estimate(compared)
+    found = estimate(compared, draws=drawn_again(own, logging, target, catalog=catalog))
     asked = {request.request_id: request for request, _ in late}
     would = [
         (asked[each], list(slate)) for each, slate in zip(compared.request_ids, compared.target_item_ids, strict=True)
