@@ -21,10 +21,12 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import SMALL, SMALL_RANKER
+from conftest import SMALL, SMALL_RANKER, Loop
+from nightly_cases import LOOSE, files_of, night, same, told
 
 from candidate_gen.towers import Towers
-from training import cycle
+from index.generations import GenerationStore
+from training import cycle, jobs
 from training.cycle import CycleSettings, Prepared
 from training.datasets.dataset import Dataset
 from training.embeddings import embedded
@@ -33,6 +35,8 @@ from training.learning.ranker import RankerTraining
 from training.learning.tower import TowerTraining
 from training.nightly import prepared_files
 from training.publish import IndexSettings, build_index
+from training.rebuild import rebuild
+from training.settings import PublishSettings, RebuildSettings, TrainSettings
 from training.simulation.world import World
 
 pytestmark = [
@@ -237,6 +241,67 @@ def test_ranker(cluster: Any, prepared: Prepared, tmp_path: Path) -> None:
     logit_NA = np.linspace(-5, 5, actions * 50).reshape(50, actions)
     np.testing.assert_array_equal(its_calibration.apply(logit_NA), calibration.apply(logit_NA))
     assert timeless(told) == timeless(found)
+
+
+def made_in(store: GenerationStore) -> tuple[str, dict[str, str]]:
+    """The generation in force, and its files."""
+    made = store.current()
+    assert made is not None
+    return made, files_of(store, made)
+
+
+def test_a_whole_night(cluster: Any, loop: Loop, tmp_path: Path) -> None:
+    def night_of(name: str, engine: Engine) -> tuple[str, dict[str, str]]:
+        settings = told(loop, tmp_path / name, engine=engine)
+        night(replace(settings, cycle=replace(settings.cycle, index=TRAINED.index)))
+        return made_in(GenerationStore(settings.generations))
+
+    with losing_a_machine(cluster, tmp_path) as engine:
+        there = night_of("there", engine)
+    assert there == night_of("here", HERE)
+
+
+def test_export_and_rebuild(cluster: Any, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine dies under each of them."""
+    monkeypatch.setattr(jobs, "now_ms", lambda: 1)
+    given: dict[str, Any] = {
+        "data": partial(same, dataset),
+        "cycle": replace(TRAINED, gates=LOOSE),
+        "seed": 0,
+        "output": tmp_path / "trained",
+        "log": None,
+        "generations": tmp_path / "nothing",
+    }
+    for mode in ("tower", "ranker"):
+        jobs.train(TrainSettings(mode=mode, **given))
+
+    def export_in(store: GenerationStore, engine: Engine) -> tuple[str, dict[str, str]]:
+        jobs.export(PublishSettings(**{**given, "generations": store.root}, activate=True, engine=engine))
+        return made_in(store)
+
+    def rebuild_in(store: GenerationStore, engine: Engine) -> tuple[str, dict[str, str]]:
+        settings = RebuildSettings(
+            index=replace(TRAINED.index, shards=2),
+            gates=LOOSE,
+            generations=store.root,
+            log=None,
+            generation="",
+            output=store.root.parent / "report",
+            activate=True,
+            engine=engine,
+        )
+        rebuild(settings, holder="the test", now_ms=1)
+        return made_in(store)
+
+    here, there = (GenerationStore(tmp_path / each / "generations") for each in ("here", "there"))
+    made = []
+    for job in (export_in, rebuild_in):
+        folder = tmp_path / job.__name__
+        folder.mkdir()
+        with losing_a_machine(cluster, folder) as engine:
+            made.append(job(there, engine))
+        assert made[-1] == job(here, HERE)
+    assert made[0] != made[1]
 
 
 def timeless(metrics: dict[str, float]) -> dict[str, float]:
