@@ -71,14 +71,10 @@ def struck_anywhere(
                 if at_a_line
                 else partial(_at_a_moment, share * cpu_s, disk=disk)
             )
-            status = _in_child(partial(_struck, run, folder, blow))
-            if status == _DONE:
+            code = _in_child(partial(_struck, run, folder, blow))
+            if code == _DONE:
                 break
-            assert os.waitstatus_to_exitcode(status) == _OUT_OF_DISK if disk else os.WIFSIGNALED(status), (
-                share,
-                at_a_line,
-                status,
-            )
+            assert code == _OUT_OF_DISK if disk else code < 0, (share, at_a_line, code)
             struck += 1
             store = GenerationStore(folder / "generations")
             assert store.current() in store.ids()
@@ -90,6 +86,7 @@ def struck_anywhere(
 
 
 def _in_child(run: Callable[[], object]) -> int:
+    """How it ended; below 0 for a signal."""
     child = os.fork()
     if not child:
         code = _BROKEN
@@ -102,7 +99,7 @@ def _in_child(run: Callable[[], object]) -> int:
                 traceback.print_exc()
         finally:
             os._exit(code)
-    return os.waitpid(child, 0)[1]
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def _struck(run: Callable[[Path], object], folder: Path, blow: Callable[[], object]) -> None:

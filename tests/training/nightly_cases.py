@@ -65,6 +65,10 @@ def night(settings: NightlySettings) -> dict[str, Any]:
 
 
 def files_of(store: GenerationStore, generation: str) -> dict[str, str]:
-    """What it is made of, but for the text index, whose files have random names."""
-    files = store.verify(generation).files
-    return {name: entry.sha256 for name, entry in files.items() if not name.startswith("lexical/")}
+    """What it is made of. Files of the text index have random names, which two lists of them repeat: only their kinds
+    and contents are told."""
+    return {
+        name.partition(".")[2] if name.startswith("lexical/") else name: entry.sha256
+        for name, entry in store.verify(generation).files.items()
+        if name not in ("lexical/meta.json", "lexical/.managed.json")
+    }

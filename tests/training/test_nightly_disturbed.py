@@ -21,7 +21,7 @@ from pathlib import Path
 
 from index.generations import GenerationStore
 from kill_cases import struck_anywhere
-from nightly_cases import night, settings_of
+from nightly_cases import files_of, night, settings_of
 
 source, place, log, points, disk = *map(Path, sys.argv[1:4]), int(sys.argv[4]), sys.argv[5] == "full"
 dataset = pickle.loads((place / "dataset").read_bytes())
@@ -34,8 +34,7 @@ def outcome(folder):
     assert [each.id for each in made] == [store.current()], (made, store.current())
     assert not list(root.glob(".staging-*"))
     assert (folder / "output" / "nightly.html").exists()
-    files = {name: entry.sha256 for name, entry in made[0].files.items() if not name.startswith("lexical/")}
-    return made[0].id, made[0].fingerprints, files
+    return made[0].id, made[0].fingerprints, files_of(store, made[0].id)
 
 def fresh(name):
     folder = place / name

@@ -396,6 +396,7 @@ torch.set_num_threads(1)
 faiss.omp_set_num_threads(1)
 from index.generations import GenerationStore
 from kill_cases import struck_anywhere
+from nightly_cases import files_of
 from training.gates import GateSettings
 from training.publish import IndexSettings
 from training.rebuild import rebuild
@@ -418,10 +419,7 @@ def outcome(folder):
     assert left == ["published.json"], left
     assert (folder / "report" / "rebuild.html").exists()
     assert not list(root.glob(".staging-*"))
-    # Files of the text index have random names, which two lists of them repeat; their contents are the same.
-    files = {name.partition(".")[2] if name.startswith("lexical/") else name: entry.sha256
-             for name, entry in made[0].files.items() if name not in ("lexical/meta.json", "lexical/.managed.json")}
-    return made[0].id, made[0].fingerprints, files
+    return made[0].id, made[0].fingerprints, files_of(store, made[0].id)
 
 def fresh(name):
     shutil.rmtree(place / name, ignore_errors=True)
