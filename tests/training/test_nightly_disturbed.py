@@ -109,18 +109,20 @@ def after(real, do):
         return real(*given, **named)
     return first
 
-def stopping(real):
-    return after(real, lambda: os.kill(os.getpid(), signal.SIGSTOP))
-
 if how == "at once":
     told, tell = os.pipe()
-    line.begun = after(line.begun, lambda: os.read(told, 1))  # who has the lease waits until the others are gone
+
+    def wait():
+        os.close(tell)
+        os.read(told, 1)
+
+    line.begun = after(line.begun, wait)  # who has the lease waits until the others are gone
     for rival in range(8):
         began(f"night{rival}")
-    codes = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(7)]
+    codes = [ended(-1) for _ in range(7)]
     before = state()
     os.write(tell, b".")
-    codes.append(os.waitstatus_to_exitcode(os.wait()[1]))
+    codes.append(ended(-1))
 else:
     home, name = {
         "training": (line, "_towers"),
@@ -128,7 +130,7 @@ else:
         "activating": (GenerationStore, "activate"),
     }[how]
     real = getattr(home, name)
-    setattr(home, name, stopping(real))
+    setattr(home, name, after(real, lambda: os.kill(os.getpid(), signal.SIGSTOP)))
     zombie = began("zombie")
     _, status = os.waitpid(zombie, os.WUNTRACED)
     assert os.WIFSTOPPED(status), status
