@@ -52,6 +52,7 @@ def struck_anywhere(
         files: before whose lines blows fall, without `.py`.
         disk: it fills, instead of kill -9.
     """
+    assert not [name for name in files if not (ROOT / f"{name}.py").exists()]
     folder = fresh("undisturbed")
     assert _in_child(partial(run, folder)) == _DONE
     expected = outcome(folder)

@@ -47,9 +47,9 @@ print(*struck_anywhere(
     fresh, lambda folder: night(settings_of(dataset, folder / "log", folder)), outcome, points=points, disk=disk,
     files=(
         *(f"training/nightly/{name}" for name in ("line", "stages", "inputs", "prepared_files", "report")),
-        "training/publish", "training/durable", "training/embeddings", "training/compaction",
+        "training/publish", "training/durable", "training/embeddings", "training/log/compaction",
         "index/generations", "index/on_disk", "index/leases", "serving/generation", "candidate_gen/items",
-        "training/lightning_run")))
+        "training/learning/lightning_run")))
 """
 
 

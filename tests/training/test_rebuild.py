@@ -429,7 +429,8 @@ def fresh(name):
 print(*struck_anywhere(
     fresh, run, outcome, points=points,
     files=(
-        "training/rebuild", "training/publish", "training/durable", "training/embeddings", "training/rebuild_report",
+        "training/rebuild", "training/publish", "training/durable", "training/embeddings",
+        "training/reports/rebuild_report",
         "training/gates", "index/generations", "index/on_disk", "index/leases", "serving/generation",
         "candidate_gen/items")))
 """
@@ -439,7 +440,7 @@ print(*struck_anywhere(
 def test_struck_anywhere_and_run_again_it_makes_the_same_generation(
     loop: Loop, store: GenerationStore, tmp_path: Path, points: int
 ) -> None:
-    """kill -9 before random lines of what stages, writes, publishes and activates."""
+    """kill -9 before random lines of what stages, writes, publishes and activates, and at random moments."""
     tell(store, upsert("new-1", "new-2"), DeleteItemsRequest(item_ids=["new-2"]))
     words = [str(store.root), str(tmp_path / "runs"), str(loop.log), str(points)]
     ran = subprocess.run(
