@@ -14,16 +14,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from mmap import mmap
 from pathlib import Path
+from queue import SimpleQueue
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
 
 from protos.recommender_pb2 import Context, RecommendRequest
+from serving.client.attempts import OVERLOAD
+from serving.client.channels import failed
+from serving.client.restraint import AdaptiveThrottle
 
 _METHOD = "/cascade.v1.Recommender/Recommend"
 _DEADLINE_S = 10
@@ -72,7 +77,10 @@ class Question:
 
     def wire(self, number: int) -> bytes:
         """The request of one user after the other."""
-        return self.wire_of(self._users[number % len(self._users)].decode(), size=self.size, columns=self.columns)
+        return self.wire_of(self.user(number), size=self.size, columns=self.columns)
+
+    def user(self, number: int) -> str:
+        return self._users[number % len(self._users)].decode()
 
     @staticmethod
     def wire_of(user_id: str, *, size: int, columns: bool) -> bytes:
@@ -188,6 +196,39 @@ def ask_by_python(
     for channel in channels:
         channel.close()
     return Load(np.array(taken_s), seconds, requests - len(taken_s), sum(answered) / max(len(answered), 1))
+
+
+def offer_with_restraint(
+    target: str, question: Question, requests: int, *, rate: float, deadline_s: float, clients: int = 4
+) -> Load:
+    """The same by callers that hold back as our client does. They do not read the answers: at the loads that are
+    offered here a whole client in Python is short of its own core before the server is."""
+    throttles = [AdaptiveThrottle() for _ in range(clients)]
+    ended: SimpleQueue[tuple[float, str]] = SimpleQueue()
+    options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
+    with ExitStack() as stack:
+        channels = [stack.enter_context(grpc.insecure_channel(target, options)) for _ in range(clients)]
+        methods: list[grpc.UnaryUnaryMultiCallable[bytes, bytes]] = [each.unary_unary(_METHOD) for each in channels]
+
+        def end(throttle: AdaptiveThrottle, sent_s: float, call: "grpc.Future[bytes]") -> None:
+            code = failed(call.code(), None, None).code  # type: ignore[attr-defined]
+            throttle.settled(refused=code in OVERLOAD)
+            ended.put((time.perf_counter() - sent_s, code))
+
+        started_s, sent = time.perf_counter(), 0
+        for number in range(requests):
+            wait_s = started_s + number / rate - time.perf_counter()
+            if wait_s > 0.001:
+                time.sleep(wait_s)
+            throttle = throttles[number % clients]
+            if throttle.admit():
+                sent += 1
+                call = methods[number % clients].future(question.wire(number), timeout=deadline_s)
+                call.add_done_callback(partial(end, throttle, time.perf_counter()))
+        taken = [ended.get(timeout=60) for _ in range(sent)]
+        seconds = time.perf_counter() - started_s
+    taken_s = [taken_s for taken_s, code in taken if code == "OK"]
+    return Load(np.array(taken_s), seconds, requests - len(taken_s), 0.0)
 
 
 def _arrivals(requests: int, rate: float) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from serving.generation import Generation, GenerationMismatch
 from serving.generations import Generations
 from serving.log.impression_log import CorruptLog
 from serving.observability.telemetry import Reading, Telemetry
-from serving.rpc import StaleRules, Unavailable, handlers
+from serving.rpc import Handlers, StaleRules, Unavailable, handlers
 from serving.rules import rule_book
 
 _TOLD = 50
@@ -42,6 +42,7 @@ class AdminService:
     Args:
         in_flight: calls running or waiting now.
         changed: told after every change of the active generation.
+        caller: who made a call, for the audit log.
         experiments: of this server.
     """
 
@@ -53,11 +54,13 @@ class AdminService:
         in_flight: Callable[[], int],
         changed: Callable[[], None],
         experiments: Experiments,
+        caller: Callable[[grpc.ServicerContext], str],
     ) -> None:
         self._generations = generations
         self._telemetry = telemetry
         self._in_flight = in_flight
         self._changed = changed
+        self._caller = caller
         self._experiments = experiments
         self._started_ms = now_ms()
         self.follow_error = ""
@@ -69,7 +72,7 @@ class AdminService:
         """A generation is active and the server is not stopping."""
         return self._generations.active is not None and not self.stopping
 
-    def handler(self) -> grpc.GenericRpcHandler:
+    def handlers(self) -> Handlers:
         return handlers(
             admin_pb2.DESCRIPTOR.services_by_name["Admin"],
             self._telemetry,
@@ -103,24 +106,26 @@ class AdminService:
         prepared = self._generations.prepare(request.generation)
         return admin_pb2.PrepareResponse(generation=self._info(prepared.manifest)).SerializeToString()
 
-    def activate(self, wire: bytes, _context: grpc.ServicerContext) -> bytes:
+    def activate(self, wire: bytes, context: grpc.ServicerContext) -> bytes:
         request = admin_pb2.ActivateRequest()
         codec.parse(request, wire)
         _check_id("generation", request.generation)
         if request.expected:
             _check_id("expected", request.expected)
         check_reason(request)
-        active = self._generations.activate(request.generation, request.expected or None, reason=request.reason)
+        active = self._generations.activate(
+            request.generation, request.expected or None, reason=request.reason, by=self._caller(context)
+        )
         self._changed()
         return admin_pb2.ActivateResponse(generation=self._info(active.manifest)).SerializeToString()
 
-    def rollback(self, wire: bytes, _context: grpc.ServicerContext) -> bytes:
+    def rollback(self, wire: bytes, context: grpc.ServicerContext) -> bytes:
         request = admin_pb2.RollbackRequest()
         codec.parse(request, wire)
         check_reason(request)
         if self._generations.active is None:
             raise Unavailable("no generation is active, so there is none to go back from")
-        active = self._generations.roll_back(reason=request.reason)
+        active = self._generations.roll_back(reason=request.reason, by=self._caller(context))
         self._changed()
         return admin_pb2.RollbackResponse(generation=self._info(active.manifest)).SerializeToString()
 

@@ -26,10 +26,12 @@ _SHEDDABLE_SHARE = 0.25
 _SMOOTHING = 0.05
 _MARGIN = 1.5
 """On what is expected: half of the calls take longer than usual, and a late answer is work for nothing."""
-_READ_A_TURN = 1.25
-"""Calls that are read and refused for each that had its turn: all up to twice the capacity."""
+_READ_A_TURN = 0.25
+"""Calls that are read and refused for each that had its turn."""
 _READ_A_MIXED_TURN = 6.0
 """The same where callers differ: all up to seven times the capacity."""
+_AT_HAND = 4
+"""For each slot: where no more calls have been taken in, another is, so that none of the slots is idle."""
 _READ_AT_ONCE = 64.0
 """More than that in a burst."""
 _MIXED_S = 1.0
@@ -171,6 +173,8 @@ class Admission:
         self._tenant_per_s = tenant_per_s
         self._clock = clock
         self._lock = threading.Lock()
+        self._at_hand = 0
+        """Calls taken in and not let out: being read, waiting, running, being refused."""
         self._running = 0
         self._waiting = 0
         self._lines: OrderedDict[str, _Line] = OrderedDict()
@@ -191,12 +195,22 @@ class Admission:
     def unread(self) -> Overloaded | None:
         """Why the next call is to be refused whoever makes it, before a byte of it is read; None where it is not.
 
-        To refuse a call for what it says costs a good part of what an answer does. So while calls wait, only so many
-        are read for each that has its turn, and more where tenants and priorities make it matter which.
+        To refuse a call for what it says costs a good part of what an answer does. So only so many are read to be
+        refused for each that has its turn, and more where tenants and priorities make it matter which.
         """
-        if self._waiting < self._most_running or self._readable >= 1:
+        if self._has_time:
             return None
         return Overloaded("unread", after_s=self._waiting * self._held_s / self._most_running)
+
+    def take_in(self) -> None:
+        """Say that a call is going to be read; `let_out` is to be called for each."""
+        with self._lock:
+            self._at_hand += 1
+
+    def let_out(self) -> None:
+        """Say that a call has ended, whatever became of it."""
+        with self._lock:
+            self._at_hand -= 1
 
     def check(self, until: float, *, tenant: str = "", priority: int = PRIORITY_UNSPECIFIED) -> None:
         """Before any work is done for a call: whether the tenant's rate allows it, and whether there is a chance that
@@ -238,6 +252,12 @@ class Admission:
             yield
         finally:
             self._leave(self._clock() - entered)
+
+    @property
+    def _has_time(self) -> bool:
+        """To read one more. Those that are being read may all be refused, if callers are alike."""
+        reading = 0 if self._clock() < self._mixed_until else self._at_hand - self.inside
+        return self._readable >= 1 + reading or self._at_hand < _AT_HAND * self._most_running
 
     def _charge(self, tenant: str, per_s: float) -> None:
         now, most = self._clock(), max(per_s, 1.0)

@@ -40,7 +40,7 @@ from serving.generation import Generation
 from serving.log.catalog_log import Change
 from serving.observability.telemetry import Telemetry
 from serving.parts import deadline
-from serving.rpc import CatalogFull, Unavailable, handlers
+from serving.rpc import CatalogFull, Handlers, Unavailable, handlers
 from serving.settings import ServiceSettings
 from serving.state.redis_store import StateUnavailable
 
@@ -96,7 +96,7 @@ class CatalogService:
         self._settings = settings
         self.admission = Admission(running=1, waiting=settings.waiting)
 
-    def handler(self) -> grpc.GenericRpcHandler:
+    def handlers(self) -> Handlers:
         return handlers(
             catalog_pb2.DESCRIPTOR.services_by_name["Catalog"],
             self._telemetry,

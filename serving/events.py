@@ -16,7 +16,7 @@ from serving.live import Live
 from serving.log.impression_log import LogUnavailable, Status
 from serving.observability.telemetry import Telemetry
 from serving.parts import Log, State, deadline, server_time_ms, warn
-from serving.rpc import Unavailable, handlers
+from serving.rpc import Handlers, Unavailable, handlers
 from serving.settings import ServiceSettings
 from serving.state.user_state import UserEvent
 
@@ -47,7 +47,7 @@ class EventsService:
         self._settings = settings
         self.admission = Admission(running=settings.event_calls, waiting=settings.waiting)
 
-    def handler(self) -> grpc.GenericRpcHandler:
+    def handlers(self) -> Handlers:
         return handlers(
             events_pb2.DESCRIPTOR.services_by_name["Events"],
             self._telemetry,

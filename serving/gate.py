@@ -8,13 +8,17 @@ import grpc
 
 from serving.admission import Admission, Overloaded
 from serving.observability.telemetry import Telemetry
+from serving.rpc import Handlers
 
+_SPARE_THREADS = 16
+"""For refusals, which must not wait behind slates."""
 _Made = TypeVar("_Made")
 
 
 class Gate(grpc.ServerInterceptor):
-    """Refuses a call by its name alone, on the one thread of gRPC that takes calls in: a third of what it costs to
-    have a thread of the service read and refuse it, more where those wait for each other.
+    """Refuses calls by their names while their room has no time to read them, and tells when to come back.
+
+    Needs handlers that are `counted`.
 
     Args:
         rooms: by full name of the service; calls of others pass.
@@ -46,9 +50,35 @@ class Gate(grpc.ServerInterceptor):
             context.set_details(str(error))
             return b""
 
-        # gRPC looks for this name, and takes its own threads where it knows it no longer.
-        refuse.experimental_thread_pool = self._here  # type: ignore[attr-defined]
+        _have_done_by(self._here, refuse)
         return grpc.stream_unary_rpc_method_handler(refuse)  # of a stream nothing is waited for
+
+
+def counted(handlers: Handlers, room: Admission) -> Handlers:
+    """The same handlers, with threads of their own for their calls: the room learns of each, before it is read."""
+    threads = _RoomThreads(room)
+    for each in handlers.values():
+        _have_done_by(threads, each.unary_unary or each.stream_unary)
+    return handlers
+
+
+def _have_done_by(threads: ThreadPoolExecutor, behaviour: Any) -> None:
+    """gRPC looks for this name, and takes its own threads where it knows it no longer."""
+    behaviour.experimental_thread_pool = threads
+
+
+class _RoomThreads(ThreadPoolExecutor):
+    """Tells a room of every call that is taken in, and of its end."""
+
+    def __init__(self, room: Admission) -> None:
+        super().__init__(room.places + _SPARE_THREADS, "rpc")
+        self._room = room
+
+    def submit(self, fn: Callable[..., _Made], /, *args: Any, **kwargs: Any) -> "Future[_Made]":
+        self._room.take_in()
+        call = super().submit(fn, *args, **kwargs)
+        call.add_done_callback(lambda _: self._room.let_out())
+        return call
 
 
 class _CallersThread(ThreadPoolExecutor):

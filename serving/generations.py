@@ -12,9 +12,6 @@ from serving.kept import Kept
 from serving.log.catalog_log import FILE, CatalogLog, Change, Entry, StaleHead, UnknownChange
 from serving.log.impression_log import CorruptLog, LogUnavailable
 
-_ADMIN_PORT = "the admin port"
-"""Who activates and rolls back here, for the audit log of the store."""
-
 
 class Generations:
     """The generation that serves, and how it changes. Reading `active` is one atomic load, never a lock.
@@ -103,11 +100,11 @@ class Generations:
         with self._changing:
             return self._prepare(generation)
 
-    def activate(self, generation: str, expected: str | None, *, reason: str = "") -> Generation:
+    def activate(self, generation: str, expected: str | None, *, reason: str = "", by: str = "") -> Generation:
         """Make it the current one, here and in the store, if the current one is still `expected`.
 
         Args:
-            reason: for the audit log of the store.
+            reason, by: for the audit log of the store: why, and who.
 
         Raises:
             StaleExpected: somebody else was first.
@@ -117,15 +114,15 @@ class Generations:
             prepared = self._prepare(generation)
             verified = None if held else prepared.manifest  # a moment ago; once is enough
             self.store.activate(
-                generation, time_ms=now_ms(), reason=reason, by=_ADMIN_PORT, expected=expected, verified=verified
+                generation, time_ms=now_ms(), reason=reason, by=by, expected=expected, verified=verified
             )
             return self._swap(prepared)
 
-    def roll_back(self, *, reason: str = "") -> Generation:
+    def roll_back(self, *, reason: str = "", by: str = "") -> Generation:
         """Back to the one before.
 
         Args:
-            reason: for the audit log of the store.
+            reason, by: for the audit log of the store: why, and who.
 
         Raises:
             UnknownGeneration: there is none before.
@@ -133,7 +130,7 @@ class Generations:
         with self._changing:
             before = self.store.before()
             prepared = None if before is None else self._prepare(before)
-            current = self.store.rollback(time_ms=now_ms(), reason=reason or "rollback", by=_ADMIN_PORT)
+            current = self.store.rollback(time_ms=now_ms(), reason=reason or "rollback", by=by)
             return self._swap(prepared if prepared is not None and prepared.id == current else self._prepare(current))
 
     def follow(self) -> Generation | None:

@@ -24,6 +24,7 @@ from serving.observability.telemetry import Call, Telemetry
 
 Method = Callable[[bytes, grpc.ServicerContext], bytes]
 StreamMethod = Callable[[Iterator[bytes], grpc.ServicerContext], bytes]
+Handlers = dict[str, "grpc.RpcMethodHandler[Any, Any]"]
 
 _Wire = TypeVar("_Wire", bytes, Iterator[bytes])
 
@@ -100,8 +101,8 @@ def handlers(
     *,
     methods: Mapping[str, Method],
     streams: Mapping[str, StreamMethod] | None = None,
-) -> grpc.GenericRpcHandler:
-    """Every method of a service as a handler of raw bytes.
+) -> Handlers:
+    """Every method of a service as a handler of raw bytes, by its name.
 
     Args:
         streams: methods that take a stream.
@@ -113,12 +114,12 @@ def handlers(
     if sorted(taken) != sorted(method.name for method in service.methods):
         raise ValueError(f"{service.full_name} has {[m.name for m in service.methods]}, handlers are for {taken}")
 
-    made: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+    made: Handlers = {
         name: grpc.unary_unary_rpc_method_handler(_guarded(name, method, telemetry)) for name, method in methods.items()
     }
     for name, stream in (streams or {}).items():
         made[name] = grpc.stream_unary_rpc_method_handler(_guarded(name, stream, telemetry))
-    return grpc.method_handlers_generic_handler(service.full_name, made)
+    return made
 
 
 def _guarded(

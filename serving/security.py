@@ -174,17 +174,26 @@ class Tokens:
         self._path = path
         self._clock = clock
         self._signature = _signature(path)
-        self._roles = _read_tokens(path)
+        self._holders = _read_tokens(path)
         self._look_at = clock() + _LOOK_S
 
     def roles(self, token: str) -> frozenset[Role] | None:
-        """None for a token that is not in the file.
+        """None for a token that is not in the file."""
+        holder = self._holder(token)
+        return holder.roles if holder else None
 
+    def name(self, token: str) -> str:
+        """Of whoever was given it; empty for one that is not in the file."""
+        holder = self._holder(token)
+        return holder.name if holder else ""
+
+    def _holder(self, token: str) -> "_Holder | None":
+        """
         Tokens are looked up by their digest, so that how long it takes tells nothing about those in the file.
         """
         if self._clock() >= self._look_at:
             self._look()
-        return self._roles.get(hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest())
+        return self._holders.get(hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest())
 
     def _look(self) -> None:
         self._look_at = self._clock() + _LOOK_S
@@ -193,9 +202,17 @@ class Tokens:
             return
         self._signature = found
         try:
-            self._roles = _read_tokens(self._path)
+            self._holders = _read_tokens(self._path)
         except ValueError as error:
             _LOGGER.error("the tokens stay as they were: %s", error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """Of a token."""
+
+    name: str
+    roles: frozenset[Role]
 
 
 class Doorkeeper(grpc.ServerInterceptor):
@@ -220,14 +237,14 @@ class Doorkeeper(grpc.ServerInterceptor):
         role = ROLE_OF.get(handler_call_details.method, "nobody")
         if role is None:
             return continuation(handler_call_details)
-        token = ""
-        for name, value in handler_call_details.invocation_metadata or ():
-            if name == "authorization" and str(value).startswith(_BEARER):
-                token = str(value)[len(_BEARER) :]
-        held = self._tokens.roles(token)
+        held = self._tokens.roles(_bearer(handler_call_details.invocation_metadata))
         if held is None:
             return self._unknown
         return continuation(handler_call_details) if role in held else self._forbidden
+
+    def caller(self, context: grpc.ServicerContext) -> str:
+        """The name in whose token a call was let in; empty where the token is no longer known."""
+        return self._tokens.name(_bearer(context.invocation_metadata()))
 
     def _refusal(self, code: grpc.StatusCode, message: str) -> "grpc.RpcMethodHandler[Any, Any]":
         def refuse(_wires: object, context: grpc.ServicerContext) -> NoReturn:
@@ -263,17 +280,26 @@ def new_token(path: Path, *, name: str, roles: tuple[Role, ...]) -> str:
     return token
 
 
+def _bearer(metadata: Any) -> str:
+    """The token of a call; empty for none. The last one counts."""
+    token = ""
+    for name, value in metadata or ():
+        if name == "authorization" and str(value).startswith(_BEARER):
+            token = str(value)[len(_BEARER) :]
+    return token
+
+
 def masked(text: str) -> str:
     """The text, with the passwords of the addresses in it left out."""
     return _PASSWORD.sub(lambda found: f"{found[1]}***@" if found[1] else f"{found[2]}***", text)
 
 
-def _read_tokens(path: Path) -> Mapping[bytes, frozenset[Role]]:
+def _read_tokens(path: Path) -> Mapping[bytes, _Holder]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"security.tokens: {path} cannot be read: {getattr(error, 'strerror', error)}") from error
-    found: dict[bytes, frozenset[Role]] = {}
+    found: dict[bytes, _Holder] = {}
     for number, line in enumerate(lines, start=1):
         words = line.partition("#")[0].split()
         if not words:
@@ -284,7 +310,7 @@ def _read_tokens(path: Path) -> Mapping[bytes, frozenset[Role]]:
             raise ValueError(
                 f"security.tokens: line {number} of {path} is not `name role,role sha256`; roles are {', '.join(ROLES)}"
             )
-        found[bytes.fromhex(words[2])] = roles
+        found[bytes.fromhex(words[2])] = _Holder(words[0], roles)
     return found
 
 

@@ -31,7 +31,7 @@ from serving.experiments.arms import Experiments
 from serving.experiments.canary import CanaryWatch
 from serving.experiments.shadow import ShadowRunner
 from serving.experiments.traffic import TrafficRouter
-from serving.gate import Gate
+from serving.gate import Gate, counted
 from serving.generation import Generation
 from serving.generations import Generations
 from serving.health import HealthService
@@ -57,6 +57,8 @@ _SERVICES = tuple(
     for service in file.DESCRIPTOR.services_by_name.values()
 )
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
+_ADMIN_PORT = "the admin port"
+"""Who did it, where callers need not say who they are."""
 _SPARE_THREADS = 16
 """For health, reflection and refusals, which must not wait behind slates."""
 _MAX_BACKOFF_S = 60.0
@@ -122,12 +124,15 @@ class Server:
         events = EventsService(state=state, log=log, telemetry=telemetry, settings=settings.service, live=self.live)
         catalog = CatalogService(generations, telemetry=telemetry, settings=settings.service, state=state)
         services = (recommender, events, catalog)
+        tokens = settings.security.tokens
+        doorkeeper = Doorkeeper(Tokens(tokens), telemetry) if tokens is not None else None
         self.admin = AdminService(
             generations,
             telemetry=telemetry,
             in_flight=lambda: sum(each.admission.inside for each in services),
             changed=self._announce,
             experiments=experiments,
+            caller=doorkeeper.caller if doorkeeper else lambda _: _ADMIN_PORT,
         )
         rooms = {"recommender": recommender.admission, "events": events.admission, "catalog": catalog.admission}
         telemetry.readers += (
@@ -135,16 +140,16 @@ class Server:
             lambda: standing.of_generation(generations),
             lambda: standing.of_rooms(rooms),
         )
-        tokens = settings.security.tokens
         self._interceptors: list[grpc.ServerInterceptor] = [
             Gate(dict(zip(_SERVICES, rooms.values(), strict=True)), telemetry),
-            *([Doorkeeper(Tokens(tokens), telemetry)] if tokens is not None else []),
+            *([doorkeeper] if doorkeeper else []),
         ]
         places = sum(each.admission.places for each in services)
         self._server = self._listener(places, _SERVICES, shared=settings.processes > 1)
-        self._server.add_generic_rpc_handlers(tuple(each.handler() for each in services))
+        for name, taken, room in zip(_SERVICES, (each.handlers() for each in services), rooms.values(), strict=True):
+            self._server.add_registered_method_handlers(name, counted(taken, room))
         self._admin_server = self._listener(1, (_ADMIN,), shared=False)
-        self._admin_server.add_generic_rpc_handlers((self.admin.handler(),))
+        self._admin_server.add_registered_method_handlers(_ADMIN, self.admin.handlers())
 
     def start(self) -> Address:
         """Listen, take up the current generation, then follow the store.

@@ -30,7 +30,7 @@ from serving.observability.telemetry import Telemetry, current_call
 from serving.page_answering import answering_page
 from serving.parts import ActiveGeneration, Log, State, deadline, new_request_id, server_time_ms, warn
 from serving.pipeline import Answer, Trace
-from serving.rpc import Unavailable, UnknownRequest, handlers
+from serving.rpc import Handlers, Unavailable, UnknownRequest, handlers
 from serving.settings import ServiceSettings
 from serving.state.redis_store import StateUnavailable
 from serving.state.replies import Answered, Replies, other_question
@@ -77,7 +77,7 @@ class RecommenderService:
         self._replies = Replies(most=settings.replies)
         self._lately = deque[Impression](maxlen=settings.rehearsed)
 
-    def handler(self) -> grpc.GenericRpcHandler:
+    def handlers(self) -> Handlers:
         methods = ("Recommend", "Search", "Rank", "Suggest", "Explain")
         return handlers(
             recommender_pb2.DESCRIPTOR.services_by_name["Recommender"],

@@ -13,7 +13,8 @@ from serving.client.restraint import AdaptiveThrottle, Budget
 
 HEDGED = frozenset(f"/cascade.v1.Recommender/{name}" for name in ("Recommend", "Search", "Rank"))
 """What may be asked of two servers at once: it changes nothing, and the log takes one impression per request id."""
-_OVERLOAD = ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
+OVERLOAD = ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
+"""What says that a server has too many calls."""
 _ELSEWHERE = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
 _HEDGES = 0.05
 _RETRIES = 0.1
@@ -132,7 +133,7 @@ class Attempts:
             reply = yield from self._race(self._replicas, started + deadline_s)
         if reply is None:
             reply = yield Ask(max(started + deadline_s - self._clock(), 0.0))
-        throttle.settled(refused=reply is not None and reply.code in _OVERLOAD)
+        throttle.settled(refused=reply is not None and reply.code in OVERLOAD)
         return _answer(call, reply)
 
     def _race(self, replicas: Replicas, until: float) -> Generator[Send | Wait, Reply | None, Reply | None]:

@@ -11,7 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from protos import recommender_pb2
 from serving.admission import Admission, Overloaded
-from serving.gate import Gate
+from serving.gate import Gate, counted
 from serving.observability.telemetry import Telemetry
 from serving.rpc import handlers
 
@@ -35,9 +35,12 @@ def gated(room: Admission, telemetry: Telemetry) -> Iterator[tuple[grpc.Channel,
         read.append(wire)
         return wire
 
-    server = grpc.server(ThreadPoolExecutor(4), interceptors=[Gate({SERVICE.full_name: room}, telemetry)])
+    gate = Gate({SERVICE.full_name: room}, telemetry)
+    server = grpc.server(ThreadPoolExecutor(4), interceptors=[gate])
     methods = {method.name: answer for method in SERVICE.methods}
-    server.add_generic_rpc_handlers((handlers(SERVICE, telemetry, methods=methods),))
+    server.add_registered_method_handlers(
+        SERVICE.full_name, counted(handlers(SERVICE, telemetry, methods=methods), room)
+    )
     health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
@@ -69,6 +72,19 @@ def test_what_is_turned_away_is_not_read_and_is_told_when_to_come_back() -> None
     assert not read
     assert telemetry.counts("shed") == {"unread": 20}
     assert telemetry.codes() == {"RESOURCE_EXHAUSTED": 20}
+
+
+def test_a_room_learns_of_every_call_and_of_its_end() -> None:
+    room = Admission(running=1, waiting=0)
+    with gated(room, Telemetry()) as (channel, _):
+        method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{SERVICE.full_name}/Search")
+        for _ in range(200):
+            assert method(b"asked", timeout=20) == b"asked"
+        taken_in = 0
+        while not room.unread and taken_in < 200:
+            room.take_in()
+            taken_in += 1
+        assert taken_in > 4, "of those before none is at hand"
 
 
 def test_health_is_asked_past_a_closed_gate() -> None:

@@ -213,6 +213,17 @@ def test_a_new_certificate_is_shown_without_a_restart_and_a_broken_one_is_not(se
     assert until(lambda: not refused_handshake(secured))
 
 
+def test_the_audit_log_names_whose_token_activated_and_rolled_back(secured: Secured) -> None:
+    store = GenerationStore(secured.folder / "generations")
+    first = store.current()
+    with secured.client("admin") as client:
+        client.activate(publish(store, 2), reason="newer")
+        client.rollback()
+        told = client.generations().history
+    assert [(each.reason, each.by) for each in told[:2]] == [("rollback", "test-admin"), ("newer", "test-admin")]
+    assert store.current() == first
+
+
 def test_tokens_come_and_go_without_a_restart(secured: Secured) -> None:
     assert secured.settings.tokens is not None
     file = secured.settings.tokens
