@@ -20,12 +20,14 @@ from serving.again import Snapshots
 from serving.generation import Generation
 from serving.log.impression_log import ImpressionLog
 from training import cli
+from training.gates import GateSettings, skew_gates
 from training.monitoring import distance, page
 from training.monitoring.again import as_answered_by
 from training.monitoring.answerers import Answerers
 from training.monitoring.checks import Check, checks
 from training.monitoring.days import DAY_MS, Day, summarised
 from training.monitoring.gauges import gauges
+from training.monitoring.job import skew_check
 from training.monitoring.labels import Exposures, Labels
 from training.monitoring.limits import Limits
 from training.monitoring.rate import Rate
@@ -553,3 +555,18 @@ def test_a_page_without_anything_to_compare_is_still_a_page(
     made = page.report(bare[-1:], bare[:-1], found, Verdict.of(found, OLD), table=None, log=tmp_path)
     assert "Nothing has changed" in page.html(made)
     assert "cascade_monitor_retrain 0.0" in gauges(made)
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "requests", "alarm"),
+    [
+        ("skew.state.history_item", 0.06, 50, False),
+        ("skew.state.history_item", 0.06, 5000, True),
+        ("skew.state.history_item", 0.2, 50, True),
+        ("skew.category", 0.001, 50, True),
+    ],
+)
+def test_skew_of_a_sample_is_an_alarm_only_beyond_chance(name: str, share: float, requests: int, alarm: bool) -> None:
+    (gate,) = skew_gates(GateSettings(skew=0.0, skew_state=0.05), {name: share})
+    assert not gate.passed
+    assert skew_check(gate, requests=requests, alpha=0.01).alarm is alarm

@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import date
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
+from scipy.stats import binom
 
 from index.generations import GenerationStore
 from protos.impression_pb2 import Outcome
@@ -142,7 +144,8 @@ def beside_store(settings: MonitorSettings, store: GenerationStore, request_ids:
     with closing(CatalogLog(store.root / FILE)) as catalog:
         skew = measure(logged, generations, events, catalog=catalog)
         said = unlike(logged, Snapshots(generations, catalog), settings.limits)
-    return [*map(_check, skew_gates(settings.gates, skew.metrics)), *said]
+    gates = skew_gates(settings.gates, skew.metrics)
+    return [*(skew_check(gate, requests=skew.requests, alpha=settings.limits.alpha) for gate in gates), *said]
 
 
 def _events(outcomes: Iterator[Outcome], users: set[str]) -> pl.DataFrame:
@@ -150,8 +153,10 @@ def _events(outcomes: Iterator[Outcome], users: set[str]) -> pl.DataFrame:
     return pl.DataFrame(rows, EVENT_SCHEMA, orient="row")
 
 
-def _check(gate: Gate) -> Check:
-    """A verdict as a comparison: the limit is 0 where nothing may differ."""
+def skew_check(gate: Gate, *, requests: int, alpha: float) -> Check:
+    """A verdict as a comparison, of so many requests: beyond its limit by more than chance, if all that is of one
+    request differs together. The limit is 0 where nothing may differ."""
     limit = float(gate.limit.removeprefix("<= "))
     feature = gate.name.removeprefix(SKEW_STATE).removeprefix(SKEW)
-    return Check("skew", feature, "share", gate.value, limit, 0.0, gate.value, not gate.passed, float("nan"))
+    p = float(binom.sf(ceil(gate.value * requests) - 1, requests, limit))
+    return Check("skew", feature, "share", gate.value, limit, 0.0, gate.value, not gate.passed and p < alpha, p)
