@@ -39,10 +39,12 @@ _MEASURE = re.compile(
 )
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
 # Bounded, so that no text is slow to read or has a number that is too long for `int`.
-_DECIMAL = re.compile(r"(\d{0,9})\.(\d{1,9})")
+_DECIMAL = re.compile(r"(?:(\d{1,9})|(?<![\w.]))\.(\d{1,9})")
 _FRACTION = re.compile(r"(?:(\d{1,9})[-\s])?(\d{1,9})/(\d{1,9})")
 _BY = re.compile(r"(?<=\d)([a-z\s]{0,16}?)(?:x|\*|\bby\b)(?=\s{0,3}\.?\d)")
-_JOINT = re.compile(r"(?<=[a-z])(?<!\dp)(?<!\dof)(?=\d)|(?<=\d)(?!p\d|of\d)(?=[a-z])")
+_MOST_PASSES = 8
+_BEFORE_NUMBER = re.compile(r"(?<=[a-z])(?<!\dp)(?<!\dof)(?=\d)")
+_AFTER_NUMBER = re.compile(r"(?<=\d)(?!p\d|of\d)(?=[a-z])")
 
 
 def measured(text: str) -> str:
@@ -52,9 +54,19 @@ def measured(text: str) -> str:
     What follows no number is left as it is: the "in" of "lamps in white" is no inch. Twice is like once.
     """
     plain = html.unescape(text).lower().replace("\u2019", "'").replace("\u201d", '"').replace("``", '"')
-    plain = _BY.sub(r"\1 x ", _THOUSANDS.sub("", plain))
+    for _ in range(_MOST_PASSES):
+        written = _written(plain)
+        if written.split() == plain.split():
+            break
+        plain = written
+    return plain
+
+
+def _written(plain: str) -> str:
+    """Once; what is then cut off may be a number with a unit in its turn."""
+    plain = _BEFORE_NUMBER.sub(" ", _BY.sub(r"\1 x ", _THOUSANDS.sub("", plain)))
     plain = _MEASURE.sub(lambda found: f"{found[1]} {_unit(found)} ", plain)
-    plain = _JOINT.sub(" ", plain)
+    plain = _AFTER_NUMBER.sub(" ", plain)
     return _DECIMAL.sub(_decimal, _FRACTION.sub(_fraction, plain))
 
 
@@ -70,5 +82,6 @@ def _decimal(found: re.Match[str]) -> str:
 def _fraction(found: re.Match[str]) -> str:
     whole, upper, lower = int(found[1] or 0), int(found[2]), int(found[3])
     if lower and 1000 * upper % lower == 0 and upper < lower:
-        return f"{whole}p{str(1000 * upper // lower).zfill(3).rstrip('0')}"
+        rest = str(1000 * upper // lower).zfill(3).rstrip("0")
+        return f"{whole}p{rest}" if rest else str(whole)
     return f"{found[1] or ''} {upper}of{lower}".strip()

@@ -1,7 +1,7 @@
 """Words of scripts without blanks: found, and found the same however often one looks."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from index.lexical import LexicalIndex
@@ -35,6 +35,11 @@ def test_text_with_blanks_is_left_alone() -> None:
 
 
 @given(st.text(max_size=40))
+@example("A0V")
+@example("A.0")
+@example("0V.0L")
+@example("0'X.0")
+@example("0/1")
 def test_preparing_a_text_twice_is_like_once(text: str) -> None:
     once = segmented(text)
     assert segmented(once).split() == once.split()
