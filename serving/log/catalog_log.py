@@ -9,6 +9,7 @@ carries.
 import os
 import sqlite3
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -68,6 +69,8 @@ _SCHEMA = """
         payload BLOB NOT NULL
     ) STRICT;
 """
+_PATIENCE_S = 5
+_MADE = "SELECT user_version, (SELECT count(*) FROM sqlite_schema) FROM pragma_user_version"
 
 
 class StaleHead(RuntimeError):
@@ -189,11 +192,9 @@ class CatalogLog:
 
     def _open_to_write(self) -> sqlite3.Connection:
         if self._writer is None:
-            writer = sqlite3.connect(self.path, timeout=5, isolation_level=None, check_same_thread=False)
+            writer = sqlite3.connect(self.path, timeout=_PATIENCE_S, isolation_level=None, check_same_thread=False)
             try:
-                if not self._is_made(writer):
-                    writer.execute("PRAGMA journal_mode = WAL")
-                    writer.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+                self._make(writer)
                 writer.execute("PRAGMA synchronous = FULL")
                 self._writer = writer
             finally:
@@ -201,11 +202,24 @@ class CatalogLog:
                     writer.close()
         return self._writer
 
+    def _make(self, writer: sqlite3.Connection) -> None:
+        """As one of several that may be about to. SQLite does not wait for its turn to change the journal's mode."""
+        until = time.monotonic() + _PATIENCE_S
+        while not self._is_made(writer):
+            try:
+                writer.execute("PRAGMA journal_mode = WAL")
+                writer.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
+                time.sleep(0.001)
+
     def _is_made(self, connection: sqlite3.Connection) -> bool:
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        # As of one moment: between two statements another process may make it.
+        version, tables = connection.execute(_MADE).fetchone()
         if version == _VERSION:
             return True
-        if version or connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+        if version or tables:
             raise CorruptLog(f"{self.path} is not a catalogue log of version {_VERSION} (it says {version})")
         return False
 
@@ -261,7 +275,11 @@ def _open_to_read(path: Path) -> sqlite3.Connection:
     sealed = not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists()
     mode = "immutable=1" if sealed else "mode=ro"
     return sqlite3.connect(
-        f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=5, isolation_level=None, check_same_thread=False
+        f"{path.absolute().as_uri()}?{mode}",
+        uri=True,
+        timeout=_PATIENCE_S,
+        isolation_level=None,
+        check_same_thread=False,
     )
 
 

@@ -6,6 +6,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,26 @@ def test_two_processes_append_each_of_theirs_once_and_in_their_order(tmp_path: P
     assert len(found) == 80
     for name in "ab":
         assert [each for each in found if each.startswith(name)] == [f"{name}-{number}" for number in range(40)]
+
+
+def test_two_that_make_it_at_the_same_moment_wait_for_each_other(tmp_path: Path) -> None:
+    at_once = threading.Barrier(2)
+
+    def append(path: Path, name: str) -> None:
+        with closing(CatalogLog(path)) as log:
+            at_once.wait(20)
+            while True:
+                with suppress(StaleHead):
+                    log.append(deletion(name), time_ms=1, after=log.head())
+                    return
+
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(50):
+            path = tmp_path / f"{number}.db"
+            for each in [pool.submit(append, path, name) for name in "ab"]:
+                each.result()
+            with closing(CatalogLog(path)) as made:
+                assert sorted(ids(made)) == ["a", "b"]
 
 
 def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
