@@ -50,12 +50,12 @@ from training.datasets.dataset import Dataset
 from training.gates import GateSettings
 from training.learning.ranker import RankerSettings
 from training.learning.tower import TowerSettings
-from training.log.impression_log import read_impressions, read_outcomes, read_these
+from training.log.impression_log import evenly, read_impressions, read_outcomes, read_these
 from training.materialise import materialise
 from training.monitoring.again import as_answered_by
 from training.monitoring.answerers import Answerers
 from training.monitoring.checks import Check, checks, most_answered_by
-from training.monitoring.days import Day, evenly, summarised
+from training.monitoring.days import Day, summarised
 from training.monitoring.limits import Limits
 from training.monitoring.stored import unlike
 from training.off_policy.replay import in_order

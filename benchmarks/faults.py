@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from grpc_health.v1 import health_pb2
 
-from benchmarks.load import Question, ask_by_h2load, offer_by_h2load, offer_with_restraint
+from benchmarks.load import Question, ask_by_h2load, at_their_times, offer_by_h2load, offer_with_restraint
 from benchmarks.swap import asking, publish
 from candidate_gen.types import HydratedQuery, Query
 from index.generations import GenerationStore
@@ -323,7 +323,6 @@ class Load:
         """By the kind of the call, and its status."""
         self.taken_s: list[float] = []
         """Of those that were answered."""
-        self.offered_per_s = 0.0
         self._channel = grpc.insecure_channel(target)
         self._call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
             "/cascade.v1.Recommender/Recommend"
@@ -339,16 +338,12 @@ class Load:
 
     def send(self, kinds: Sequence[tuple[str, bytes]], *, per_s: float, deadline_s: float = _DEADLINE_S) -> None:
         """One call of each, evenly spaced, and wait for the last."""
-        started = time.monotonic()
-        for number, (name, asked) in enumerate(kinds):
-            wait_s = started + number / per_s - time.monotonic()
-            if wait_s > 0.001:
-                time.sleep(wait_s)
+        for number in at_their_times(number / per_s for number in range(len(kinds))):
+            name, asked = kinds[number]
             with self._changed:
                 self._open += 1
             future = self._call.future(asked, timeout=deadline_s)
             future.add_done_callback(partial(self._note, name, time.monotonic()))
-        self.offered_per_s = len(kinds) / (time.monotonic() - started)
         with self._changed:
             self._changed.wait_for(lambda: not self._open, 60)
 

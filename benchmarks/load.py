@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -189,8 +189,7 @@ def ask_by_python(
         if arrivals_s is None:
             list(pool.map(ask_on, range(threads)))
         else:
-            for number, at_s in enumerate(arrivals_s):
-                time.sleep(max(0.0, started_s + at_s - time.perf_counter()))
+            for number in at_their_times(arrivals_s):
                 pool.submit(ask, number)
     seconds = time.perf_counter() - started_s
     for channel in channels:
@@ -216,10 +215,7 @@ def offer_with_restraint(
             ended.put((time.perf_counter() - sent_s, code))
 
         started_s, sent = time.perf_counter(), 0
-        for number in range(requests):
-            wait_s = started_s + number / rate - time.perf_counter()
-            if wait_s > 0.001:
-                time.sleep(wait_s)
+        for number in at_their_times(number / rate for number in range(requests)):
             throttle = throttles[number % clients]
             if throttle.admit():
                 sent += 1
@@ -229,6 +225,16 @@ def offer_with_restraint(
         seconds = time.perf_counter() - started_s
     taken_s = [taken_s for taken_s, code in taken if code == "OK"]
     return Load(np.array(taken_s), seconds, requests - len(taken_s), 0.0)
+
+
+def at_their_times(arrivals_s: Iterable[float]) -> Iterator[int]:
+    """The number of each arrival when it is due, in seconds from now; up to a millisecond early."""
+    started_s = time.perf_counter()
+    for number, at_s in enumerate(arrivals_s):
+        wait_s = started_s + at_s - time.perf_counter()
+        if wait_s > 0.001:
+            time.sleep(wait_s)
+        yield number
 
 
 def _arrivals(requests: int, rate: float) -> NDArray[np.float64]:

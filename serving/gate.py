@@ -10,8 +10,8 @@ from serving.admission import Admission, Overloaded
 from serving.observability.telemetry import Telemetry
 from serving.rpc import Handlers
 
-_SPARE_THREADS = 16
-"""For refusals, which must not wait behind slates."""
+SPARE_THREADS = 16
+"""For refusals, health and reflection, which must not wait behind slates."""
 _Made = TypeVar("_Made")
 
 
@@ -71,7 +71,7 @@ class _RoomThreads(ThreadPoolExecutor):
     """Tells a room of every call that is taken in, and of its end."""
 
     def __init__(self, room: Admission) -> None:
-        super().__init__(room.places + _SPARE_THREADS, "rpc")
+        super().__init__(room.places + SPARE_THREADS, "rpc")
         self._room = room
 
     def submit(self, fn: Callable[..., _Made], /, *args: Any, **kwargs: Any) -> "Future[_Made]":

@@ -31,7 +31,7 @@ from serving.experiments.arms import Experiments
 from serving.experiments.canary import CanaryWatch
 from serving.experiments.shadow import ShadowRunner
 from serving.experiments.traffic import TrafficRouter
-from serving.gate import Gate, counted
+from serving.gate import SPARE_THREADS, Gate, counted
 from serving.generation import Generation
 from serving.generations import Generations
 from serving.health import HealthService
@@ -59,8 +59,6 @@ _SERVICES = tuple(
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
 _ADMIN_PORT = "the admin port"
 """Who did it, where callers need not say who they are."""
-_SPARE_THREADS = 16
-"""For health, reflection and refusals, which must not wait behind slates."""
 _MAX_BACKOFF_S = 60.0
 _LAST_WORDS_S = 0.05
 """For answers on their way."""
@@ -200,7 +198,7 @@ class Server:
             self._metrics.close()
 
     def _listener(self, places: int, services: tuple[str, ...], *, shared: bool) -> grpc.Server:
-        threads = places + _SPARE_THREADS
+        threads = places + SPARE_THREADS
         server = grpc.server(
             ThreadPoolExecutor(threads, "rpc"),
             interceptors=self._interceptors,

@@ -49,6 +49,7 @@ from serving.state.user_state import KEPT_EVENTS
 from training.examples.events import point_in_time_history
 from training.examples.exposures import bm25_of, no_matches
 from training.gates import SKEW, SKEW_REQUESTS, SKEW_STATE
+from training.log.impression_log import evenly
 from training.log.served import searched_text
 
 _CHUNK = 1024
@@ -226,10 +227,10 @@ def sampled(
     of_held = [each for each in impressions if each.generation in held]
     if not of_held:
         return {}
-    evenly = of_held[:: -(-len(of_held) // most)]
-    generations = {name: Generation.load(store, name) for name in {each.generation for each in evenly}}
+    asked = evenly(of_held, most)
+    generations = {name: Generation.load(store, name) for name in {each.generation for each in asked}}
     with closing(CatalogLog(store.root / FILE)) as catalog:
-        return measure(evenly, generations, events, catalog=catalog).metrics
+        return measure(asked, generations, events, catalog=catalog).metrics
 
 
 def table_of(store: GenerationStore, generation: str) -> FeatureTable:

@@ -9,6 +9,7 @@ import random
 import re
 import resource
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -31,6 +32,16 @@ FULL = re.compile(r"File too large|requested and \d+ written")
 """What is said of a disk that is full."""
 _DONE, _BROKEN, _OUT_OF_DISK = range(3)
 _ROOM_BYTES = 2_000
+
+
+def require_struck(script: str, *words: object, points: int) -> None:
+    """Run a script that prints what `struck_anywhere` returns, in a process of its own."""
+    command = [sys.executable, "-c", script, *map(str, words)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=AT_HOME)
+    assert ran.returncode == 0, ran.stderr
+    struck, through = map(int, ran.stdout.split())
+    assert struck >= points
+    assert through
 
 
 def struck_anywhere(

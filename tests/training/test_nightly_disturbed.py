@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import Loop
-from kill_cases import AT_HOME, ROOT
+from kill_cases import AT_HOME, ROOT, require_struck
 
 from index.generations import GenerationStore
 
@@ -59,19 +59,7 @@ def test_struck_down_anywhere_and_run_again_it_makes_the_same_generation(
     loop: Loop, tmp_path: Path, points: int, how: str
 ) -> None:
     (tmp_path / "dataset").write_bytes(pickle.dumps(loop.dataset))
-    words = [str(loop.store.root), str(tmp_path), str(loop.log), str(points), how]
-    ran = subprocess.run(
-        [sys.executable, "-c", _STRUCK, *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env=AT_HOME,
-    )
-    assert ran.returncode == 0, ran.stderr
-    struck, through = map(int, ran.stdout.split())
-    assert struck >= points
-    assert through
+    require_struck(_STRUCK, loop.store.root, tmp_path, loop.log, points, how, points=points)
 
 
 _RIVALS = """

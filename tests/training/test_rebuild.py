@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import OPEN_GATES, Loop
-from kill_cases import AT_HOME, ROOT
+from kill_cases import ROOT, require_struck
 
 from candidate_gen.items import Items
 from candidate_gen.towers import Towers
@@ -442,18 +442,7 @@ def test_struck_anywhere_and_run_again_it_makes_the_same_generation(
 ) -> None:
     """kill -9 before random lines of what stages, writes, publishes and activates, and at random moments."""
     tell(store, upsert("new-1", "new-2"), DeleteItemsRequest(item_ids=["new-2"]))
-    words = [str(store.root), str(tmp_path / "runs"), str(loop.log), str(points)]
-    ran = subprocess.run(
-        [sys.executable, "-c", _STRUCK, *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=AT_HOME,
-    )
-    assert ran.returncode == 0, ran.stderr
-    struck, through = map(int, ran.stdout.split())
-    assert struck >= points
-    assert through
+    require_struck(_STRUCK, store.root, tmp_path / "runs", loop.log, points, points=points)
 
 
 @pytest.mark.slow

@@ -6,13 +6,13 @@ newer one. A reader sees the log as it was when it was opened, also while server
 
 import heapq
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from protos.impression_pb2 import Impression, Outcome
 from serving.log.impression_log import SPOOLS, LogUnavailable
@@ -31,6 +31,7 @@ from training.log.archive import (
     rows_of,
 )
 
+_Any = TypeVar("_Any")
 _EARLIEST, _LATEST = -(1 << 63), (1 << 63) - 1
 
 
@@ -72,6 +73,11 @@ def read_these(folder: Path, request_ids: Iterable[str]) -> list[Impression]:
             for key, row in rows_named(folder, log.manifest.of("impressions"), ordered).items():
                 found[key] = parsed(row, Impression, where=folder)
     return [found[each] for each in ordered if each in found]
+
+
+def evenly(every: Sequence[_Any], most: int) -> list[_Any]:
+    """At most so many of them, from all over."""
+    return list(every[:: max(1, -(-len(every) // most))])
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from serving.again import Snapshots, recorded_again
 from serving.experiments.variants import varied
 from serving.generation import Generation
 from serving.log.catalog_log import FILE, CatalogLog
-from training.log.impression_log import read_these
+from training.log.impression_log import evenly, read_these
 from training.monitoring.answerers import Answerers
-from training.monitoring.days import Day, evenly, summarised
+from training.monitoring.days import Day, summarised
 from training.off_policy.replay import in_order
 
 _MOST = 500

@@ -164,11 +164,6 @@ def summarised(
     )
 
 
-def evenly(request_ids: Sequence[str], most: int) -> list[str]:
-    """Some of a day's sample."""
-    return list(request_ids[:: max(1, -(-len(request_ids) // most))])
-
-
 def _count(chunk: list[Impression], labels: Labels, answerers: Answerers, tally: _Tally) -> None:
     """Everything that is looked at of all requests."""
     exposures = Exposures.of(chunk)

@@ -20,13 +20,13 @@ from training.datasets.dataset import EVENT_SCHEMA
 from training.datasets.tables import read_table
 from training.gates import SKEW, SKEW_STATE, Gate, skew_gates
 from training.log.archive import day_of
-from training.log.impression_log import opened, read_impressions, read_outcomes, read_these
+from training.log.impression_log import evenly, opened, read_impressions, read_outcomes, read_these
 from training.log.served import shown
 from training.monitoring import page
 from training.monitoring.again import as_answered_by
 from training.monitoring.answerers import Answerers
 from training.monitoring.checks import Check, checks, most_answered_by
-from training.monitoring.days import DAY_MS, Day, evenly, summarised
+from training.monitoring.days import DAY_MS, Day, summarised
 from training.monitoring.stored import unlike
 from training.monitoring.verdict import Verdict
 from training.off_policy.replay import in_order
