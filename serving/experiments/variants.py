@@ -27,8 +27,10 @@ def varied(generation: Generation, variation: Variation) -> Generation:
         return generation
     settings = _settings(generation, variation)
     policy = SlatePolicy(settings, generation.items, generation.id, generation.rules)
-    pipeline = replace(generation.pipeline, selector=policy, sources=_sources(generation, variation))
-    return replace(generation, settings=settings, pipeline=pipeline)
+    sources = _sources(generation, variation)
+    retrieval = replace(generation.retrieval, quotas={source.name: quota for source, quota in sources})
+    pipeline = replace(generation.pipeline, selector=policy, sources=sources)
+    return replace(generation, settings=settings, retrieval=retrieval, pipeline=pipeline)
 
 
 def changeable(generation: Generation) -> Variation:

@@ -15,8 +15,9 @@ from candidate_gen.types import Query
 from index.generations import GenerationStore
 from index.strings import key64
 from protos.events_pb2 import WriteEventsRequest
-from protos.impression_pb2 import Degraded, Outcome
+from protos.impression_pb2 import Degraded, Outcome, Variation
 from protos.recommender_pb2 import Context, RecommendRequest, RecommendResponse
+from serving.experiments.variants import varied
 from serving.generation import Generation, action_key
 from serving.generations import Generations
 from serving.live import Live, _Counts
@@ -58,6 +59,17 @@ def trending(live: Live, of: Generation) -> list[str]:
 
 FIRST = with_past("000001-00000000", events(("a", "i3", -5), ("b", "i3", -4), ("a", "i4", -3)))
 SECOND = with_past("000002-00000000", events(("a", "i5", -2)))
+
+
+@pytest.mark.parametrize(("quota", "named"), [(0, None), (1, ["i3"]), (90, ["i3", "i4"])])
+def test_an_arm_is_told_as_many_as_its_own_quota_says(quota: int, named: list[str] | None) -> None:
+    few = replace(FIRST, retrieval=RetrievalSettings(quotas={"trending": 1, "popular": 5}))
+    arm = varied(few, Variation(quotas={"trending": quota}))
+    live = Live(lambda: few)
+    if named is None:
+        assert "trending" not in live.named(Query("r", NOW_MS, "home", 5), arm, None)
+    else:
+        assert trending(live, arm) == named
 
 
 def test_a_generation_begins_with_the_events_that_it_carries() -> None:
