@@ -26,6 +26,8 @@ import grpc
 import numpy as np
 import polars as pl
 import redis
+from google.protobuf.message import Message
+from numpy.typing import NDArray
 
 from benchmarks.harness import Bench, Figure, main
 from benchmarks.large_catalogue import CANDIDATES, LARGE, SMALL, LargeCatalogue, large_catalogue
@@ -36,7 +38,14 @@ from candidate_gen.items import Items
 from candidate_gen.types import Query
 from index.generations import GenerationStore
 from policy.selector import SlatePolicy
-from protos.admin_pb2 import GetStatusResponse
+from protos.admin_pb2 import (
+    Arm,
+    Experiment,
+    GetStatusResponse,
+    SetTrafficRequest,
+    SetTrafficResponse,
+    TrafficMode,
+)
 from protos.recommender_pb2 import RecommendResponse
 from serving.generation import Generation
 from serving.state.local_redis import LocalRedis
@@ -104,12 +113,18 @@ class Asked:
 
     def statuses(self) -> list[GetStatusResponse]:
         """Of its processes."""
-        found = []
-        for target in self._admin_targets:
-            with grpc.insecure_channel(target) as channel:
-                method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/cascade.v1.Admin/GetStatus")
-                found.append(GetStatusResponse.FromString(method(b"", timeout=10)))
-        return found
+        return [GetStatusResponse.FromString(_admin(each, "GetStatus")) for each in self._admin_targets]
+
+    @contextmanager
+    def split(self, experiment: Experiment) -> Iterator[None]:
+        """Answers by the arms of an experiment while the `with` lasts."""
+        admin_target, etag = self._admin_targets[0], ""
+        try:
+            asked = SetTrafficRequest(experiments=[experiment], reason="a benchmark")
+            etag = SetTrafficResponse.FromString(_admin(admin_target, "SetTraffic", asked)).etag
+            yield
+        finally:
+            _admin(admin_target, "SetTraffic", SetTrafficRequest(etag=etag, reason="a benchmark has ended"))
 
     def faults(self) -> dict[str, int]:
         """How many of the requests, and of the runs, were not as they should be; all of them by name."""
@@ -142,7 +157,9 @@ def measure(bench: Bench) -> None:
             os.sched_setaffinity(0, others or {first})
             naive = Asked(target, asking)
             _overlap(bench, catalogue, naive, url)
-            cpu_ms = _one(bench, plan, ours, naive, _questions(catalogue, folder))
+            question, *others_asked = _questions(catalogue, folder)
+            cpu_ms = _one(bench, plan, ours, naive, (question, *others_asked))
+            _from_vectors(bench, plan, ours, naive, question)
             _sample(ours, catalogue)
             faults = ours.faults()
         _logged(bench, folder / "one", ours, faults, processes=1)
@@ -228,15 +245,8 @@ def _one(bench: Bench, plan: Plan, ours: Asked, naive: Asked, questions: Sequenc
         each.ask(question, warm)
     lone = ours.ask(question, _requests(ours, question, plan, connections=1), connections=1)
     _stages(bench, ours)
-    counts = [_requests(each, question, plan, connections=8) for each in (ours, naive)]
-    rate_B2 = np.empty((plan.blocks, 2))
-    used_s, (status,) = 0.0, ours.statuses()
-    for block, rate_2 in enumerate(rate_B2):
-        for side in (0, 1) if block % 2 else (1, 0):  # in turn, and in turn who begins
-            before_s = _cpu_s(status.pid)
-            rate_2[side] = (ours, naive)[side].ask(question, counts[side], connections=8).rate
-            used_s += _cpu_s(status.pid) - before_s
-    cpu_ms = 1000 * used_s / (plan.blocks * counts[0])
+    rate_B2, cpu_ms = _in_turn(plan, ours, naive, question)
+    (status,) = ours.statuses()
     resident = _memory_mb(status.pid)
     figure = bench.pair(
         f"one core, 8 callers, slates of {question.size}, ranker a network",
@@ -275,6 +285,41 @@ def _one(bench: Bench, plan: Plan, ours: Asked, naive: Asked, questions: Sequenc
         "first_process_resident_mb": resident["Rss"],
     }
     return cpu_ms
+
+
+def _from_vectors(bench: Bench, plan: Plan, ours: Asked, naive: Asked, question: Question) -> None:
+    """Beside the naive stack once more, with candidates from vectors alone, which are all that it asks."""
+    quotas = dict.fromkeys(("lexical", "similar", "covisitation", "trending", "fresh"), 0) | {"popular": 1}
+    arms = [Arm(name="all"), Arm(name="vectors", weight=1, quotas=quotas)]
+    experiment = Experiment(name="sources", mode=TrafficMode.TRAFFIC_MODE_SPLIT, arms=arms, unit="user_id")
+    with ours.split(experiment):
+        ours.ask(question, plan.warm)
+        rate_B2, cpu_ms = _in_turn(plan, ours, naive, question)
+    figure = bench.pair(
+        "the same, candidates from vectors alone",
+        1 / rate_B2[:, 0],
+        1 / rate_B2[:, 1],
+        peer_name="naive stack",
+        unit="/s",
+        note=f"{cpu_ms:.3g} ms of the server's CPU each; blocks from {rate_B2[:, 0].min():,.0f} to "
+        f"{rate_B2[:, 0].max():,.0f}/s",
+    )
+    assert figure.ratio is not None
+    bench.summary["ratio_to_naive_from_vectors"] = figure.ratio
+
+
+def _in_turn(plan: Plan, ours: Asked, naive: Asked, question: Question) -> tuple[NDArray[np.float64], float]:
+    """Answers a second to 8 callers of ours and of the naive stack, block by block, (B, 2), and our milliseconds of CPU
+    for a request."""
+    counts = [_requests(each, question, plan, connections=8) for each in (ours, naive)]
+    rate_B2 = np.empty((plan.blocks, 2))
+    used_s, (status,) = 0.0, ours.statuses()
+    for block, rate_2 in enumerate(rate_B2):
+        for side in (0, 1) if block % 2 else (1, 0):  # in turn, and in turn who begins
+            before_s = _cpu_s(status.pid)
+            rate_2[side] = (ours, naive)[side].ask(question, counts[side], connections=8).rate
+            used_s += _cpu_s(status.pid) - before_s
+    return rate_B2, 1000 * used_s / (plan.blocks * counts[0])
 
 
 def _two(bench: Bench, plan: Plan, both: Asked, question: Question, *, cpu_ms: float, apart: bool) -> None:
@@ -397,6 +442,12 @@ def _logged(bench: Bench, folder: Path, server: Asked, faults: dict[str, int], *
     by = f"{processes} process{'es' * (processes > 1)}"
     bench.note(f"Of {server.sent:,} requests of {users.n_unique():,} users to {by}: {told}")
     bench.summary["faults"] = bench.summary.get("faults", 0) + sum(wrong.values())
+
+
+def _admin(target: str, method: str, asked: Message | None = None) -> bytes:
+    with grpc.insecure_channel(target) as channel:
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/cascade.v1.Admin/{method}")
+        return call(b"" if asked is None else asked.SerializeToString(), timeout=10)
 
 
 def _cpu_s(pid: int) -> float:
