@@ -134,12 +134,10 @@ class RedisStore:
         if not self._node_of_slot:
             return self._asked(self._seeds[0], batch)
         slot = key_slot(key.encode())
-        replies = self._asked(self._node_of_slot[slot], batch)
+        replies = self._followed(self._asked(self._node_of_slot[slot], batch), batch)
         moved = self._moved(replies)
         if moved is None:
             return replies
-        if not isinstance(moved, MovedError):
-            raise StateUnavailable(f"redis: slot {slot} is on its way to another node")
         owner = self._node(f"{moved.host}:{moved.port}")
         self._node_of_slot[slot] = owner
         return self._asked(owner, batch)
@@ -152,8 +150,9 @@ class RedisStore:
             keys_of.setdefault(node.name if node else "", []).append(key)
         found: dict[str, list[Any]] = {}
         for name, keys in keys_of.items():
+            batch = [each for key in keys for each in batches[key]]
             try:
-                replies = self._asked(self._nodes.get(name), [each for key in keys for each in batches[key]])
+                replies = self._followed(self._asked(self._nodes.get(name), batch), batch)
             except LeftAlone:
                 continue
             except StateUnavailable as error:
@@ -192,9 +191,22 @@ class RedisStore:
             self._stale = bool(self._node_of_slot)
             raise StateUnavailable(f"redis: {error}") from error
 
-    def _moved(self, replies: Sequence[Any]) -> AskError | None:
-        """That a key is held by another node than it was, which is then looked up."""
-        moved = next((each for each in replies if isinstance(each, AskError)), None)
+    def _followed(self, replies: list[Any], batch: Batch) -> list[Any]:
+        """The replies, with those of the nodes to which keys are on their way: the owner sends whoever asks for such a
+        key there, this once. A command about several keys is refused (TRYAGAIN) until all of them are there."""
+        away: dict[str, list[int]] = {}
+        for n, each in enumerate(replies):
+            if isinstance(each, AskError) and not isinstance(each, MovedError):
+                away.setdefault(f"{each.host}:{each.port}", []).append(n)
+        for name, at in away.items():
+            said = self._asked(self._node(name), [each for n in at for each in (("ASKING",), batch[n])])
+            for n, reply in zip(at, said[1::2], strict=True):
+                replies[n] = reply
+        return replies
+
+    def _moved(self, replies: Sequence[Any]) -> MovedError | None:
+        """That a slot is held by another node than it was, which is then looked up."""
+        moved = next((each for each in replies if isinstance(each, MovedError)), None)
         if moved is not None and self._node_of_slot:
             self._stale = True
             self._wake.set()

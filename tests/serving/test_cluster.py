@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import redis
 from redis.crc import key_slot
 from state_cases import ClusterNode, redis_cluster
 
@@ -128,6 +129,32 @@ def test_a_slot_that_has_moved_is_followed(cluster: Cluster, state: UserState) -
     assert store.ask(key, [("SET", key, "a", "EX", 1), ("GET", key)]) == [b"OK", b"a"]
     assert store.ask(key, [("DEL", key)]) == [1]
     store.close()
+
+
+def test_keys_on_their_way_to_another_node_are_found_where_they_are(cluster: Cluster, state: UserState) -> None:
+    first, second = users_of(cluster, 0, count=40)[-2:]
+    assert state.push([UserEvent(f"on its way {user}", user, 1, 0, 1) for user in (first, second)]) == [True, True]
+    with redis.Redis(port=cluster[0].port) as giver, redis.Redis(port=cluster[2].port) as taker:
+        ids = [each.execute_command("CLUSTER MYID") for each in (giver, taker)]
+        slot = key_slot(f"cascade:{{user:{first}}}".encode())
+        taker.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", ids[0])
+        giver.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", ids[1])
+        assert known(state, first) == [1], "still where it was"
+        assert not state.recall(Wanted(first, shown=9)).refused, "what is nowhere is asked of both"
+        keys = giver.execute_command("CLUSTER GETKEYSINSLOT", slot, 100)
+        assert giver.execute_command("MIGRATE", "127.0.0.1", cluster[2].port, "", 0, 5000, "KEYS", *keys) == b"OK"
+        recalled = state.recall(Wanted(first, shown=9))
+        assert (recalled.history[0].tolist(), recalled.refused) == ([1], ())
+        claim = Claim.of("r", first, bytes(16))
+        assert state.recall(Wanted(first, claim=claim)).claimed
+        with pytest.raises(StateUnavailable, match="during rehashing of slot"):
+            state.push([UserEvent("on its way", first, 2, 0, 2), UserEvent("on its way", second, 2, 0, 2)])
+        assert known(state, second) == [2, 1], "others notice nothing"
+        for each in (taker, giver):
+            each.execute_command("CLUSTER SETSLOT", slot, "NODE", ids[1])
+    assert known(state, first) == [1], "and knows who has it now"
+    assert state.push([UserEvent("on its way", first, 2, 0, 2)]) == [True]
+    assert known(state, first) == [2, 1]
 
 
 def test_a_cluster_that_is_not_there_yet_is_waited_for_in_the_background(cluster: Cluster) -> None:
