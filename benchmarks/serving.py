@@ -27,7 +27,6 @@ import numpy as np
 import polars as pl
 import redis
 from google.protobuf.message import Message
-from numpy.typing import NDArray
 
 from benchmarks.harness import Bench, Figure, main
 from benchmarks.large_catalogue import CANDIDATES, LARGE, SMALL, LargeCatalogue, large_catalogue
@@ -42,6 +41,7 @@ from protos.admin_pb2 import (
     Arm,
     Experiment,
     GetStatusResponse,
+    GetTrafficResponse,
     SetTrafficRequest,
     SetTrafficResponse,
     TrafficMode,
@@ -118,13 +118,14 @@ class Asked:
     @contextmanager
     def split(self, experiment: Experiment) -> Iterator[None]:
         """Answers by the arms of an experiment while the `with` lasts."""
-        admin_target, etag = self._admin_targets[0], ""
+        target = self._admin_targets[0]
+        before = GetTrafficResponse.FromString(_admin(target, "GetTraffic"))
+        asked = SetTrafficRequest(experiments=[experiment], etag=before.etag, reason="a benchmark")
+        etag = SetTrafficResponse.FromString(_admin(target, "SetTraffic", asked)).etag
         try:
-            asked = SetTrafficRequest(experiments=[experiment], reason="a benchmark")
-            etag = SetTrafficResponse.FromString(_admin(admin_target, "SetTraffic", asked)).etag
             yield
         finally:
-            _admin(admin_target, "SetTraffic", SetTrafficRequest(etag=etag, reason="a benchmark has ended"))
+            _admin(target, "SetTraffic", SetTrafficRequest(etag=etag, reason="a benchmark has ended"))
 
     def faults(self) -> dict[str, int]:
         """How many of the requests, and of the runs, were not as they should be; all of them by name."""
@@ -157,9 +158,9 @@ def measure(bench: Bench) -> None:
             os.sched_setaffinity(0, others or {first})
             naive = Asked(target, asking)
             _overlap(bench, catalogue, naive, url)
-            question, *others_asked = _questions(catalogue, folder)
-            cpu_ms = _one(bench, plan, ours, naive, (question, *others_asked))
-            _from_vectors(bench, plan, ours, naive, question)
+            questions = _questions(catalogue, folder)
+            cpu_ms = _one(bench, plan, ours, naive, questions)
+            _from_vectors(bench, plan, ours, naive, questions[0])
             _sample(ours, catalogue)
             faults = ours.faults()
         _logged(bench, folder / "one", ours, faults, processes=1)
@@ -245,18 +246,8 @@ def _one(bench: Bench, plan: Plan, ours: Asked, naive: Asked, questions: Sequenc
         each.ask(question, warm)
     lone = ours.ask(question, _requests(ours, question, plan, connections=1), connections=1)
     _stages(bench, ours)
-    rate_B2, cpu_ms = _in_turn(plan, ours, naive, question)
-    (status,) = ours.statuses()
-    resident = _memory_mb(status.pid)
-    figure = bench.pair(
-        f"one core, 8 callers, slates of {question.size}, ranker a network",
-        1 / rate_B2[:, 0],
-        1 / rate_B2[:, 1],
-        peer_name="naive stack",
-        unit="/s",
-        note=f"{cpu_ms:.3g} ms of the server's CPU each; blocks from {rate_B2[:, 0].min():,.0f} to "
-        f"{rate_B2[:, 0].max():,.0f}/s; {_told(resident)}",
-    )
+    name = f"one core, 8 callers, slates of {question.size}, ranker a network"
+    figure, cpu_ms, resident = _in_turn(bench, plan, ours, naive, question, name=name)
     _record(bench, f"1 caller, slates of {question.size}", lone)
     for asked in (question, *others):
         for callers in _CALLERS if asked.columns else (8,):
@@ -294,23 +285,17 @@ def _from_vectors(bench: Bench, plan: Plan, ours: Asked, naive: Asked, question:
     experiment = Experiment(name="sources", mode=TrafficMode.TRAFFIC_MODE_SPLIT, arms=arms, unit="user_id")
     with ours.split(experiment):
         ours.ask(question, plan.warm)
-        rate_B2, cpu_ms = _in_turn(plan, ours, naive, question)
-    figure = bench.pair(
-        "the same, candidates from vectors alone",
-        1 / rate_B2[:, 0],
-        1 / rate_B2[:, 1],
-        peer_name="naive stack",
-        unit="/s",
-        note=f"{cpu_ms:.3g} ms of the server's CPU each; blocks from {rate_B2[:, 0].min():,.0f} to "
-        f"{rate_B2[:, 0].max():,.0f}/s",
-    )
+        name = "the same, candidates from vectors alone"
+        figure, _, _ = _in_turn(bench, plan, ours, naive, question, name=name)
     assert figure.ratio is not None
     bench.summary["ratio_to_naive_from_vectors"] = figure.ratio
 
 
-def _in_turn(plan: Plan, ours: Asked, naive: Asked, question: Question) -> tuple[NDArray[np.float64], float]:
-    """Answers a second to 8 callers of ours and of the naive stack, block by block, (B, 2), and our milliseconds of CPU
-    for a request."""
+def _in_turn(
+    bench: Bench, plan: Plan, ours: Asked, naive: Asked, question: Question, *, name: str
+) -> tuple[Figure, float, dict[str, float]]:
+    """Answers to 8 callers of ours and of the naive stack, block by block; the figure that is kept of them, our
+    milliseconds of CPU for a request, and our memory."""
     counts = [_requests(each, question, plan, connections=8) for each in (ours, naive)]
     rate_B2 = np.empty((plan.blocks, 2))
     used_s, (status,) = 0.0, ours.statuses()
@@ -319,7 +304,17 @@ def _in_turn(plan: Plan, ours: Asked, naive: Asked, question: Question) -> tuple
             before_s = _cpu_s(status.pid)
             rate_2[side] = (ours, naive)[side].ask(question, counts[side], connections=8).rate
             used_s += _cpu_s(status.pid) - before_s
-    return rate_B2, 1000 * used_s / (plan.blocks * counts[0])
+    cpu_ms, memory = 1000 * used_s / (plan.blocks * counts[0]), _memory_mb(status.pid)
+    figure = bench.pair(
+        name,
+        1 / rate_B2[:, 0],
+        1 / rate_B2[:, 1],
+        peer_name="naive stack",
+        unit="/s",
+        note=f"{cpu_ms:.3g} ms of the server's CPU each; blocks from {rate_B2[:, 0].min():,.0f} to "
+        f"{rate_B2[:, 0].max():,.0f}/s; {_told(memory)}",
+    )
+    return figure, cpu_ms, memory
 
 
 def _two(bench: Bench, plan: Plan, both: Asked, question: Question, *, cpu_ms: float, apart: bool) -> None:

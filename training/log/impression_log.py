@@ -31,7 +31,7 @@ from training.log.archive import (
     rows_of,
 )
 
-_Any = TypeVar("_Any")
+_Each = TypeVar("_Each")
 _EARLIEST, _LATEST = -(1 << 63), (1 << 63) - 1
 
 
@@ -75,7 +75,7 @@ def read_these(folder: Path, request_ids: Iterable[str]) -> list[Impression]:
     return [found[each] for each in ordered if each in found]
 
 
-def evenly(every: Sequence[_Any], most: int) -> list[_Any]:
+def evenly(every: Sequence[_Each], most: int) -> list[_Each]:
     """At most so many of them, from all over."""
     return list(every[:: max(1, -(-len(every) // most))])
 
